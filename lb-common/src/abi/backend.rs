@@ -1,0 +1,24 @@
+//! Backends: the servers behind a service.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::Link;
+use crate::wire::{NetworkU16, NetworkU32};
+
+/// What the packet path needs to know of a backend. Index 0 is never a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Backend {
+    /// Address in family-independent form.
+    pub address: [NetworkU32; 4],
+    /// How the backend, or the router before it, is reached. No interface: not resolved yet.
+    pub link: Link,
+    /// Index of the first address that full NAT may send from.
+    pub nat_source: u32,
+    /// How many there are from there on. Zero: none is known yet.
+    pub nat_sources: u32,
+    /// Port that it listens on.
+    pub port: NetworkU16,
+    /// Zero.
+    pub reserved: [u16; 3],
+}

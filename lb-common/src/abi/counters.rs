@@ -1,0 +1,63 @@
+//! What is counted for services and backends.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Counts of one service or backend on one CPU. Bytes are those of IP datagrams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Counters {
+    /// Packets forwarded from client to backend.
+    pub packets: u64,
+    /// Bytes forwarded from client to backend.
+    pub bytes: u64,
+    /// Packets forwarded from backend to client.
+    pub reply_packets: u64,
+    /// Bytes forwarded from backend to client.
+    pub reply_bytes: u64,
+    /// Connections whose handshake was completed.
+    pub new_flows: u64,
+}
+
+impl Counters {
+    /// Adds another CPU's counts.
+    pub fn add(&mut self, other: &Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        self.reply_packets += other.reply_packets;
+        self.reply_bytes += other.reply_bytes;
+        self.new_flows += other.new_flows;
+    }
+
+    /// Counts one packet of `bytes` bytes.
+    #[inline(always)]
+    pub fn count_packet(&mut self, direction: Direction, bytes: u64) {
+        match direction {
+            Direction::ToBackend => {
+                self.packets += 1;
+                self.bytes += bytes;
+            }
+            Direction::ToClient => {
+                self.reply_packets += 1;
+                self.reply_bytes += bytes;
+            }
+        }
+    }
+}
+
+/// Which way a packet travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Direction {
+    /// From the client.
+    ToBackend = 0,
+    /// From the backend.
+    ToClient = 1,
+}
+
+impl Direction {
+    /// From [`super::Flow::direction`].
+    #[inline(always)]
+    pub const fn from_u8(value: u8) -> Self {
+        if value == Self::ToBackend as u8 { Self::ToBackend } else { Self::ToClient }
+    }
+}

@@ -1,0 +1,148 @@
+//! Flows: one tracked connection, an entry a direction.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::Tick;
+use crate::wire::{Address, ChecksumDelta, Ipv4Address, MacAddress, NetworkU16};
+
+/// What identifies the packets of one direction of a flow, as they arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Zeroable)]
+#[repr(C)]
+pub struct FlowKey<A> {
+    /// Sender.
+    pub source: A,
+    /// Receiver.
+    pub destination: A,
+    /// Sender's port.
+    pub source_port: NetworkU16,
+    /// Receiver's port.
+    pub destination_port: NetworkU16,
+    /// Protocol number in the low byte; the other bytes are zero.
+    pub protocol: u32,
+}
+
+// SAFETY: repr(C) of an address (4 bytes, aligned to 4), and integers that follow without padding;
+// the size is asserted in the parent module.
+unsafe impl Pod for FlowKey<Ipv4Address> {}
+
+/// What is done with the packets of one direction, and what is known of the flow.
+#[derive(Clone, Copy, Debug, PartialEq, Zeroable)]
+#[repr(C)]
+pub struct Flow<A> {
+    /// Sender after the rewrite.
+    pub source: A,
+    /// Receiver after the rewrite.
+    pub destination: A,
+    /// Sender's port after the rewrite.
+    pub source_port: NetworkU16,
+    /// Receiver's port after the rewrite.
+    pub destination_port: NetworkU16,
+    /// What the rewrite does to the IP header's checksum, counting down the time to live included.
+    pub network_delta: ChecksumDelta,
+    /// What the rewrite does to the transport header's checksum.
+    pub transport_delta: ChecksumDelta,
+    /// Index of the backend.
+    pub backend: u32,
+    /// Index of the service.
+    pub service: u32,
+    /// When the flow's first packet came.
+    pub opened: Tick,
+    /// When this direction's newest packet came.
+    pub last_seen: Tick,
+    /// The acknowledgement that completes the handshake, once the backend has answered.
+    pub expected_acknowledgement: u32,
+    /// Where the client is reached.
+    pub link: Link,
+    /// See [`super::Direction`].
+    pub direction: u8,
+    /// Where the connection stands.
+    pub state: FlowState,
+    /// Which ends have sent FIN: bits of [`finished`].
+    pub finished: u8,
+    /// 1 once the backend of a half-open flow has answered, so that
+    /// [`Self::expected_acknowledgement`] is valid.
+    pub answered: u8,
+}
+
+// SAFETY: repr(C) of addresses (4 bytes, aligned to 4) and integers that follow without padding;
+// the size is asserted in the parent module.
+unsafe impl Pod for Flow<Ipv4Address> {}
+
+/// Bits of [`Flow::finished`].
+pub mod finished {
+    /// The client has sent FIN.
+    pub const CLIENT: u8 = 1;
+    /// The backend has sent FIN.
+    pub const BACKEND: u8 = 2;
+    /// Both have.
+    pub const BOTH: u8 = CLIENT | BACKEND;
+}
+
+impl<A: Address> Flow<A> {
+    /// The key under which the other direction is tracked: the answer to what this one becomes.
+    #[inline(always)]
+    pub fn peer_key(&self, protocol: u32) -> FlowKey<A> {
+        FlowKey {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            protocol,
+        }
+    }
+}
+
+/// Where a TCP connection stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(transparent)]
+pub struct FlowState(u8);
+
+impl FlowState {
+    /// The client's SYN was forwarded; the handshake isn't complete.
+    pub const SYN: Self = Self(1);
+    /// The handshake is complete.
+    pub const ESTABLISHED: Self = Self(2);
+    /// One end has sent FIN.
+    pub const CLOSING: Self = Self(3);
+    /// Both ends have sent FIN, or one of them RST.
+    pub const CLOSED: Self = Self(4);
+
+    /// Whether a new connection may take the place of this one.
+    #[inline(always)]
+    pub const fn may_be_replaced(self) -> bool {
+        self.0 >= Self::CLOSING.0
+    }
+
+    /// The word for it in the CLI and in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SYN => "syn",
+            Self::ESTABLISHED => "established",
+            Self::CLOSING => "closing",
+            Self::CLOSED => "closed",
+            _ => "invalid",
+        }
+    }
+}
+
+/// How a station is reached on the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Link {
+    /// Interface index.
+    pub interface: u32,
+    /// The station's hardware address.
+    pub station: MacAddress,
+    /// Our hardware address on that link.
+    pub own: MacAddress,
+}
+
+impl Link {
+    /// Whether both name the same station on the same link.
+    #[inline(always)]
+    pub const fn same(self, other: Self) -> bool {
+        self.interface == other.interface
+            && self.station.same(other.station)
+            && self.own.same(other.own)
+    }
+}

@@ -1,0 +1,109 @@
+//! What lives in BPF maps: the contract between the XDP program, the controller and the CLI.
+//!
+//! Every type is plain old data without hidden padding; sizes and offsets are asserted here. A
+//! change to any of them, to a map's type or to a meaning raises [`VERSION`], which is part of the
+//! pins' path, so that a new program never reads an old layout.
+
+mod backend;
+mod counters;
+mod entry;
+mod flow;
+mod info;
+mod ring;
+mod service;
+mod settings;
+mod text;
+mod tick;
+
+pub use backend::Backend;
+pub use counters::{Counters, Direction};
+pub use entry::Entry;
+pub use flow::{Flow, FlowKey, FlowState, Link, finished};
+pub use info::{
+    BackendInfo, CheckKind, CheckResult, Lifecycle, OperatorState, ServiceInfo, UNUSED_SERVICE,
+};
+pub use ring::{NO_BACKEND, RING_CHUNK_SLOTS, Ring, RingChunk};
+pub use service::{Service, ServiceKey};
+pub use settings::{LocalMac, Settings};
+pub use text::Text;
+pub use tick::Tick;
+
+/// Version of everything in this module.
+pub const VERSION: u32 = 1;
+
+/// Names of the maps, which are also the names of their pins.
+pub mod maps {
+    /// One [`super::Settings`].
+    pub const SETTINGS: &str = "SETTINGS";
+    /// [`super::ServiceKey`] to [`super::Service`].
+    pub const SERVICES: &str = "SERVICES";
+    /// [`super::Backend`] by index.
+    pub const BACKENDS: &str = "BACKENDS";
+    /// All rings, as [`super::RingChunk`]s.
+    pub const RINGS: &str = "RINGS";
+    /// Established flows: [`super::FlowKey`] to [`super::Flow`], one entry a direction.
+    pub const FLOWS: &str = "FLOWS";
+    /// Half-open handshakes, in the same form.
+    pub const EMBRYONIC: &str = "EMBRYONIC";
+    /// Addresses that full NAT sends from, by index.
+    pub const NAT_SOURCES: &str = "NAT_SOURCES";
+    /// Where the search for the next NAT port starts, by backend.
+    pub const NAT_CURSORS: &str = "NAT_CURSORS";
+    /// Hardware addresses that are ours: [`super::LocalMac`] to nothing of interest.
+    pub const LOCAL_MACS: &str = "LOCAL_MACS";
+    /// Interfaces that frames may be redirected to, by interface index.
+    pub const EGRESS: &str = "EGRESS";
+    /// [`super::Counters`] by service, per CPU.
+    pub const SERVICE_COUNTERS: &str = "SERVICE_COUNTERS";
+    /// [`super::Counters`] by backend, per CPU.
+    pub const BACKEND_COUNTERS: &str = "BACKEND_COUNTERS";
+    /// Packets by reason, per CPU.
+    pub const REASON_COUNTERS: &str = "REASON_COUNTERS";
+    /// [`super::ServiceInfo`] by index; the program doesn't read it.
+    pub const SERVICE_INFO: &str = "SERVICE_INFO";
+    /// [`super::BackendInfo`] by index; the program doesn't read it.
+    pub const BACKEND_INFO: &str = "BACKEND_INFO";
+
+    /// Every map.
+    pub const ALL: [&str; 15] = [
+        SETTINGS,
+        SERVICES,
+        BACKENDS,
+        RINGS,
+        FLOWS,
+        EMBRYONIC,
+        NAT_SOURCES,
+        NAT_CURSORS,
+        LOCAL_MACS,
+        EGRESS,
+        SERVICE_COUNTERS,
+        BACKEND_COUNTERS,
+        REASON_COUNTERS,
+        SERVICE_INFO,
+        BACKEND_INFO,
+    ];
+}
+
+/// Declares that types may be copied to and from maps as bytes.
+macro_rules! plain_data {
+    ($($type:ty: $size:literal),* $(,)?) => {$(
+        const _: () = assert!(size_of::<$type>() == $size);
+
+        #[cfg(feature = "user")]
+        // SAFETY: the type is bytemuck::Pod as well: any bit pattern is valid, and it has no padding.
+        unsafe impl aya::Pod for $type {}
+    )*};
+}
+
+plain_data! {
+    Backend: 48,
+    BackendInfo: 320,
+    Counters: 40,
+    Flow<crate::wire::Ipv4Address>: 56,
+    FlowKey<crate::wire::Ipv4Address>: 16,
+    LocalMac: 12,
+    Service: 16,
+    ServiceInfo: 80,
+    ServiceKey<crate::wire::Ipv4Address>: 8,
+    Settings: 24,
+}

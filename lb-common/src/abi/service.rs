@@ -1,0 +1,34 @@
+//! Services: what clients reach.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::Ring;
+use crate::wire::{Ipv4Address, NetworkU16};
+
+/// Address, port and protocol of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Zeroable)]
+#[repr(C)]
+pub struct ServiceKey<A> {
+    /// The address that clients send to.
+    pub address: A,
+    /// The port that clients send to.
+    pub port: NetworkU16,
+    /// Protocol number in one byte; the other is zero.
+    pub protocol: u16,
+}
+
+// SAFETY: repr(C) of an address (4 bytes, aligned to 4) and integers that follow without padding;
+// the size is asserted in the parent module.
+unsafe impl Pod for ServiceKey<Ipv4Address> {}
+
+/// How a service is balanced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Service {
+    /// Where its ring lies. Empty where no backend takes new flows.
+    pub ring: Ring,
+    /// Index into the service counters and infos.
+    pub index: u32,
+    /// Zero.
+    pub reserved: u32,
+}

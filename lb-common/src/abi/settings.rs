@@ -1,0 +1,36 @@
+//! What holds for the whole data path.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::wire::MacAddress;
+
+/// What holds for the whole data path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Settings {
+    /// [`super::VERSION`] of the controller that wrote the maps.
+    pub abi_version: u32,
+    /// Seed of the hash that picks ring slots.
+    pub hash_seed: u32,
+    /// First port that full NAT sends from.
+    pub nat_port_first: u32,
+    /// Number of such ports; with the first, at most 65,536.
+    pub nat_port_count: u32,
+    /// Longest IP datagram that is forwarded, in bytes: the largest MTU of the interfaces.
+    pub maximum_datagram: u32,
+    /// Process id of the controller that wrote this last.
+    pub controller: u32,
+}
+
+/// A hardware address that an interface takes frames for: its own, and those of interfaces on top
+/// of it, such as Keepalived's virtual ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct LocalMac {
+    /// Interface index.
+    pub interface: u32,
+    /// Hardware address.
+    pub address: MacAddress,
+    /// Zero.
+    pub reserved: u16,
+}

@@ -1,0 +1,20 @@
+//! A frame, as the packet logic sees it.
+
+use bytemuck::Pod;
+
+/// A frame, from its Ethernet header on. Every access is checked against the frame's end.
+pub trait Packet {
+    /// The value at `offset` bytes, or `None` where it would end beyond the frame. `T` has an
+    /// alignment of at most two, and `offset` is even.
+    fn read<T: Pod>(&self, offset: usize) -> Option<T>;
+
+    /// Writes the value at `offset` bytes; `None`, with the frame unchanged, where it would end
+    /// beyond the frame. The same holds of `T` and `offset` as in [`Self::read`].
+    fn write<T: Pod>(&mut self, offset: usize, value: T) -> Option<()>;
+
+    /// Length of the frame in bytes, without its check sequence.
+    fn length(&self) -> usize;
+
+    /// Index of the interface that it came in on.
+    fn ingress(&self) -> u32;
+}

@@ -1,0 +1,68 @@
+//! Tables and time, as the packet logic sees them.
+
+use crate::{
+    abi::{
+        Backend, Direction, Entry, Flow, FlowKey, LocalMac, Service, ServiceKey, Settings, Tick,
+    },
+    wire::{Address, NetworkU32},
+};
+
+/// Which table of flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// Connections whose handshake is complete. Nothing is evicted from it.
+    Established,
+    /// Half-open handshakes. The least recently used make room for new ones.
+    Embryonic,
+}
+
+/// Why an entry wasn't inserted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InsertError {
+    /// The key is there already.
+    Exists,
+    /// There is no room.
+    Full,
+}
+
+/// What the packet logic looks up and records, for addresses of family `A`.
+pub trait Tables<A: Address> {
+    /// The present moment.
+    fn now(&self) -> Tick;
+
+    /// What holds for the whole data path.
+    fn settings(&self) -> Option<Settings>;
+
+    /// The entry of one direction of a flow.
+    fn find(&self, table: Table, key: &FlowKey<A>) -> Option<Entry<'_, Flow<A>>>;
+
+    /// Adds an entry under a key that isn't there yet.
+    fn insert(&self, table: Table, key: &FlowKey<A>, flow: &Flow<A>) -> Result<(), InsertError>;
+
+    /// Removes an entry, if it is there.
+    fn remove(&self, table: Table, key: &FlowKey<A>);
+
+    /// The service that clients reach under a key.
+    fn service(&self, key: &ServiceKey<A>) -> Option<Service>;
+
+    /// The backend's index in a slot of the map of all rings.
+    fn ring_slot(&self, slot: u32) -> Option<u32>;
+
+    /// A backend by its index.
+    fn backend(&self, index: u32) -> Option<Backend>;
+
+    /// An address that full NAT sends from.
+    fn nat_source(&self, index: u32) -> Option<[NetworkU32; 4]>;
+
+    /// A number that grows by one with every call for the same backend, and wraps.
+    fn next_nat_cursor(&self, backend: u32) -> Option<u32>;
+
+    /// Whether the interface takes frames for this hardware address.
+    fn is_local_mac(&self, mac: &LocalMac) -> bool;
+
+    /// Counts a forwarded packet of `bytes` bytes.
+    fn count_packet(&self, service: u32, backend: u32, direction: Direction, bytes: u64);
+
+    /// Counts a completed handshake.
+    fn count_new_flow(&self, service: u32, backend: u32);
+}

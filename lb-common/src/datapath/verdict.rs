@@ -1,0 +1,179 @@
+//! What the program did with a packet, and why.
+
+/// What becomes of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// It goes on to the host's network stack, unchanged.
+    Pass,
+    /// It goes no further.
+    Drop,
+    /// It was rewritten and goes out on [`Verdict::egress`].
+    Transmit,
+}
+
+/// What sort of reason it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The packet was sent on.
+    Forwarded,
+    /// Not ours to forward: the host's stack gets it unchanged.
+    Passed,
+    /// It was for a service or a flow, and can't or mustn't be forwarded.
+    Refused,
+    /// Should never be seen: our own tables are wrong.
+    Error,
+}
+
+impl Kind {
+    /// The word for it in the CLI and in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Forwarded => "forwarded",
+            Self::Passed => "passed",
+            Self::Refused => "refused",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// The outcome for one packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// What happened and why.
+    pub reason: Reason,
+    /// Index of the interface that it leaves by, where it is transmitted; else 0.
+    pub egress: u32,
+}
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident $name:literal $kind:ident $action:ident,)+) => {
+        /// Why a packet met its fate. One list that indexes the counters and names the metrics, the
+        /// CLI's text and the documentation.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u32)]
+        pub enum Reason {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl Reason {
+            /// Every reason, in the order of the counters.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// The word for it in metrics, the CLI and JSON.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// What it means, in a sentence or two.
+            pub const fn description(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+),)+ }
+            }
+
+            /// What sort of reason it is.
+            pub const fn kind(self) -> Kind {
+                match self { $(Self::$variant => Kind::$kind,)+ }
+            }
+
+            /// What becomes of the frame. The one place where a reason turns into an action.
+            #[inline(always)]
+            pub const fn action(self) -> Action {
+                match self { $(Self::$variant => Action::$action,)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// A client opened a connection and a backend was picked for it.
+    Opened "opened" Forwarded Transmit,
+    /// From the client to the backend, in a flow.
+    ToBackend "to_backend" Forwarded Transmit,
+    /// From the backend to the client, in a flow.
+    ToClient "to_client" Forwarded Transmit,
+
+    /// Neither IPv4 nor tagged: ARP, IPv6, LLDP and the like.
+    NotIpv4 "not_ipv4" Passed Pass,
+    /// It has a VLAN tag. Tagged frames are left to the host.
+    VlanTagged "vlan_tagged" Passed Pass,
+    /// IPv4 that isn't TCP: ICMP, UDP, VRRP and the like.
+    NotTcp "not_tcp" Passed Pass,
+    /// The frame ends within its Ethernet or IP header.
+    ShortFrame "short_frame" Passed Pass,
+    /// The IP version isn't 4, or the header's length is below 20 bytes.
+    BadIpHeader "bad_ip_header" Passed Pass,
+    /// The IP length is below the header's, or above the frame's.
+    BadIpLength "bad_ip_length" Passed Pass,
+    /// The TCP header is cut off, or says a length below 20 bytes or above the segment's.
+    BadTcpHeader "bad_tcp_header" Passed Pass,
+    /// A fragment other than the first: it names no ports.
+    LaterFragment "later_fragment" Passed Pass,
+    /// For another station: the frame's hardware address isn't ours.
+    OtherStation "other_station" Passed Pass,
+    /// TCP for no service and no flow: the host's own traffic, such as SSH and health checks.
+    NoService "no_service" Passed Pass,
+    /// For a service, but neither in a flow nor opening one. The host's stack answers with a reset.
+    NoFlow "no_flow" Passed Pass,
+
+    /// No backend takes new flows. The host's stack refuses the connection with a reset.
+    NoBackend "no_backend" Refused Pass,
+    /// The first fragment of a segment for a service or in a flow.
+    Fragment "fragment" Refused Drop,
+    /// The IP header's checksum is wrong.
+    BadIpChecksum "bad_ip_checksum" Refused Drop,
+    /// No hop is left: the time to live is 1 or 0.
+    TimeToLiveExpired "ttl_expired" Refused Drop,
+    /// The datagram is longer than any interface's MTU: segments were merged before the program saw
+    /// them (LRO, GRO or TSO in generic mode).
+    TooBig "too_big" Refused Drop,
+    /// Flags that no TCP sends: SYN with FIN or RST, or none of SYN, ACK, FIN and RST.
+    InvalidFlags "invalid_flags" Refused Drop,
+    /// A source address that can't be on a wire: 0/8, 127/8, 224/3, or the service's own.
+    InvalidSource "invalid_source" Refused Drop,
+    /// The backend's hardware address or interface isn't known yet.
+    NextHopUnknown "next_hop_unknown" Refused Drop,
+    /// No free source port was found for the backend.
+    NatPortsExhausted "nat_ports_exhausted" Refused Drop,
+    /// The table of flows is full.
+    FlowTableFull "flow_table_full" Refused Drop,
+
+    /// Two handshakes ended up with one source port; the later one is dropped.
+    PortCollision "port_collision" Error Drop,
+    /// A table lacks an entry that another one names.
+    TablesIncomplete "tables_incomplete" Error Drop,
+    /// The interface to send on isn't in the table of interfaces.
+    NoEgress "no_egress" Error Drop,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn reasons_are_numbered_in_order_and_named_once() {
+        let mut names = HashSet::new();
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+            assert!(names.insert(reason.name()), "{} stands twice", reason.name());
+            assert!(
+                reason
+                    .name()
+                    .bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+            );
+        }
+    }
+
+    #[test]
+    fn only_what_is_forwarded_is_transmitted_and_what_is_passed_passes() {
+        for reason in Reason::ALL {
+            let expected = match reason.kind() {
+                Kind::Forwarded => reason.action() == Action::Transmit,
+                Kind::Passed => reason.action() == Action::Pass,
+                Kind::Refused => reason.action() != Action::Transmit,
+                Kind::Error => reason.action() == Action::Drop,
+            };
+            assert!(expected, "{}", reason.name());
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Internet Protocol version 4 (RFC 791).
+
+use core::{fmt, net::Ipv4Addr};
+
+use bytemuck::{Pod, Zeroable};
+use network_types::ip::IpProto;
+
+use super::{Address, Checksum, ChecksumDelta, NetworkHeader, NetworkU16, NetworkU32};
+
+/// TCP's protocol number.
+pub const PROTOCOL_TCP: u8 = IpProto::Tcp as u8;
+
+/// An IPv4 address in network byte order.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(transparent)]
+pub struct Ipv4Address(NetworkU32);
+
+impl Address for Ipv4Address {
+    type Header = Ipv4Header;
+
+    #[inline(always)]
+    fn from_words(words: [NetworkU32; 4]) -> Self {
+        Self(words[0])
+    }
+
+    #[inline(always)]
+    fn checksum_delta(old: Self, new: Self) -> ChecksumDelta {
+        ChecksumDelta::of_u32(old.0.raw(), new.0.raw())
+    }
+
+    #[inline(always)]
+    fn hash_word(self) -> u32 {
+        self.0.get()
+    }
+
+    /// "This network", loopback, multicast, reserved and broadcast addresses (RFC 1812, section
+    /// 5.3.7; RFC 6890).
+    #[inline(always)]
+    fn is_invalid_source(self) -> bool {
+        let first = self.0.get() >> 24;
+        first == 0 || first == 127 || first >= 224
+    }
+}
+
+impl Ipv4Address {
+    /// The address in a map's family-independent form.
+    pub const fn words(self) -> [NetworkU32; 4] {
+        let zero = NetworkU32::new(0);
+        [self.0, zero, zero, zero]
+    }
+}
+
+impl From<Ipv4Addr> for Ipv4Address {
+    fn from(address: Ipv4Addr) -> Self {
+        Self(NetworkU32::new(address.to_bits()))
+    }
+}
+
+impl From<Ipv4Address> for Ipv4Addr {
+    fn from(address: Ipv4Address) -> Self {
+        Self::from_bits(address.0.get())
+    }
+}
+
+impl fmt::Debug for Ipv4Address {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Ipv4Addr::from(*self).fmt(formatter)
+    }
+}
+
+/// The fixed part of an IPv4 header; options follow it.
+///
+/// The alignment of two is that of every header in a frame that starts at an even address, and
+/// lets fields be read in one instruction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C, packed(2))]
+pub struct Ipv4Header {
+    version_and_length: u8,
+    service: u8,
+    total_length: NetworkU16,
+    identification: NetworkU16,
+    fragment: NetworkU16,
+    route: Ipv4Route,
+}
+
+/// The part of an IPv4 header that forwarding changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C, packed(2))]
+pub struct Ipv4Route {
+    time_to_live: u8,
+    protocol: u8,
+    checksum: Checksum,
+    source: Ipv4Address,
+    destination: Ipv4Address,
+}
+
+impl Ipv4Header {
+    /// Bytes that the header takes without options.
+    pub const MINIMUM_LENGTH: usize = 20;
+    /// Bytes that the header takes with all the options it can hold.
+    pub const MAXIMUM_LENGTH: usize = 60;
+    /// What counting the time to live down by one does to the header's checksum.
+    pub const TIME_TO_LIVE_DELTA: ChecksumDelta =
+        ChecksumDelta::of_u16(u16::from_ne_bytes([1, 0]), 0);
+
+    /// The header's length in bytes, options included, or `None` where the version isn't 4 or the
+    /// length is below the minimum.
+    #[inline(always)]
+    pub const fn length(&self) -> Option<usize> {
+        let words = self.version_and_length.wrapping_sub(0x40);
+        if words < 5 || words > 15 { None } else { Some(words as usize * 4) }
+    }
+
+    /// The datagram's length in bytes, header included.
+    #[inline(always)]
+    pub const fn total_length(&self) -> usize {
+        self.total_length.get() as usize
+    }
+
+    /// Whether this is a fragment other than the first, so that no ports are in it.
+    #[inline(always)]
+    pub const fn is_later_fragment(&self) -> bool {
+        self.fragment.raw() & NetworkU16::new(0x1fff).raw() != 0
+    }
+
+    /// The protocol of the payload, as assigned by IANA.
+    #[inline(always)]
+    pub const fn protocol(&self) -> u8 {
+        self.route.protocol
+    }
+
+    /// The sender.
+    #[inline(always)]
+    pub const fn source(&self) -> Ipv4Address {
+        self.route.source
+    }
+
+    /// The receiver.
+    #[inline(always)]
+    pub const fn destination(&self) -> Ipv4Address {
+        self.route.destination
+    }
+
+    /// The one's-complement sum of the fixed part's words, checksum included.
+    #[inline(always)]
+    fn sum(&self) -> u32 {
+        let words: [u16; 10] = bytemuck::cast(*self);
+        let mut sum = 0;
+        for word in words {
+            sum += u32::from(word);
+        }
+        sum
+    }
+}
+
+impl NetworkHeader for Ipv4Header {
+    type Address = Ipv4Address;
+    type Route = Ipv4Route;
+
+    const ROUTE_OFFSET: usize = 8;
+
+    #[inline(always)]
+    fn is_fragment(&self) -> bool {
+        self.fragment.raw() & NetworkU16::new(0x3fff).raw() != 0
+    }
+
+    #[inline(always)]
+    fn time_to_live(&self) -> u8 {
+        self.route.time_to_live
+    }
+
+    #[inline(always)]
+    fn checksum_is_right(&self, options: u32) -> bool {
+        Checksum::is_right(self.sum() + options)
+    }
+
+    #[inline(always)]
+    fn forwarded(
+        &self,
+        source: Ipv4Address,
+        destination: Ipv4Address,
+        delta: ChecksumDelta,
+    ) -> Ipv4Route {
+        Ipv4Route {
+            time_to_live: self.route.time_to_live.wrapping_sub(1),
+            protocol: self.route.protocol,
+            checksum: self.route.checksum.updated(delta),
+            source,
+            destination,
+        }
+    }
+}
+
+const _: () = assert!(size_of::<Ipv4Header>() == Ipv4Header::MINIMUM_LENGTH);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counting_down_the_time_to_live_keeps_the_checksum_right() {
+        for time_to_live in 1..=255u8 {
+            let mut header = Ipv4Header::zeroed();
+            header.route.time_to_live = time_to_live;
+            header.route.protocol = PROTOCOL_TCP;
+            header.route.checksum = Checksum::from_sum(header.sum());
+            let (source, destination) = (header.source(), header.destination());
+            header.route = header.forwarded(source, destination, Ipv4Header::TIME_TO_LIVE_DELTA);
+            assert_eq!(header.time_to_live(), time_to_live - 1);
+            assert!(header.checksum_is_right(0), "{time_to_live}");
+        }
+    }
+
+    #[test]
+    fn only_version_four_and_a_whole_header_have_a_length() {
+        let length =
+            |version_and_length| Ipv4Header { version_and_length, ..Ipv4Header::zeroed() }.length();
+        assert_eq!(length(0x45), Some(20));
+        assert_eq!(length(0x4f), Some(60));
+        for bad in [0x00, 0x05, 0x44, 0x40, 0x35, 0x50, 0x65, 0xf5] {
+            assert_eq!(length(bad), None, "{bad:#x}");
+        }
+    }
+}

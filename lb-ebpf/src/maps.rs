@@ -1,0 +1,70 @@
+//! The maps. Sizes here are the least that makes sense; the controller sets those in force when it
+//! creates them.
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    macros::map,
+    maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray},
+};
+use lb_common::{
+    abi::{
+        Backend, BackendInfo, Counters, Flow, FlowKey, LocalMac, RingChunk, Service, ServiceInfo,
+        ServiceKey, Settings,
+    },
+    datapath::Reason,
+    wire::{Ipv4Address, NetworkU32},
+};
+
+#[map]
+pub(crate) static SETTINGS: Array<Settings> = Array::pinned(1, 0);
+
+// Not pre-allocated: an update then replaces a value at once, and no packet sees half of it.
+#[map]
+pub(crate) static SERVICES: HashMap<ServiceKey<Ipv4Address>, Service> =
+    HashMap::pinned(1, BPF_F_NO_PREALLOC);
+
+#[map]
+pub(crate) static BACKENDS: Array<Backend> = Array::pinned(1, 0);
+
+// Written through a mapping of its memory, which Linux has had since 5.5 (commit fc9702273e2e).
+#[map]
+pub(crate) static RINGS: Array<RingChunk> = Array::pinned(1, BPF_F_MMAPABLE);
+
+#[map]
+pub(crate) static FLOWS: HashMap<FlowKey<Ipv4Address>, Flow<Ipv4Address>> = HashMap::pinned(1, 0);
+
+#[map]
+pub(crate) static EMBRYONIC: LruHashMap<FlowKey<Ipv4Address>, Flow<Ipv4Address>> =
+    LruHashMap::pinned(1, 0);
+
+#[map]
+pub(crate) static NAT_SOURCES: Array<[NetworkU32; 4]> = Array::pinned(1, 0);
+
+#[map]
+pub(crate) static NAT_CURSORS: Array<u32> = Array::pinned(1, 0);
+
+#[map]
+pub(crate) static LOCAL_MACS: HashMap<LocalMac, u8> = HashMap::pinned(256, BPF_F_NO_PREALLOC);
+
+// Keyed by interface index, which Linux has had since 5.4 (commit 6f9d451ab1a3).
+#[map]
+pub(crate) static EGRESS: DevMapHash = DevMapHash::pinned(256, 0);
+
+#[map]
+pub(crate) static SERVICE_COUNTERS: PerCpuArray<Counters> = PerCpuArray::pinned(1, 0);
+
+#[map]
+pub(crate) static BACKEND_COUNTERS: PerCpuArray<Counters> = PerCpuArray::pinned(1, 0);
+
+#[map]
+pub(crate) static REASON_COUNTERS: PerCpuArray<u64> =
+    PerCpuArray::pinned(Reason::ALL.len() as u32, 0);
+
+// The program reads neither of these; they stand here so that every map is declared in one place.
+#[used]
+#[map]
+pub(crate) static SERVICE_INFO: Array<ServiceInfo> = Array::pinned(1, 0);
+
+#[used]
+#[map]
+pub(crate) static BACKEND_INFO: Array<BackendInfo> = Array::pinned(1, 0);

@@ -1,0 +1,146 @@
+//! The maps and the clock as the packet logic sees them.
+
+use core::{intrinsics, ptr::NonNull};
+
+use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_coarse_ns};
+use lb_common::{
+    abi::{
+        Backend, Counters, Direction, Entry, Flow, FlowKey, LocalMac, RING_CHUNK_SLOTS, Service,
+        ServiceKey, Settings, Tick,
+    },
+    datapath::{InsertError, Reason, Table, Tables},
+    wire::{Ipv4Address, NetworkU32},
+};
+
+use crate::maps;
+
+/// The pinned maps.
+pub(crate) struct MapTables;
+
+/// Counts a packet under its reason, on this CPU.
+#[inline(always)]
+pub(crate) fn count_reason(reason: Reason) {
+    if let Some(count) = maps::REASON_COUNTERS.get_ptr_mut(reason as u32) {
+        // SAFETY: the map's value is valid, and this CPU's alone while the program runs.
+        unsafe { *count += 1 };
+    }
+}
+
+const EEXIST: i32 = 17;
+
+impl Tables<Ipv4Address> for MapTables {
+    #[inline(always)]
+    fn now(&self) -> Tick {
+        // SAFETY: the helper takes nothing and can't fail. In Linux since 5.11 (commit
+        // d05512618056).
+        Tick::from_nanoseconds(unsafe { bpf_ktime_get_coarse_ns() })
+    }
+
+    #[inline(always)]
+    fn settings(&self) -> Option<Settings> {
+        maps::SETTINGS.get(0).copied()
+    }
+
+    #[inline(always)]
+    fn find(
+        &self,
+        table: Table,
+        key: &FlowKey<Ipv4Address>,
+    ) -> Option<Entry<'_, Flow<Ipv4Address>>> {
+        let place = match table {
+            Table::Established => maps::FLOWS.get_ptr_mut(key),
+            Table::Embryonic => maps::EMBRYONIC.get_ptr_mut(key),
+        };
+        // SAFETY: the kernel keeps a map's value in place while the program runs.
+        NonNull::new(place?).map(|place| unsafe { Entry::new(place) })
+    }
+
+    #[inline(always)]
+    fn insert(
+        &self,
+        table: Table,
+        key: &FlowKey<Ipv4Address>,
+        flow: &Flow<Ipv4Address>,
+    ) -> Result<(), InsertError> {
+        let flags = u64::from(BPF_NOEXIST);
+        match table {
+            Table::Established => maps::FLOWS.insert(key, flow, flags),
+            Table::Embryonic => maps::EMBRYONIC.insert(key, flow, flags),
+        }
+        .map_err(
+            |error| {
+                if error == -EEXIST { InsertError::Exists } else { InsertError::Full }
+            },
+        )
+    }
+
+    #[inline(always)]
+    fn remove(&self, table: Table, key: &FlowKey<Ipv4Address>) {
+        // An entry that isn't there is as good as removed.
+        let _: Result<(), i32> = match table {
+            Table::Established => maps::FLOWS.remove(key),
+            Table::Embryonic => maps::EMBRYONIC.remove(key),
+        };
+    }
+
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey<Ipv4Address>) -> Option<Service> {
+        // SAFETY: the map isn't pre-allocated, so a value stays what it is while it's read.
+        unsafe { maps::SERVICES.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn ring_slot(&self, slot: u32) -> Option<u32> {
+        let chunk = maps::RINGS.get(slot / RING_CHUNK_SLOTS)?;
+        Some(chunk[(slot % RING_CHUNK_SLOTS) as usize])
+    }
+
+    #[inline(always)]
+    fn backend(&self, index: u32) -> Option<Backend> {
+        maps::BACKENDS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn nat_source(&self, index: u32) -> Option<[NetworkU32; 4]> {
+        maps::NAT_SOURCES.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn next_nat_cursor(&self, backend: u32) -> Option<u32> {
+        let cursor = maps::NAT_CURSORS.get_ptr_mut(backend)?;
+        // SAFETY: the map's value is valid and aligned. Atomic additions that fetch are in Linux
+        // since 5.12 (commit 5ca419f2864a).
+        Some(unsafe {
+            intrinsics::atomic_xadd::<u32, u32, { intrinsics::AtomicOrdering::SeqCst }>(cursor, 1)
+        })
+    }
+
+    #[inline(always)]
+    fn is_local_mac(&self, mac: &LocalMac) -> bool {
+        maps::LOCAL_MACS.get_ptr(mac).is_some()
+    }
+
+    #[inline(always)]
+    fn count_packet(&self, service: u32, backend: u32, direction: Direction, bytes: u64) {
+        update(maps::SERVICE_COUNTERS.get_ptr_mut(service), |counters| {
+            counters.count_packet(direction, bytes);
+        });
+        update(maps::BACKEND_COUNTERS.get_ptr_mut(backend), |counters| {
+            counters.count_packet(direction, bytes);
+        });
+    }
+
+    #[inline(always)]
+    fn count_new_flow(&self, service: u32, backend: u32) {
+        update(maps::SERVICE_COUNTERS.get_ptr_mut(service), |counters| counters.new_flows += 1);
+        update(maps::BACKEND_COUNTERS.get_ptr_mut(backend), |counters| counters.new_flows += 1);
+    }
+}
+
+#[inline(always)]
+fn update(counters: Option<*mut Counters>, change: impl FnOnce(&mut Counters)) {
+    if let Some(counters) = counters {
+        // SAFETY: the map's value is valid, and this CPU's alone while the program runs.
+        change(unsafe { &mut *counters });
+    }
+}

@@ -1,0 +1,191 @@
+//! Attaching the program to interfaces, so that it stays there without us.
+
+use std::fs;
+
+use aya::programs::{
+    ProgramError, Xdp, XdpMode,
+    links::{FdLink, LinkError, PinnedLink},
+    xdp::XdpLink,
+};
+
+use super::{DataplaneError, Pins};
+
+/// Where the program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// In the driver.
+    Native,
+    /// In the network stack, for any driver.
+    Generic,
+}
+
+impl Mode {
+    /// The word for it in the CLI and in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+
+    const fn flags(self) -> XdpMode {
+        match self {
+            Self::Native => XdpMode::Driver,
+            Self::Generic => XdpMode::Skb,
+        }
+    }
+}
+
+/// Which mode is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ModeChoice {
+    /// Native where the driver can, else generic.
+    #[default]
+    Auto,
+    /// Native or not at all.
+    Native,
+    /// Generic.
+    Generic,
+}
+
+/// What attaching came to.
+#[derive(Clone, Debug)]
+pub struct Attached {
+    /// The mode in force.
+    pub mode: Mode,
+    /// Whether a link that was there was taken over.
+    pub adopted: bool,
+    /// Why it isn't native, though that was tried.
+    pub fallback_cause: Option<String>,
+}
+
+/// Attaches the program to an interface and pins the link. A pinned link is taken over: its program
+/// is replaced at once, without a gap. `current` is the mode of what is attached to the interface
+/// now, if anything.
+///
+/// # Errors
+///
+/// The interface takes no program in the mode that is wanted, or has another one.
+pub fn attach(
+    program: &mut Xdp,
+    pins: &Pins,
+    interface: (u32, &str),
+    choice: ModeChoice,
+    current: Option<Mode>,
+) -> Result<Attached, DataplaneError> {
+    let (index, name) = interface;
+    if let Some(mode) = current
+        && (choice == ModeChoice::Auto || choice.mode() == Some(mode))
+        && adopt(program, pins, index)
+    {
+        return Ok(Attached { mode, adopted: true, fallback_cause: None });
+    }
+    detach(pins, index)?;
+    let failed = |error: &ProgramError| DataplaneError::Attach {
+        interface: name.to_owned(),
+        why: cause(error, choice),
+    };
+    let (mode, fallback_cause) = match choice.mode() {
+        Some(mode) => {
+            attach_new(program, pins, index, mode).map_err(|error| failed(&error))?;
+            (mode, None)
+        }
+        None => match attach_new(program, pins, index, Mode::Native) {
+            Ok(()) => (Mode::Native, None),
+            Err(native) => {
+                attach_new(program, pins, index, Mode::Generic).map_err(|error| failed(&error))?;
+                (Mode::Generic, Some(cause(&native, ModeChoice::Native)))
+            }
+        },
+    };
+    Ok(Attached { mode, adopted: false, fallback_cause })
+}
+
+/// Detaches the program from an interface.
+///
+/// # Errors
+///
+/// The pin can't be removed.
+pub fn detach(pins: &Pins, interface: u32) -> Result<(), DataplaneError> {
+    let pin = pins.link(interface);
+    match fs::remove_file(&pin) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(DataplaneError::system(pin.display().to_string())(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Detaches the program from every interface but those given. Returns the indices.
+///
+/// # Errors
+///
+/// A pin can't be removed.
+pub fn detach_others(pins: &Pins, keep: &[u32]) -> Result<Vec<u32>, DataplaneError> {
+    let mut others = pins.linked_interfaces();
+    others.retain(|index| !keep.contains(index));
+    for index in &others {
+        detach(pins, *index)?;
+    }
+    Ok(others)
+}
+
+impl ModeChoice {
+    const fn mode(self) -> Option<Mode> {
+        match self {
+            Self::Auto => None,
+            Self::Native => Some(Mode::Native),
+            Self::Generic => Some(Mode::Generic),
+        }
+    }
+}
+
+/// Puts the program behind the pinned link. False where there is none, or its interface is gone.
+fn adopt(program: &mut Xdp, pins: &Pins, index: u32) -> bool {
+    let Ok(pinned) = PinnedLink::from_pin(pins.link(index)) else {
+        return false;
+    };
+    let Ok(link) = XdpLink::try_from(FdLink::from(pinned)) else {
+        return false;
+    };
+    // The pin keeps the link alive; this process needs no handle of its own.
+    program.attach_to_link(link).is_ok()
+}
+
+fn attach_new(program: &mut Xdp, pins: &Pins, index: u32, mode: Mode) -> Result<(), ProgramError> {
+    let id = program.attach_to_if_index(index, mode.flags())?;
+    let link: FdLink = program.take_link(id)?.try_into().map_err(|error: LinkError| {
+        ProgramError::IOError(std::io::Error::other(error.to_string()))
+    })?;
+    link.pin(pins.link(index))
+        .map(drop)
+        .map_err(|error| ProgramError::IOError(std::io::Error::other(error.to_string())))
+}
+
+/// Why the kernel refused, in an operator's words.
+fn cause(error: &ProgramError, choice: ModeChoice) -> String {
+    let io_error = match error {
+        ProgramError::SyscallError(error) => &error.io_error,
+        ProgramError::IOError(error) => error,
+        error => return error.to_string(),
+    };
+    match io_error.raw_os_error() {
+        Some(libc::EBUSY | libc::EEXIST) => "another XDP program is attached; see `ip link show`, \
+            and remove it with its own tool or `ip link set dev INTERFACE xdp off`"
+            .to_owned(),
+        Some(libc::EOPNOTSUPP) => {
+            "the driver has no native XDP; xdp_mode = \"generic\" works with every driver"
+                .to_owned()
+        }
+        Some(libc::EPERM | libc::EACCES) => {
+            "permission denied; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+                .to_owned()
+        }
+        Some(libc::EINVAL) if choice == ModeChoice::Native => "the driver refuses native XDP as \
+            the interface is set up: check its MTU (at most about 3500), LRO (`ethtool -K \
+            INTERFACE lro off`) and number of queues (`ethtool -L`); see also `dmesg`"
+            .to_owned(),
+        _ => io_error.to_string(),
+    }
+}

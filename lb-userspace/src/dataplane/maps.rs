@@ -1,0 +1,168 @@
+//! Typed handles of the pinned maps.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use aya::maps::{Array, HashMap, IterableMap, Map, MapData, PerCpuArray, xdp::DevMapHash};
+use lb_common::{
+    abi::{
+        Backend, BackendInfo, Counters, Flow, FlowKey, LocalMac, Service, ServiceInfo, ServiceKey,
+        Settings, maps,
+    },
+    datapath::Reason,
+    wire::{Ipv4Address, NetworkU32},
+};
+
+use super::{DataplaneError, Pins, RingMemory, batch};
+
+type Key = FlowKey<Ipv4Address>;
+type Entry = Flow<Ipv4Address>;
+
+/// The pinned maps.
+#[expect(missing_docs, reason = "lb_common::abi::maps describes each of them")]
+pub struct Maps {
+    pub settings: Array<MapData, Settings>,
+    pub services: HashMap<MapData, ServiceKey<Ipv4Address>, Service>,
+    pub backends: Array<MapData, Backend>,
+    pub rings: RingMemory,
+    pub flows: HashMap<MapData, Key, Entry>,
+    pub embryonic: HashMap<MapData, Key, Entry>,
+    pub nat_sources: Array<MapData, [u32; 4]>,
+    pub nat_cursors: Array<MapData, u32>,
+    pub local_macs: HashMap<MapData, LocalMac, u8>,
+    pub egress: DevMapHash<MapData>,
+    pub service_counters: PerCpuArray<MapData, Counters>,
+    pub backend_counters: PerCpuArray<MapData, Counters>,
+    pub reason_counters: PerCpuArray<MapData, u64>,
+    pub service_info: Array<MapData, ServiceInfo>,
+    pub backend_info: Array<MapData, BackendInfo>,
+}
+
+impl Maps {
+    /// Opens the pinned maps.
+    ///
+    /// # Errors
+    ///
+    /// They aren't there, the user may not, or a map's sizes aren't those of this layout.
+    pub fn open(pins: &Pins) -> Result<Self, DataplaneError> {
+        pins.check_layout()?;
+        if !pins.exist() {
+            return Err(DataplaneError::NotLoaded(pins.directory().to_path_buf()));
+        }
+        Ok(Self {
+            settings: open(pins, maps::SETTINGS)?,
+            services: open(pins, maps::SERVICES)?,
+            backends: open(pins, maps::BACKENDS)?,
+            rings: RingMemory::new(data(pins, maps::RINGS)?)?,
+            flows: open(pins, maps::FLOWS)?,
+            embryonic: open(pins, maps::EMBRYONIC)?,
+            nat_sources: open(pins, maps::NAT_SOURCES)?,
+            nat_cursors: open(pins, maps::NAT_CURSORS)?,
+            local_macs: open(pins, maps::LOCAL_MACS)?,
+            egress: open(pins, maps::EGRESS)?,
+            service_counters: open(pins, maps::SERVICE_COUNTERS)?,
+            backend_counters: open(pins, maps::BACKEND_COUNTERS)?,
+            reason_counters: open(pins, maps::REASON_COUNTERS)?,
+            service_info: open(pins, maps::SERVICE_INFO)?,
+            backend_info: open(pins, maps::BACKEND_INFO)?,
+        })
+    }
+
+    /// Calls `visit` with every entry of the established flows, one a direction.
+    ///
+    /// # Errors
+    ///
+    /// The map can't be read.
+    pub fn for_each_flow(&self, visit: impl FnMut(&Key, &Entry)) -> Result<(), DataplaneError> {
+        batch::for_each(fd(&self.flows), visit).map_err(DataplaneError::system(maps::FLOWS))
+    }
+
+    /// Calls `visit` with every entry of the half-open handshakes, one a direction.
+    ///
+    /// # Errors
+    ///
+    /// The map can't be read.
+    pub fn for_each_embryonic(
+        &self,
+        visit: impl FnMut(&Key, &Entry),
+    ) -> Result<(), DataplaneError> {
+        batch::for_each(fd(&self.embryonic), visit).map_err(DataplaneError::system(maps::EMBRYONIC))
+    }
+
+    /// Counts of a service, over all CPUs.
+    ///
+    /// # Errors
+    ///
+    /// The map can't be read.
+    pub fn service_count(&self, service: u32) -> Result<Counters, DataplaneError> {
+        sum(&self.service_counters, service).map_err(DataplaneError::map(maps::SERVICE_COUNTERS))
+    }
+
+    /// Counts of a backend, over all CPUs.
+    ///
+    /// # Errors
+    ///
+    /// The map can't be read.
+    pub fn backend_count(&self, backend: u32) -> Result<Counters, DataplaneError> {
+        sum(&self.backend_counters, backend).map_err(DataplaneError::map(maps::BACKEND_COUNTERS))
+    }
+
+    /// Packets counted under a reason, over all CPUs.
+    ///
+    /// # Errors
+    ///
+    /// The map can't be read.
+    pub fn reason_count(&self, reason: Reason) -> Result<u64, DataplaneError> {
+        let counts = self
+            .reason_counters
+            .get(&(reason as u32), 0)
+            .map_err(DataplaneError::map(maps::REASON_COUNTERS))?;
+        Ok(counts.iter().sum())
+    }
+}
+
+fn sum(
+    counters: &PerCpuArray<MapData, Counters>,
+    index: u32,
+) -> Result<Counters, aya::maps::MapError> {
+    let mut sum = Counters::default();
+    for counts in counters.get(&index, 0)?.iter() {
+        sum.add(counts);
+    }
+    Ok(sum)
+}
+
+fn fd<K: aya::Pod, V: aya::Pod>(map: &HashMap<MapData, K, V>) -> BorrowedFd<'_> {
+    IterableMap::map(map).fd().as_fd()
+}
+
+/// An address as it stands in [`Maps::nat_sources`].
+pub fn nat_source_words(words: [NetworkU32; 4]) -> [u32; 4] {
+    words.map(NetworkU32::raw)
+}
+
+fn open<M: TryFrom<Map, Error = aya::maps::MapError>>(
+    pins: &Pins,
+    name: &'static str,
+) -> Result<M, DataplaneError> {
+    Map::from_map_data(data(pins, name)?).and_then(M::try_from).map_err(DataplaneError::map(name))
+}
+
+fn data(pins: &Pins, name: &'static str) -> Result<MapData, DataplaneError> {
+    MapData::from_pin(pins.map(name)).map_err(|error| {
+        if permission_denied(&error) {
+            return DataplaneError::Permission { what: format!("opening map {name}") };
+        }
+        DataplaneError::map(name)(error)
+    })
+}
+
+fn permission_denied(error: &aya::maps::MapError) -> bool {
+    let mut source: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            return error.kind() == std::io::ErrorKind::PermissionDenied;
+        }
+        source = error.source();
+    }
+    false
+}

@@ -1,0 +1,91 @@
+//! The loaded program and its pinned maps: everything that talks to the kernel's BPF side.
+
+mod attach;
+mod batch;
+mod clock;
+mod load;
+mod maps;
+mod pins;
+mod rings;
+
+pub use attach::{Attached, Mode, ModeChoice, attach, detach, detach_others};
+pub use clock::{now, seconds};
+pub use load::{Capacity, Loaded, load};
+pub use maps::{Maps, nat_source_words};
+pub use pins::Pins;
+pub use rings::RingMemory;
+
+/// Why something with the program or its maps went wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum DataplaneError {
+    /// The program or a map can't be made.
+    #[error("the kernel refuses the XDP program: {0}")]
+    Load(String),
+    /// The pinned maps aren't there.
+    #[error("no data plane at {0}: nothing is pinned there; start one with `lb run`")]
+    NotLoaded(std::path::PathBuf),
+    /// No BPF file system where the pins are to be.
+    #[error(
+        "{0} is not on a BPF file system; mount one with `mount -t bpf bpf /sys/fs/bpf`, or set \
+         pin_path"
+    )]
+    NoBpfFileSystem(std::path::PathBuf),
+    /// The pins are of another version.
+    #[error(
+        "the pins at {path} are of layout {found}, and this lb needs {wanted}; `lb detach` removes \
+         them, and ends the connections that go through them"
+    )]
+    OtherLayout {
+        /// Where.
+        path: std::path::PathBuf,
+        /// The version found.
+        found: String,
+        /// The version needed.
+        wanted: String,
+    },
+    /// The user may not.
+    #[error(
+        "{what}: permission denied; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+    )]
+    Permission {
+        /// What was tried.
+        what: String,
+    },
+    /// A map couldn't be read or written.
+    #[error("map {name}: {source}")]
+    Map {
+        /// The map's name.
+        name: &'static str,
+        /// Why.
+        #[source]
+        source: aya::maps::MapError,
+    },
+    /// A system call failed.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The program can't be attached.
+    #[error("{interface}: {why}")]
+    Attach {
+        /// The interface's name.
+        interface: String,
+        /// Why.
+        why: String,
+    },
+}
+
+impl DataplaneError {
+    pub(crate) fn map(name: &'static str) -> impl FnOnce(aya::maps::MapError) -> Self {
+        move |source| Self::Map { name, source }
+    }
+
+    pub(crate) fn system(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::System { what, source }
+    }
+}

@@ -1,0 +1,133 @@
+//! Where maps and links are pinned.
+
+use std::{
+    ffi::OsStr,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use lb_common::abi;
+use nix::sys::statfs::{self, BPF_FS_MAGIC};
+
+use super::DataplaneError;
+
+/// The directory of pins: `PIN_PATH/vN` holds the maps under their names, and a link for each
+/// interface as `link_INDEX`. N is the layout's version.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    root: PathBuf,
+    directory: PathBuf,
+}
+
+const LINK_PREFIX: &str = "link_";
+
+impl Pins {
+    /// The pins under `root`, which needn't exist.
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_path_buf(), directory: root.join(format!("v{}", abi::VERSION)) }
+    }
+
+    /// Makes the directory.
+    ///
+    /// # Errors
+    ///
+    /// The path isn't on a BPF file system, pins of another layout are there, or the user may not.
+    pub fn create(&self) -> Result<(), DataplaneError> {
+        let existing = self.root.ancestors().find(|path| path.exists()).unwrap_or(&self.root);
+        let file_system = statfs::statfs(existing)
+            .map_err(io::Error::from)
+            .map_err(DataplaneError::system(format!("{}", existing.display())))?;
+        if file_system.filesystem_type() != BPF_FS_MAGIC {
+            return Err(DataplaneError::NoBpfFileSystem(self.root.clone()));
+        }
+        self.check_layout()?;
+        fs::create_dir_all(&self.directory).map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                DataplaneError::Permission { what: self.directory.display().to_string() }
+            }
+            _ => DataplaneError::system(self.directory.display().to_string())(error),
+        })
+    }
+
+    /// Demands that nothing of another layout is pinned.
+    ///
+    /// # Errors
+    ///
+    /// Something is.
+    pub fn check_layout(&self) -> Result<(), DataplaneError> {
+        let other = entries(&self.root).into_iter().find(|path| *path != self.directory);
+        match other {
+            Some(other) => Err(DataplaneError::OtherLayout {
+                path: self.root.clone(),
+                found: file_name(&other).to_owned(),
+                wanted: file_name(&self.directory).to_owned(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether maps are pinned.
+    pub fn exist(&self) -> bool {
+        self.map(abi::maps::SETTINGS).exists()
+    }
+
+    /// The directory of this layout's pins.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Where a map is pinned.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Where an interface's link is pinned. A BPF file system allows no dots in names, and an
+    /// interface may have some in its own: hence the index.
+    pub fn link(&self, interface: u32) -> PathBuf {
+        self.directory.join(format!("{LINK_PREFIX}{interface}"))
+    }
+
+    /// Indices of the interfaces for which links are pinned.
+    pub fn linked_interfaces(&self) -> Vec<u32> {
+        let parse = |path: &PathBuf| file_name(path).strip_prefix(LINK_PREFIX)?.parse().ok();
+        entries(&self.directory).iter().filter_map(parse).collect()
+    }
+
+    /// Removes every pin, of whatever layout, and the directory. Returns how many there were.
+    ///
+    /// # Errors
+    ///
+    /// Something can't be removed.
+    pub fn remove(&self) -> Result<usize, DataplaneError> {
+        let mut removed = 0;
+        for directory in entries(&self.root) {
+            let (links, maps): (Vec<PathBuf>, Vec<PathBuf>) = entries(&directory)
+                .into_iter()
+                .partition(|path| file_name(path).starts_with(LINK_PREFIX));
+            // Links first: the program must not run on without its maps' pins.
+            for pin in links.iter().chain(&maps) {
+                fs::remove_file(pin).map_err(DataplaneError::system(pin.display().to_string()))?;
+                removed += 1;
+            }
+            fs::remove_dir(&directory)
+                .map_err(DataplaneError::system(directory.display().to_string()))?;
+        }
+        match fs::remove_dir(&self.root) {
+            Ok(()) => Ok(removed),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(removed),
+            Err(error) => Err(DataplaneError::system(self.root.display().to_string())(error)),
+        }
+    }
+}
+
+/// What a directory holds; nothing where it doesn't exist.
+fn entries(directory: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    entries.flatten().map(|entry| entry.path()).collect()
+}
+
+fn file_name(path: &Path) -> &str {
+    path.file_name().and_then(OsStr::to_str).unwrap_or_default()
+}

@@ -1,0 +1,3 @@
+//! The controller and command line of lb.
+
+pub mod dataplane;

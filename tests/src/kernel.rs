@@ -1,0 +1,205 @@
+//! The loaded program, run on made frames by the kernel (`BPF_PROG_TEST_RUN`).
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use aya::programs::{TestRun, TestRunOptions};
+use lb_common::{
+    abi::{Counters, RING_CHUNK_SLOTS},
+    datapath::{Action, Reason, Table},
+};
+use lb_userspace::dataplane::{Capacity, Loaded, Pins, load, nat_source_words};
+
+use crate::{
+    host::{Key, Outcome, Value},
+    world::{INGRESS, OTHER_INTERFACE, World},
+};
+
+/// Fewest bytes that the kernel runs a program on: an Ethernet header.
+pub const SHORTEST_FRAME: usize = 14;
+/// Most bytes that fit: a page less what the kernel keeps before and behind a frame.
+pub const LONGEST_FRAME: usize = 3500;
+
+/// The loaded program with maps of its own, which go when this does.
+pub struct Kernel {
+    loaded: Loaded,
+    pins: Pins,
+    output: Vec<u8>,
+}
+
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
+const XDP_REDIRECT: u32 = 4;
+
+impl Kernel {
+    /// Loads the program, with maps that hold what `world` says.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses, or the user may not.
+    pub fn new(world: &World) -> Result<Self> {
+        let pins = Pins::new(&pin_directory()?);
+        let capacity = Capacity {
+            flows: world.flows,
+            embryonic: 262_144,
+            services: 16,
+            binds: 16,
+            backends: 16,
+            ring_slots: (world.ring.len() as u32).next_multiple_of(RING_CHUNK_SLOTS),
+            nat_sources: 16,
+        };
+        let loaded = load(&pins, &capacity);
+        let mut kernel = match loaded {
+            Ok(loaded) => Self { loaded, pins, output: vec![0; 4096] },
+            Err(error) => {
+                pins.remove()?;
+                return Err(error.into());
+            }
+        };
+        kernel.fill(world)?;
+        Ok(kernel)
+    }
+
+    /// Runs one frame through the program.
+    ///
+    /// # Errors
+    ///
+    /// The kernel can't, or the program did something that no verdict stands for.
+    pub fn run(&mut self, frame: &[u8], reason: Reason) -> Result<Outcome> {
+        let before = self.loaded.maps.reason_count(reason)?;
+        let result = self.loaded.program()?.test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut self.output),
+            ..TestRunOptions::new()
+        })?;
+        let length = result.data_size_out as usize;
+        let counted = self.loaded.maps.reason_count(reason)? - before;
+        if counted != 1 {
+            bail!("{reason:?} was counted {counted} times; {}", self.reasons()?);
+        }
+        let (action, redirected) = match result.return_value {
+            XDP_PASS => (Action::Pass, false),
+            XDP_DROP => (Action::Drop, false),
+            XDP_TX => (Action::Transmit, false),
+            XDP_REDIRECT => (Action::Transmit, true),
+            other => bail!("the program returned {other}"),
+        };
+        Ok(Outcome { action, redirected, reason, frame: self.output[..length].to_vec() })
+    }
+
+    /// Packets counted under all reasons.
+    ///
+    /// # Errors
+    ///
+    /// The map can't be read.
+    pub fn packets(&self) -> Result<u64> {
+        let mut sum = 0;
+        for reason in Reason::ALL {
+            sum += self.loaded.maps.reason_count(*reason)?;
+        }
+        Ok(sum)
+    }
+
+    /// The entries of a table.
+    ///
+    /// # Errors
+    ///
+    /// The map can't be read.
+    pub fn flows(&self, table: Table) -> Result<HashMap<Key, Value>> {
+        let mut flows = HashMap::new();
+        let visit = |key: &Key, value: &Value| {
+            flows.insert(*key, *value);
+        };
+        match table {
+            Table::Established => self.loaded.maps.for_each_flow(visit)?,
+            Table::Embryonic => self.loaded.maps.for_each_embryonic(visit)?,
+        }
+        Ok(flows)
+    }
+
+    /// Counts of a backend.
+    ///
+    /// # Errors
+    ///
+    /// The map can't be read.
+    pub fn backend_counters(&self, backend: u32) -> Result<Counters> {
+        Ok(self.loaded.maps.backend_count(backend)?)
+    }
+
+    /// Counts of a service.
+    ///
+    /// # Errors
+    ///
+    /// The map can't be read.
+    pub fn service_counters(&self, service: u32) -> Result<Counters> {
+        Ok(self.loaded.maps.service_count(service)?)
+    }
+
+    fn reasons(&self) -> Result<String> {
+        let mut text = String::from("counts so far:");
+        for reason in Reason::ALL {
+            let count = self.loaded.maps.reason_count(*reason)?;
+            if count > 0 {
+                text += &format!(" {} {count}", reason.name());
+            }
+        }
+        Ok(text)
+    }
+
+    fn fill(&mut self, world: &World) -> Result<()> {
+        let maps = &mut self.loaded.maps;
+        maps.settings.set(0, world.settings, 0)?;
+        for (index, backend) in (1..).zip(&world.backends) {
+            maps.backends.set(index, backend, 0)?;
+        }
+        for (index, address) in (0..).zip(&world.nat_sources) {
+            maps.nat_sources.set(index, nat_source_words(address.words()), 0)?;
+        }
+        for mac in &world.local_macs {
+            maps.local_macs.insert(mac, 1, 0)?;
+        }
+        maps.rings.write(0, &world.ring);
+        // Test runs come in on the loopback interface, and nothing is really sent.
+        maps.egress.insert(OTHER_INTERFACE, INGRESS, None, 0)?;
+        for (key, service) in &world.services {
+            maps.services.insert(key, service, 0)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        if let Err(error) = self.pins.remove() {
+            eprintln!("removing the pins: {error}");
+        }
+    }
+}
+
+/// A directory for pins that no other test uses, on a BPF file system, which is mounted if need be.
+///
+/// # Errors
+///
+/// It can't be mounted.
+pub fn pin_directory() -> Result<PathBuf> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    static MOUNT: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let guard = MOUNT.lock();
+    let mounts = std::fs::read_to_string("/proc/mounts")?;
+    if !mounts.lines().any(|line| line.contains(" /sys/fs/bpf bpf ")) {
+        let status = Command::new("mount")
+            .args(["-t", "bpf", "bpf", "/sys/fs/bpf"])
+            .status()
+            .context("mount")?;
+        ensure!(status.success(), "mounting a BPF file system on /sys/fs/bpf failed: run as root");
+    }
+    drop(guard);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    Ok(PathBuf::from(format!("/sys/fs/bpf/lb-test-{}-{number}", std::process::id())))
+}
