@@ -1,3 +1,16 @@
 //! The controller and command line of lb.
+//!
+//! * [`config`] reads and validates `lb.toml`.
+//! * [`control`] is the controller: desired state, plan, and the loop that applies it.
+//! * [`health`] checks backends; [`netlink`] follows routes and neighbours.
+//! * [`dataplane`] loads the program and reaches its maps.
+//! * [`observe`] turns maps into what is shown; [`api`] is the control socket; [`cli`] the commands.
 
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod control;
 pub mod dataplane;
+pub mod health;
+pub mod netlink;
+pub mod observe;

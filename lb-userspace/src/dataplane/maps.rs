@@ -67,6 +67,16 @@ impl Maps {
         })
     }
 
+    /// How many addresses, ports and protocols there is room for.
+    ///
+    /// # Errors
+    ///
+    /// The kernel doesn't tell.
+    pub fn most_binds(&self) -> Result<u32, DataplaneError> {
+        let info = IterableMap::map(&self.services).info();
+        Ok(info.map_err(DataplaneError::map(maps::SERVICES))?.max_entries())
+    }
+
     /// Calls `visit` with every entry of the established flows, one a direction.
     ///
     /// # Errors

@@ -1,0 +1,82 @@
+//! The control socket: requests and answers, an object a line.
+
+mod client;
+mod server;
+
+use serde::{Deserialize, Serialize};
+
+pub use client::{ClientError, call};
+pub use server::{Call, serve};
+
+/// What a client asks of the controller.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields, tag = "command")]
+pub enum Request {
+    /// How it is.
+    Status,
+    /// Apply the configuration file again.
+    Reload,
+    /// Change what an operator says of a backend.
+    Operate {
+        /// Its service.
+        service: String,
+        /// Its name.
+        backend: String,
+        /// What is said.
+        operation: Operation,
+    },
+}
+
+/// What an operator says of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Operation {
+    /// No new flows.
+    Drain,
+    /// No new flows, and no checks.
+    Maint,
+    /// As the checks and the configuration say.
+    Ready,
+    /// Another weight, 0 to 256.
+    Weight(u16),
+}
+
+/// The controller's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// It is done; in words.
+    Done(String),
+    /// It isn't; why.
+    Failed(String),
+    /// It isn't, because of what was asked; why.
+    Refused(String),
+    /// How the controller is.
+    Status(ControllerStatus),
+}
+
+/// How the controller is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControllerStatus {
+    /// Its process.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// For how long it has run, in seconds.
+    pub uptime_s: u64,
+    /// The configuration file in force.
+    pub config: String,
+    /// Where the program is attached.
+    pub interfaces: Vec<InterfaceStatus>,
+}
+
+/// An interface that the program is attached to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// Its name.
+    pub name: String,
+    /// `native` or `generic`.
+    pub mode: String,
+    /// Why it isn't native, though that was tried.
+    pub cause: Option<String>,
+}

@@ -1,0 +1,97 @@
+//! `lb run` and `lb check`.
+
+use std::net::SocketAddr;
+
+use clap::Args;
+use tracing_subscriber::EnvFilter;
+
+use super::{
+    Outcome, Place,
+    output::{self, Failure},
+};
+use crate::{
+    config::{Config, LogFormat},
+    control::{self, Overrides},
+    dataplane::ModeChoice,
+};
+
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    /// Attach to this interface, instead of those in the configuration; may be repeated
+    #[arg(long = "interface", value_name = "IF")]
+    interfaces: Vec<String>,
+    /// How the program is attached
+    #[arg(long, value_enum)]
+    xdp_mode: Option<ModeChoice>,
+    /// Where the admin pages are served; an empty address: nowhere
+    #[arg(long, value_name = "ADDRESS", value_parser = admin_address)]
+    admin: Option<Admin>,
+    /// Remove program and maps when the controller stops: forwarding ends with it
+    #[arg(long)]
+    detach_on_exit: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Admin(Option<SocketAddr>);
+
+fn admin_address(text: &str) -> Result<Admin, String> {
+    if text.is_empty() {
+        return Ok(Admin(None));
+    }
+    text.parse().map(|address| Admin(Some(address))).map_err(|_| {
+        "write an address and a port, as in 127.0.0.1:8404, or \"\" for none".to_owned()
+    })
+}
+
+pub(super) fn run(place: &Place, arguments: RunArgs) -> Outcome {
+    let overrides = Overrides {
+        interfaces: arguments.interfaces,
+        xdp_mode: arguments.xdp_mode,
+        admin: arguments.admin.map(|Admin(address)| address),
+        socket: place.socket.clone(),
+        pin_path: place.pin_path.clone(),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(Failure::failed)?;
+    let controller = control::run(place.file(), overrides, arguments.detach_on_exit, start_log);
+    Ok(runtime.block_on(controller)?)
+}
+
+fn start_log(config: &Config) {
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::try_new(&config.log).unwrap_or_else(|_| "info".into()));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log_format {
+        LogFormat::Text => log.with_target(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CheckArgs {
+    /// Say nothing if it is valid
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+pub(super) fn check(place: &Place, arguments: &CheckArgs) -> Outcome {
+    let file = place.file();
+    match Config::read(&file) {
+        Ok(config) => {
+            if !arguments.quiet {
+                let backends: usize =
+                    config.services.iter().map(|service| service.backends.len()).sum();
+                output::print(&format!(
+                    "{}: valid, {} services, {backends} backends\n",
+                    file.display(),
+                    config.services.len()
+                ));
+            }
+            Ok(())
+        }
+        Err(invalid) => Err(invalid.into()),
+    }
+}

@@ -1,0 +1,89 @@
+//! `lb status`.
+
+use std::time::Duration;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{
+    Outcome, Place,
+    list::{print_backends, print_services},
+    output::{print, print_json},
+};
+use crate::{
+    api::{self, ClientError, ControllerStatus, Request, Response},
+    observe::{BackendRecord, Overview, ServiceRecord},
+};
+
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Status {
+    /// Nothing while none runs.
+    controller: Option<ControllerStatus>,
+    services: Vec<ServiceRecord>,
+    backends: Vec<BackendRecord>,
+    flows: u64,
+}
+
+pub(super) fn status(place: &Place, arguments: &StatusArgs) -> Outcome {
+    let (pins, maps) = place.maps()?;
+    let controller = match api::call(&place.socket()?, &Request::Status) {
+        Ok(Response::Status(status)) => Some(status),
+        Ok(_) | Err(ClientError::NotRunning(_)) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let overview = Overview::read(&maps)?;
+    let services = overview.services(&maps)?;
+    let status = Status {
+        controller,
+        backends: overview.backends(&maps)?,
+        flows: services.iter().map(|service| service.flows).sum(),
+        services,
+    };
+    if arguments.json {
+        return print_json(&status);
+    }
+
+    let mut text = match &status.controller {
+        Some(controller) => format!(
+            "controller  running, process {}, version {}, up {}, {}\n",
+            controller.pid,
+            controller.version,
+            humantime::format_duration(Duration::from_secs(controller.uptime_s)),
+            controller.config,
+        ),
+        None => "controller  not running; the data plane goes on without checks\n".to_owned(),
+    };
+    match &status.controller {
+        Some(controller) => {
+            for interface in &controller.interfaces {
+                text += &format!("interface   {}, {} mode", interface.name, interface.mode);
+                if let Some(cause) = &interface.cause {
+                    text += &format!(": {cause}");
+                }
+                text.push('\n');
+            }
+        }
+        None => {
+            for index in pins.linked_interfaces() {
+                let name = nix::net::if_::if_indextoname(index).map_or_else(
+                    |_| format!("#{index}"),
+                    |name| name.to_string_lossy().into_owned(),
+                );
+                text += &format!("interface   {name}\n");
+            }
+        }
+    }
+    text += &format!("flows       {}\n\n", status.flows);
+    print(&text);
+    print_services(&status.services);
+    print("\n");
+    print_backends(&status.backends);
+    Ok(())
+}

@@ -1,0 +1,175 @@
+//! The configuration: read strictly, validated whole, and only then used.
+
+mod file;
+mod problem;
+mod validate;
+mod values;
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+pub use problem::{Invalid, Problem};
+pub use values::StatusRanges;
+
+use crate::dataplane::ModeChoice;
+
+/// Where the configuration is looked for if no file is named.
+pub const DEFAULT_FILE: &str = "/etc/lb/lb.toml";
+/// Where the control socket is if the configuration doesn't say.
+pub const DEFAULT_SOCKET: &str = "/run/lb/lb.sock";
+/// Where maps and links are pinned if the configuration doesn't say.
+pub const DEFAULT_PIN_PATH: &str = "/sys/fs/bpf/lb";
+
+/// A configuration that holds together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Interfaces that the program is attached to; empty: that of the default route.
+    pub interfaces: Vec<String>,
+    /// How.
+    pub xdp_mode: ModeChoice,
+    /// Where the admin pages are served; `None`: nowhere.
+    pub admin: Option<SocketAddr>,
+    /// The control socket.
+    pub socket: PathBuf,
+    /// The directory of pins.
+    pub pin_path: PathBuf,
+    /// Which messages are logged, as a filter of tracing-subscriber.
+    pub log: String,
+    /// How.
+    pub log_format: LogFormat,
+    /// Seed of the hash that picks ring slots.
+    pub hash_seed: u32,
+    /// Established connections that there is room for.
+    pub flows: u32,
+    /// Half-open handshakes that there is room for.
+    pub embryonic: u32,
+    /// Addresses that full NAT sends from; empty: the primary one of the interface.
+    pub nat_addresses: Vec<Ipv4Addr>,
+    /// First and last port that full NAT sends from.
+    pub nat_ports: (u16, u16),
+    /// Services.
+    pub services: Vec<Service>,
+}
+
+/// How messages are logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// An object a line.
+    Json,
+}
+
+/// Something that clients reach, and the servers behind it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    /// Its name.
+    pub name: String,
+    /// Addresses and ports that clients reach.
+    pub binds: Vec<SocketAddrV4>,
+    /// Idle timeouts.
+    pub timeouts: Timeouts,
+    /// How its backends are checked.
+    pub check: Check,
+    /// Its servers.
+    pub backends: Vec<Backend>,
+}
+
+/// After how long without a packet a flow is forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// While half-open.
+    pub syn: Duration,
+    /// While established.
+    pub established: Duration,
+    /// Once one end has sent FIN, or RST.
+    pub closing: Duration,
+}
+
+/// One server.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Backend {
+    /// Its name.
+    pub name: String,
+    /// Where it listens.
+    pub address: SocketAddrV4,
+    /// Its share of new flows, relative to the others'; 0 to 256, where 0 drains.
+    pub weight: u16,
+}
+
+/// How backends are checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Check {
+    /// By what.
+    pub kind: CheckKind,
+    /// Time between the starts of two checks.
+    pub interval: Duration,
+    /// The same while a state change is under way; `None`: as [`Self::interval`].
+    pub fast_interval: Option<Duration>,
+    /// The same while down; `None`: as [`Self::interval`].
+    pub down_interval: Option<Duration>,
+    /// How long a check may take.
+    pub timeout: Duration,
+    /// Passed checks in a row that bring a backend up.
+    pub rise: u32,
+    /// Failed checks in a row that take a backend down.
+    pub fall: u32,
+    /// The port that is checked; `None`: the backend's own.
+    pub port: Option<u16>,
+}
+
+/// What a check does.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CheckKind {
+    /// Nothing: the backend is always up.
+    None,
+    /// Connects.
+    Tcp,
+    /// Sends a request.
+    Http(HttpCheck),
+}
+
+/// An HTTP request and what its answer must be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HttpCheck {
+    /// Method.
+    pub method: String,
+    /// Path and query.
+    pub path: String,
+    /// Host header; `None`: the address that is checked.
+    pub host: Option<String>,
+    /// Status codes of a backend that is well.
+    pub expect: StatusRanges,
+}
+
+impl Config {
+    /// Reads and validates a file.
+    ///
+    /// # Errors
+    ///
+    /// It can't be read, or something in it is wrong: then everything that is.
+    pub fn read(file: &Path) -> Result<Self, Invalid> {
+        let text =
+            std::fs::read_to_string(file).map_err(|error| Invalid::unreadable(file, &error))?;
+        Self::parse(file, &text)
+    }
+
+    /// Validates the text of a file.
+    ///
+    /// # Errors
+    ///
+    /// Something in it is wrong: then everything that is.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, Invalid> {
+        let parsed: Result<file::File, toml::de::Error> = toml::from_str(text);
+        let result = match parsed {
+            Ok(parsed) => validate::validate(&parsed),
+            Err(error) => Err(vec![Problem::from_toml(&error)]),
+        };
+        result.map_err(|problems| Invalid::new(file, text, problems))
+    }
+}

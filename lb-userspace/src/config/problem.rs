@@ -1,0 +1,101 @@
+//! What is wrong with a configuration, told so that it can be put right.
+
+use std::{fmt, io, ops::Range, path::Path};
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Where, in bytes from the file's start.
+    pub span: Range<usize>,
+    /// What.
+    pub message: String,
+    /// What to write instead; may be empty.
+    pub hint: String,
+}
+
+impl Problem {
+    pub(super) fn new(
+        span: Range<usize>,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
+        Self { span, message: message.into(), hint: hint.into() }
+    }
+
+    pub(super) fn from_toml(error: &toml::de::Error) -> Self {
+        let message = error.message();
+        let (message, hint) = match message.split_once(", expected ") {
+            Some((message, expected)) => (message, format!("expected {expected}")),
+            None => (message, String::new()),
+        };
+        Self::new(error.span().unwrap_or(0..0), message.replace('`', "\""), hint.replace('`', "\""))
+    }
+}
+
+/// A configuration that can't be used, with everything that is wrong with it.
+///
+/// Its text has, for each problem, a line `FILE:LINE:COLUMN: message`, the line of the file with
+/// the place marked, and a hint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invalid {
+    problems: Vec<Problem>,
+    text: String,
+}
+
+impl Invalid {
+    pub(super) fn new(file: &Path, text: &str, mut problems: Vec<Problem>) -> Self {
+        problems.sort_by_key(|problem| problem.span.start);
+        let rendered: Vec<String> =
+            problems.iter().map(|problem| render(file, text, problem)).collect();
+        Self { problems, text: rendered.join("\n") }
+    }
+
+    pub(super) fn unreadable(file: &Path, error: &io::Error) -> Self {
+        let why = match error.kind() {
+            io::ErrorKind::NotFound => "no such file".to_owned(),
+            io::ErrorKind::InvalidData => "not UTF-8 text".to_owned(),
+            _ => error.to_string(),
+        };
+        Self { problems: Vec::new(), text: format!("{}: {why}", file.display()) }
+    }
+
+    /// What is wrong; nothing where the file couldn't be read.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Invalid {}
+
+fn render(file: &Path, text: &str, problem: &Problem) -> String {
+    let start = floor_char_boundary(text, problem.span.start);
+    let before = &text[..start];
+    let line_number = before.matches('\n').count() + 1;
+    let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+    let line = text[line_start..].lines().next().unwrap_or_default();
+    let column = text[line_start..start].chars().count() + 1;
+    let end = floor_char_boundary(text, problem.span.end).min(line_start + line.len());
+    let width = text.get(start..end).map_or(1, |marked| marked.chars().count().max(1));
+
+    let mut rendered = format!(
+        "{}:{line_number}:{column}: {}\n    {line}\n    {:>column$}{}",
+        file.display(),
+        problem.message,
+        "^",
+        "~".repeat(width - 1),
+    );
+    if !problem.hint.is_empty() {
+        rendered += &format!("\n    hint: {}", problem.hint);
+    }
+    rendered
+}
+
+fn floor_char_boundary(text: &str, index: usize) -> usize {
+    (0..=index.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+}

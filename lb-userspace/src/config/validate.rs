@@ -1,0 +1,446 @@
+//! From what a file says to a configuration that holds together, or to everything that is wrong.
+
+use std::{collections::HashMap, net::SocketAddr, ops::Range, path::PathBuf, time::Duration};
+
+use toml::Spanned;
+
+use super::{
+    Backend, Check, CheckKind, Config, DEFAULT_PIN_PATH, DEFAULT_SOCKET, HttpCheck, Problem,
+    Service, StatusRanges, Timeouts, file,
+    values::{self, Wrong},
+};
+
+/// Longest name of a service or backend, in bytes: what fits into a map.
+const LONGEST_NAME: usize = 63;
+/// Largest weight, as in HAProxy.
+const LARGEST_WEIGHT: i64 = 256;
+/// Most backends of one service: a ring has 100 slots for each, and 2^20 - 1 in all.
+const MOST_BACKENDS: usize = 10_000;
+
+pub(super) fn validate(file: &file::File) -> Result<Config, Vec<Problem>> {
+    let mut validator = Validator::default();
+    let config = validator.config(file);
+    if validator.problems.is_empty() { Ok(config) } else { Err(validator.problems) }
+}
+
+#[derive(Default)]
+struct Validator {
+    problems: Vec<Problem>,
+}
+
+impl Validator {
+    fn config(&mut self, file: &file::File) -> Config {
+        self.unavailable(file.user.as_ref().map(Spanned::span), "user", "leave it out");
+        let watch = file.watch.as_ref().filter(|watch| *watch.get_ref());
+        self.unavailable(watch.map(Spanned::span), "watch", "run `lb reload` after a change");
+        self.unavailable(
+            file.limits.syn_rate_per_source.as_ref().map(Spanned::span),
+            "syn_rate_per_source",
+            "leave it out",
+        );
+        if file.service.is_empty() {
+            self.problem(0..0, "no service", "add a [[service]] with name, bind and backends");
+        }
+        let timeouts = self.timeouts(&file.timeouts, DEFAULT_TIMEOUTS);
+        let services: Vec<Service> =
+            file.service.iter().map(|service| self.service(service.get_ref(), timeouts)).collect();
+        self.unique(&file.service, |service| &service.name, "service");
+        self.unique_binds(file, &services);
+
+        Config {
+            interfaces: self.interfaces(&file.interfaces),
+            xdp_mode: file.xdp_mode,
+            admin: self.admin(file.admin.as_ref()),
+            socket: path(file.socket.as_ref(), DEFAULT_SOCKET),
+            pin_path: path(file.pin_path.as_ref(), DEFAULT_PIN_PATH),
+            log: file.log.as_ref().map_or("info", |log| log.get_ref()).to_owned(),
+            log_format: file.log_format,
+            hash_seed: self.number(file.hash_seed.as_ref(), 0, 0..=u32::MAX.into(), "hash_seed"),
+            flows: self.number(
+                file.limits.flows.as_ref(),
+                1_048_576,
+                1024..=67_108_864,
+                "limits.flows",
+            ),
+            embryonic: self.number(
+                file.limits.embryonic.as_ref(),
+                131_072,
+                1024..=16_777_216,
+                "limits.embryonic",
+            ),
+            nat_addresses: self.nat_addresses(&file.nat.addresses),
+            nat_ports: file.nat.ports.as_ref().map_or((1024, 32_767), |ports| {
+                self.value(ports, values::port_range).unwrap_or((1024, 32_767))
+            }),
+            services,
+        }
+    }
+
+    fn service(&mut self, service: &file::Service, timeouts: Timeouts) -> Service {
+        self.name(&service.name);
+        self.choice(service.protocol.as_ref(), "protocol", &["tcp"], &["udp"]);
+        self.choice(
+            service.forwarding.as_ref(),
+            "forwarding",
+            &["full-nat"],
+            &["nat", "dsr", "ipip", "gue"],
+        );
+        self.choice(
+            service.balance.as_ref(),
+            "balance",
+            &["maglev"],
+            &["source", "roundrobin", "leastconn"],
+        );
+        self.choice(service.on_down.as_ref(), "on_down", &["keep"], &["reset", "move"]);
+        self.unavailable(service.affinity.as_ref().map(Spanned::span), "affinity", "leave it out");
+        if let Some(slow_start) = &service.slow_start
+            && self.value(slow_start, values::duration).is_some_and(|duration| !duration.is_zero())
+        {
+            self.unavailable(
+                Some(slow_start.span()),
+                "slow_start",
+                "leave it out, or write \"0s\"",
+            );
+        }
+        for (list, name) in [(&service.allow, "allow"), (&service.deny, "deny")] {
+            let filled = list.as_ref().filter(|list| !list.get_ref().is_empty());
+            self.unavailable(
+                filled.map(Spanned::span),
+                name,
+                "leave it empty, and filter before the balancer",
+            );
+        }
+        if service.bind.get_ref().is_empty() {
+            self.problem(service.bind.span(), "no address", "write bind = [\"192.0.2.1:8080\"]");
+        }
+        let binds = service.bind.get_ref();
+        let binds = binds.iter().filter_map(|bind| self.value(bind, values::address_and_port));
+        Service {
+            name: service.name.get_ref().clone(),
+            binds: binds.collect(),
+            timeouts: service
+                .timeouts
+                .as_ref()
+                .map_or(timeouts, |own| self.timeouts(own, timeouts)),
+            check: self.check(&service.check),
+            backends: self.backends(service),
+        }
+    }
+
+    fn backends(&mut self, service: &file::Service) -> Vec<Backend> {
+        if service.backend.is_empty() {
+            self.problem(
+                service.name.span(),
+                format!("service \"{}\" has no backend", service.name.get_ref()),
+                "add a [[service.backend]] with name and address",
+            );
+        }
+        if service.backend.len() > MOST_BACKENDS {
+            self.problem(
+                service.name.span(),
+                format!("{} backends; {MOST_BACKENDS} at most", service.backend.len()),
+                "split the service",
+            );
+        }
+        self.unique(&service.backend, |backend| &backend.name, "backend");
+        let mut addresses = HashMap::new();
+        let mut backends = Vec::new();
+        for backend in service.backend.iter().map(Spanned::get_ref) {
+            self.name(&backend.name);
+            let backup = backend.backup.as_ref().filter(|backup| *backup.get_ref());
+            self.unavailable(backup.map(Spanned::span), "backup", "leave it out");
+            let weight =
+                self.number(backend.weight.as_ref(), 1, 0..=LARGEST_WEIGHT, "weight") as u16;
+            let Some(address) = self.value(&backend.address, values::address_and_port) else {
+                continue;
+            };
+            let name = backend.name.get_ref();
+            if let Some(first) = addresses.insert(address, name) {
+                self.problem(
+                    backend.address.span(),
+                    format!("{address} is given twice: as \"{first}\" and as \"{name}\""),
+                    "remove one of them; a larger weight gives a backend more flows",
+                );
+            }
+            backends.push(Backend { name: name.clone(), address, weight });
+        }
+        backends
+    }
+
+    fn check(&mut self, check: &file::Check) -> Check {
+        let kind =
+            self.choice(check.kind.as_ref(), "check type", &["http", "tcp", "none"], &["https"]);
+        self.unavailable(
+            check.expect_body.as_ref().map(Spanned::span),
+            "expect_body",
+            "use expect with status codes",
+        );
+        let drain_on = check.drain_on.as_ref().filter(|codes| !codes.get_ref().is_empty());
+        self.unavailable(drain_on.map(Spanned::span), "drain_on", "leave it out");
+        self.unavailable(check.ca_file.as_ref().map(Spanned::span), "ca_file", "leave it out");
+        self.unavailable(check.verify.as_ref().map(Spanned::span), "verify", "leave it out");
+        let second = Duration::from_secs(1);
+        let interval = self.duration(check.interval.as_ref(), 2 * second);
+        let port = self.number(check.port.as_ref(), 0, 0..=65_535, "port") as u16;
+        Check {
+            kind: match kind {
+                "none" => CheckKind::None,
+                "tcp" => CheckKind::Tcp,
+                _ => CheckKind::Http(self.http_check(check)),
+            },
+            interval,
+            fast_interval: self.optional_duration(check.fast_interval.as_ref()),
+            down_interval: self.optional_duration(check.down_interval.as_ref()),
+            timeout: self.duration(check.timeout.as_ref(), 2 * second),
+            rise: self.number(check.rise.as_ref(), 2, 1..=1000, "rise"),
+            fall: self.number(check.fall.as_ref(), 3, 1..=1000, "fall"),
+            port: (port != 0).then_some(port),
+        }
+    }
+
+    fn http_check(&mut self, check: &file::Check) -> HttpCheck {
+        let method = check.method.as_ref().map_or("GET", |method| method.get_ref());
+        if let Some(written) = &check.method
+            && (method.is_empty() || !method.bytes().all(|byte| byte.is_ascii_uppercase()))
+        {
+            self.problem(
+                written.span(),
+                format!("\"{method}\" is no HTTP method"),
+                "write \"GET\", \"HEAD\" or \"OPTIONS\"",
+            );
+        }
+        let path = check.path.as_ref().map_or("/client/", |path| path.get_ref());
+        if let Some(written) = &check.path
+            && (!path.starts_with('/') || !path.bytes().all(|byte| byte.is_ascii_graphic()))
+        {
+            self.problem(
+                written.span(),
+                format!("\"{path}\" is no path"),
+                "write a path that begins with a slash, without blanks, as in \"/client/\"",
+            );
+        }
+        let host = check.host.as_ref().filter(|host| !host.get_ref().is_empty());
+        if let Some(written) = host
+            && !written.get_ref().bytes().all(|byte| byte.is_ascii_graphic())
+        {
+            self.problem(
+                written.span(),
+                format!("\"{}\" is no host name", written.get_ref()),
+                "write a host name, as in \"cloud.example.com\"",
+            );
+        }
+        let expect =
+            check.expect.as_ref().and_then(|expect| self.value(expect, StatusRanges::parse));
+        HttpCheck {
+            method: method.to_owned(),
+            path: path.to_owned(),
+            host: host.map(|host| host.get_ref().clone()),
+            expect: expect.unwrap_or_else(StatusRanges::success_and_redirection),
+        }
+    }
+
+    fn timeouts(&mut self, file: &file::Timeouts, default: Timeouts) -> Timeouts {
+        if let Some(udp) = &file.udp {
+            // Allowed, so that a file with every timeout can be used before UDP is.
+            self.value(udp, values::duration);
+        }
+        Timeouts {
+            syn: self.duration(file.syn.as_ref(), default.syn),
+            established: self.duration(file.established.as_ref(), default.established),
+            closing: self.duration(file.closing.as_ref(), default.closing),
+        }
+    }
+
+    fn interfaces(&mut self, interfaces: &[Spanned<String>]) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        for interface in interfaces {
+            let name = interface.get_ref();
+            // IFNAMSIZ of the kernel is 16, with the byte that ends the name.
+            if name.is_empty() || name.len() > 15 || name.contains(['/', ' ']) {
+                self.problem(
+                    interface.span(),
+                    format!("\"{name}\" is no interface name"),
+                    "write a name that `ip link` shows, as in \"eth0\"",
+                );
+            } else if names.contains(name) {
+                self.problem(
+                    interface.span(),
+                    format!("interface \"{name}\" is given twice"),
+                    "remove one of them",
+                );
+            }
+            names.push(name.clone());
+        }
+        names
+    }
+
+    fn admin(&mut self, admin: Option<&Spanned<String>>) -> Option<SocketAddr> {
+        let Some(admin) = admin else {
+            return Some(SocketAddr::from(([127, 0, 0, 1], 8404)));
+        };
+        if admin.get_ref().is_empty() {
+            return None;
+        }
+        self.value(admin, |text| {
+            text.parse().map_err(|_| {
+                (
+                    format!("\"{text}\" is no address and port"),
+                    "write an address and a port, as in \"127.0.0.1:8404\", or \"\" for none",
+                )
+            })
+        })
+    }
+
+    fn nat_addresses(&mut self, addresses: &[Spanned<String>]) -> Vec<std::net::Ipv4Addr> {
+        let parse = |text: &str| {
+            text.parse().map_err(|_| {
+                (format!("\"{text}\" is no IPv4 address"), "write one as in \"192.0.2.10\"")
+            })
+        };
+        addresses.iter().filter_map(|address| self.value(address, parse)).collect()
+    }
+
+    fn name(&mut self, name: &Spanned<String>) {
+        let text = name.get_ref();
+        let allowed = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
+        if text.is_empty() || text.len() > LONGEST_NAME || !text.chars().all(allowed) {
+            self.problem(
+                name.span(),
+                format!("\"{text}\" is no name"),
+                "write 1 to 63 letters, digits, dots, dashes or underscores",
+            );
+        }
+    }
+
+    fn unique<T>(
+        &mut self,
+        items: &[Spanned<T>],
+        name: impl Fn(&T) -> &Spanned<String>,
+        what: &str,
+    ) {
+        let mut seen = HashMap::new();
+        for name in items.iter().map(|item| name(item.get_ref())) {
+            if seen.insert(name.get_ref(), ()).is_some() {
+                self.problem(
+                    name.span(),
+                    format!("{what} \"{}\" is given twice", name.get_ref()),
+                    format!("give each {what} a name of its own"),
+                );
+            }
+        }
+    }
+
+    fn unique_binds(&mut self, file: &file::File, services: &[Service]) {
+        let mut seen = HashMap::new();
+        for (written, service) in file.service.iter().map(Spanned::get_ref).zip(services) {
+            for bind in written.bind.get_ref() {
+                let Ok(address) = values::address_and_port(bind.get_ref()) else { continue };
+                if let Some(first) = seen.insert(address, &service.name) {
+                    self.problem(
+                        bind.span(),
+                        format!("{address}/tcp is already bound by service \"{first}\""),
+                        "give it another address or port, or add the backends to that service",
+                    );
+                }
+            }
+        }
+    }
+
+    /// One of the words that this version can do; the first where none is written.
+    fn choice(
+        &mut self,
+        written: Option<&Spanned<String>>,
+        key: &str,
+        available: &[&'static str],
+        later: &[&str],
+    ) -> &'static str {
+        let Some(written) = written else { return available[0] };
+        let word = written.get_ref();
+        if let Some(word) = available.iter().find(|available| **available == *word) {
+            return word;
+        }
+        let quoted: Vec<String> = available.iter().map(|word| format!("\"{word}\"")).collect();
+        let message = if later.contains(&word.as_str()) {
+            format!("{key} \"{word}\" isn't available in this version")
+        } else {
+            format!("\"{word}\" is no {key}")
+        };
+        self.problem(written.span(), message, format!("write {}", quoted.join(", ")));
+        available[0]
+    }
+
+    fn unavailable(&mut self, span: Option<Range<usize>>, key: &str, hint: &str) {
+        if let Some(span) = span {
+            self.problem(span, format!("{key} isn't available in this version"), hint);
+        }
+    }
+
+    fn number(
+        &mut self,
+        written: Option<&Spanned<i64>>,
+        default: u32,
+        range: std::ops::RangeInclusive<i64>,
+        key: &str,
+    ) -> u32 {
+        let Some(written) = written else { return default };
+        let number = *written.get_ref();
+        if range.contains(&number) {
+            return u32::try_from(number).unwrap_or(default);
+        }
+        let (low, high) = (range.start(), range.end());
+        self.problem(
+            written.span(),
+            format!("{key} {number} is out of range: {low} to {high}"),
+            format!("write a number from {low} to {high}"),
+        );
+        default
+    }
+
+    fn duration(&mut self, written: Option<&Spanned<String>>, default: Duration) -> Duration {
+        self.optional_duration(written).unwrap_or(default)
+    }
+
+    fn optional_duration(&mut self, written: Option<&Spanned<String>>) -> Option<Duration> {
+        let written = written?;
+        let duration = self.value(written, values::duration)?;
+        if (SHORTEST_DURATION..=LONGEST_DURATION).contains(&duration) {
+            return Some(duration);
+        }
+        self.problem(
+            written.span(),
+            format!("\"{}\" is out of range: 10ms to 30days", written.get_ref()),
+            "write it as \"500ms\", \"2s\" or \"30m\"",
+        );
+        None
+    }
+
+    fn value<T>(
+        &mut self,
+        written: &Spanned<String>,
+        parse: impl FnOnce(&str) -> Result<T, Wrong>,
+    ) -> Option<T> {
+        match parse(written.get_ref()) {
+            Ok(value) => Some(value),
+            Err((message, hint)) => {
+                self.problem(written.span(), message, hint);
+                None
+            }
+        }
+    }
+
+    fn problem(&mut self, span: Range<usize>, message: impl Into<String>, hint: impl Into<String>) {
+        self.problems.push(Problem::new(span, message, hint));
+    }
+}
+
+const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
+    syn: Duration::from_secs(10),
+    established: Duration::from_secs(3600),
+    closing: Duration::from_secs(30),
+};
+const SHORTEST_DURATION: Duration = Duration::from_millis(10);
+const LONGEST_DURATION: Duration = Duration::from_secs(30 * 24 * 3600);
+
+fn path(written: Option<&Spanned<String>>, default: &str) -> PathBuf {
+    PathBuf::from(written.map_or(default, |path| path.get_ref()))
+}

@@ -1,0 +1,175 @@
+//! From a configuration to the state that it asks for, keeping what need not change.
+
+use std::net::SocketAddrV4;
+
+use lb_common::{
+    abi::{
+        Backend, BackendInfo, CheckKind, CheckResult, Lifecycle, OperatorState, ServiceInfo, Text,
+    },
+    wire::{Ipv4Address, NetworkU16},
+};
+
+use super::state::{BackendState, State};
+use crate::config::{self, Config};
+
+/// There is no room for what a configuration asks for.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error(
+    "no room for another {what}: the maps were made for {room}; to make larger ones, stop the \
+     controller, run `lb detach` and start it again"
+)]
+pub struct NoRoom {
+    what: &'static str,
+    room: u32,
+}
+
+/// How much the maps have room for.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Services.
+    pub services: u32,
+    /// Addresses, ports and protocols.
+    pub binds: u32,
+    /// Backends, with index 0, which isn't one.
+    pub backends: u32,
+}
+
+impl State {
+    /// The state that `config` asks for.
+    ///
+    /// A service keeps its index by its name, and a backend its own by service, name and address;
+    /// with it come counters, check results and what an operator said. What isn't configured any
+    /// longer is retired: it gets no new flows, and its index is free once no flow names it.
+    ///
+    /// # Errors
+    ///
+    /// The maps are too small.
+    pub fn configured(&self, config: &Config, room: Room) -> Result<Self, NoRoom> {
+        let mut state = self.clone();
+        state.settings.hash_seed = config.hash_seed;
+        let (first, last) = config.nat_ports;
+        state.settings.nat_port_first = u32::from(first);
+        state.settings.nat_port_count = u32::from(last) - u32::from(first) + 1;
+        for info in state.services.values_mut() {
+            info.lifecycle = Lifecycle::Retired;
+        }
+        state.binds.clear();
+
+        let mut kept = Vec::new();
+        for service in &config.services {
+            let index = state.place_service(service, room)?;
+            for bind in &service.binds {
+                state.binds.insert(*bind, index);
+            }
+            for backend in &service.backends {
+                kept.push(state.place_backend(index, service, backend, room)?);
+            }
+        }
+        if state.binds.len() > room.binds as usize {
+            return Err(NoRoom { what: "address that services are bound to", room: room.binds });
+        }
+        for (index, backend) in &mut state.backends {
+            if !kept.contains(index) {
+                backend.info.lifecycle = Lifecycle::Retired;
+                backend.info.ring_slots = 0;
+            }
+        }
+        Ok(state)
+    }
+
+    fn place_service(&mut self, service: &config::Service, room: Room) -> Result<u32, NoRoom> {
+        let seconds = |duration: std::time::Duration| {
+            u32::try_from(duration.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
+        };
+        let timeouts = &service.timeouts;
+        let info = ServiceInfo {
+            name: Text::new(&service.name),
+            lifecycle: Lifecycle::Active,
+            reserved: [0; 3],
+            timeouts: [timeouts.syn, timeouts.established, timeouts.closing].map(seconds),
+        };
+        let same = |known: &ServiceInfo| known.name == info.name;
+        let index = match self.services.iter().find(|(_, known)| same(known)) {
+            Some((index, _)) => *index,
+            None => (0..room.services)
+                .find(|index| !self.services.contains_key(index))
+                .ok_or(NoRoom { what: "service", room: room.services })?,
+        };
+        self.services.insert(index, info);
+        Ok(index)
+    }
+
+    fn place_backend(
+        &mut self,
+        service: u32,
+        configured: &config::Service,
+        backend: &config::Backend,
+        room: Room,
+    ) -> Result<u32, NoRoom> {
+        let name = Text::new(&backend.name);
+        let same = |known: &BackendState| {
+            known.info.service == service
+                && known.info.name == name
+                && known.address() == backend.address
+        };
+        let check = match configured.check.kind {
+            config::CheckKind::None => CheckKind::None,
+            config::CheckKind::Tcp => CheckKind::Tcp,
+            config::CheckKind::Http(_) => CheckKind::Http,
+        };
+        let known = self.backends.iter().find(|(_, known)| same(known));
+        let (index, mut state) = match known {
+            Some((index, known)) => (*index, *known),
+            None => {
+                // Index 0 stands for no backend.
+                let index = (1..room.backends)
+                    .find(|index| !self.backends.contains_key(index))
+                    .ok_or(NoRoom { what: "backend", room: room.backends - 1 })?;
+                (index, new_backend(service, name, backend.address))
+            }
+        };
+        if state.info.lifecycle != Lifecycle::Active {
+            state.info.forget_runtime();
+        }
+        state.info.lifecycle = Lifecycle::Active;
+        state.info.configured_weight = u32::from(backend.weight);
+        if state.info.check != check {
+            state.info.result = CheckResult::Unknown;
+            state.info.check = check;
+        }
+        if check == CheckKind::None {
+            state.info.result = CheckResult::Up;
+            state.info.detail = Text::new("not checked");
+        }
+        self.backends.insert(index, state);
+        Ok(index)
+    }
+}
+
+/// What a backend that came back into the configuration doesn't keep from before.
+trait ForgetRuntime {
+    fn forget_runtime(&mut self);
+}
+
+impl ForgetRuntime for BackendInfo {
+    fn forget_runtime(&mut self) {
+        self.operator = OperatorState::Ready;
+        self.operator_weight = 0;
+        self.result = CheckResult::Unknown;
+        self.detail = Text::new("");
+    }
+}
+
+fn new_backend(service: u32, name: Text<64>, address: SocketAddrV4) -> BackendState {
+    let mut info: BackendInfo = bytemuck::Zeroable::zeroed();
+    info.name = name;
+    info.service = service;
+    BackendState {
+        backend: Backend {
+            address: Ipv4Address::from(*address.ip()).words(),
+            port: NetworkU16::new(address.port()),
+            ..Backend::default()
+        },
+        info,
+    }
+}

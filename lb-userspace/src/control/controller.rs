@@ -1,0 +1,398 @@
+//! The one loop that events go through.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::Ipv4Addr,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use lb_common::abi::{CheckResult, Lifecycle, OperatorState, Text};
+use tokio::{
+    sync::{mpsc, watch},
+    time,
+};
+
+use super::{
+    configure::Room,
+    interfaces::{self, Interfaces},
+    plan::plan,
+    ring::Member,
+    ring_space::RingSpace,
+    start::Source,
+    state::State,
+    store, sweep,
+};
+use crate::{
+    api::{Call, ControllerStatus, Operation, Request, Response},
+    config::{Check, Config},
+    dataplane::{self, Loaded, Pins},
+    health::{Checker, Report, Verdict},
+    netlink::Network,
+};
+
+/// Time between two looks for idle flows.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// Sweeps in a row that must find no flow of a retired backend before its index is free.
+const IDLE_SWEEPS: u32 = 2;
+
+/// Something that happened.
+pub(super) enum Event {
+    /// A backend was checked.
+    Checked(u32, Report),
+    /// The network isn't what it was.
+    Network(Network),
+    /// A client asks something.
+    Call(Call),
+    /// It's time to look for idle flows.
+    Sweep,
+    /// SIGHUP.
+    Reload,
+    /// SIGINT or SIGTERM.
+    Stop,
+}
+
+/// The controller.
+pub(super) struct Controller {
+    pub(super) source: Source,
+    pub(super) config: Config,
+    pub(super) loaded: Loaded,
+    pub(super) pins: Pins,
+    pub(super) network: Network,
+    pub(super) interfaces: Interfaces,
+    /// What is to be.
+    pub(super) wanted: State,
+    /// What the maps hold.
+    pub(super) there: State,
+    pub(super) space: RingSpace,
+    pub(super) room: Room,
+    /// What the rings were built of.
+    pub(super) members: BTreeMap<u32, Vec<Member>>,
+    pub(super) checkers: HashMap<u32, (Check, Checker)>,
+    pub(super) idle_sweeps: HashMap<u32, u32>,
+    pub(super) addresses: watch::Sender<Vec<Ipv4Addr>>,
+    pub(super) events: mpsc::Sender<Event>,
+    pub(super) started: Instant,
+}
+
+impl Controller {
+    /// Handles events until one of them is to stop.
+    pub(super) async fn run(mut self, mut events: mpsc::Receiver<Event>) -> Self {
+        self.follow_up();
+        let sweeps = self.events.clone();
+        tokio::spawn(async move {
+            let mut interval = time::interval(SWEEP_INTERVAL);
+            interval.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+            loop {
+                interval.tick().await;
+                if sweeps.send(Event::Sweep).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let mut batch = Vec::new();
+        loop {
+            batch.clear();
+            if events.recv_many(&mut batch, 1024).await == 0 {
+                return self;
+            }
+            for event in batch.drain(..) {
+                match event {
+                    Event::Checked(index, report) => self.record(index, &report),
+                    Event::Network(network) => self.take_in(network),
+                    Event::Call((request, answer)) => {
+                        let response = self.answer(request);
+                        // A client that hung up doesn't care.
+                        let _: Result<(), Response> = answer.send(response);
+                    }
+                    Event::Sweep => self.sweep(),
+                    Event::Reload => match self.reload() {
+                        Response::Done(text) => tracing::info!("{text}"),
+                        Response::Failed(text) | Response::Refused(text) => {
+                            tracing::error!("reload: {text}");
+                        }
+                        Response::Status(_) => {}
+                    },
+                    Event::Stop => return self,
+                }
+            }
+            self.reconcile();
+        }
+    }
+
+    /// Makes the maps what is wanted. What fails is logged, and tried again at the next event.
+    pub(super) fn reconcile(&mut self) {
+        self.wanted.build_rings(&mut self.members);
+        let now = Instant::now();
+        let changes = match plan(&self.wanted, &self.there, &mut self.space, now) {
+            Ok(changes) => changes,
+            Err(error) => return tracing::error!(%error, "the rings stay as they are"),
+        };
+        for change in &changes {
+            let maps = &mut self.loaded.maps;
+            if let Err(error) = store::apply(change, maps, &mut self.there, &mut self.space, now) {
+                return tracing::error!(%error, ?change, "a change failed; it is tried again");
+            }
+        }
+    }
+
+    /// Starts and stops checks, and watches addresses, as the state says.
+    fn follow_up(&mut self) {
+        let mut checkers = HashMap::new();
+        let mut addresses = Vec::new();
+        for (index, state) in &self.wanted.backends {
+            addresses.push(*state.address().ip());
+            let configured = self.wanted.services.get(&state.info.service).and_then(|service| {
+                self.config.services.iter().find(|known| known.name == service.name.as_str())
+            });
+            let Some(service) = configured else { continue };
+            let checked = state.info.lifecycle == Lifecycle::Active
+                && state.info.operator != OperatorState::Maint
+                && service.check.kind != crate::config::CheckKind::None;
+            if !checked {
+                continue;
+            }
+            let running = self.checkers.remove(index).filter(|(check, _)| *check == service.check);
+            let running = running.unwrap_or_else(|| {
+                let events = self.events.clone();
+                let index = *index;
+                let verdict = match state.info.result {
+                    CheckResult::Up => Verdict::Up,
+                    CheckResult::Down => Verdict::Down,
+                    _ => Verdict::Unknown,
+                };
+                // The golden ratio spreads any number of backends evenly.
+                let phase = (f64::from(index) * 0.618_034).fract();
+                let checker = Checker::start(
+                    service.check.clone(),
+                    state.address(),
+                    verdict,
+                    phase,
+                    move |report| {
+                        let events = events.clone();
+                        async move {
+                            // Fails only while the controller stops.
+                            let _: Result<(), _> = events.send(Event::Checked(index, report)).await;
+                        }
+                    },
+                );
+                (service.check.clone(), checker)
+            });
+            checkers.insert(*index, running);
+        }
+        self.checkers = checkers;
+        addresses.sort();
+        addresses.dedup();
+        self.addresses.send_if_modified(|known| {
+            let changed = *known != addresses;
+            *known = addresses;
+            changed
+        });
+    }
+
+    /// Takes in the result of a check.
+    fn record(&mut self, index: u32, report: &Report) {
+        // A check that was under way when checking ended.
+        if !self.checkers.contains_key(&index) {
+            return;
+        }
+        let Some(state) = self.wanted.backends.get_mut(&index) else { return };
+        let result = match report.verdict {
+            Verdict::Unknown => CheckResult::Unknown,
+            Verdict::Up => CheckResult::Up,
+            Verdict::Down => CheckResult::Down,
+        };
+        state.info.detail = Text::new(&report.detail);
+        state.info.check_microseconds =
+            u32::try_from(report.duration.as_micros()).unwrap_or(u32::MAX);
+        if state.info.result != result {
+            state.info.result = result;
+            state.info.last_change =
+                SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+            let service = self.wanted.services.get(&state.info.service);
+            let service = service.map_or("", |service| service.name.as_str());
+            let backend = state.info.name.as_str();
+            if result == CheckResult::Up {
+                tracing::info!(service, backend, detail = report.detail, "up");
+            } else {
+                tracing::warn!(service, backend, detail = report.detail, "down");
+            }
+        }
+    }
+
+    /// Takes in what the network looks like now.
+    fn take_in(&mut self, network: Network) {
+        for (address, hop) in &network.next_hops {
+            if let Err(unresolved) = hop
+                && self.network.next_hops.get(address) != Some(hop)
+            {
+                tracing::warn!(backend = %address, "not reachable: {unresolved}");
+            }
+        }
+        self.network = network;
+        if let Ok(wanted) = interfaces::wanted(&self.config, &self.network) {
+            let result = self.interfaces.attach(
+                &mut self.loaded,
+                &self.pins,
+                &self.config,
+                &self.network,
+                &wanted,
+            );
+            if let Err(error) = result {
+                tracing::error!(%error, "attaching");
+            }
+        } else {
+            tracing::error!("an interface has gone; nothing is forwarded there until it is back");
+        }
+        let attached = self.interfaces.indices();
+        self.wanted.apply_network(&self.config, &self.network, &attached);
+    }
+
+    fn answer(&mut self, request: Request) -> Response {
+        match request {
+            Request::Status => Response::Status(ControllerStatus {
+                pid: std::process::id(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                uptime_s: self.started.elapsed().as_secs(),
+                config: self.source.file.display().to_string(),
+                interfaces: self.interfaces.status(),
+            }),
+            Request::Reload => self.reload(),
+            Request::Operate { service, backend, operation } => {
+                self.operate(&service, &backend, operation)
+            }
+        }
+    }
+
+    fn operate(&mut self, service: &str, backend: &str, operation: Operation) -> Response {
+        let Some(index) = self.wanted.find_backend(service, backend) else {
+            return Response::Refused(format!(
+                "no backend {service}/{backend}; `lb list backends` shows those there are"
+            ));
+        };
+        let Some(state) = self.wanted.backends.get_mut(&index) else {
+            return Response::Failed("the backend has just gone".to_owned());
+        };
+        let info = &mut state.info;
+        let was_maint = info.operator == OperatorState::Maint;
+        match operation {
+            Operation::Drain => info.operator = OperatorState::Drain,
+            Operation::Maint => info.operator = OperatorState::Maint,
+            Operation::Ready => {
+                info.operator = OperatorState::Ready;
+                info.operator_weight = 0;
+            }
+            Operation::Weight(weight) if weight > 256 => {
+                return Response::Refused(format!("weight {weight} is out of range: 0 to 256"));
+            }
+            Operation::Weight(weight) => info.operator_weight = u32::from(weight) + 1,
+        }
+        if was_maint
+            && info.operator != OperatorState::Maint
+            && info.check != lb_common::abi::CheckKind::None
+        {
+            // It wasn't checked meanwhile: the next check decides.
+            info.result = CheckResult::Unknown;
+            info.detail = Text::new("");
+        }
+        let text = format!("{service}/{backend}: {}, weight {}", info.state(), info.weight());
+        tracing::info!(service, backend, ?operation, "an operator's command");
+        self.reconcile();
+        self.follow_up();
+        Response::Done(text)
+    }
+
+    /// Applies the configuration file again: all of it, or nothing.
+    fn reload(&mut self) -> Response {
+        let config = match self.source.read() {
+            Ok(config) => config,
+            Err(error) => return Response::Refused(error.to_string()),
+        };
+        if let Some(key) = fixed_key(&self.config, &config) {
+            return Response::Refused(format!(
+                "{key} can't be changed by a reload; nothing was changed: restart `lb run` for it"
+            ));
+        }
+        let interfaces = match interfaces::wanted(&config, &self.network) {
+            Ok(interfaces) => interfaces,
+            Err(why) => return Response::Refused(format!("{why}; nothing was changed")),
+        };
+        let mut wanted = match self.wanted.configured(&config, self.room) {
+            Ok(wanted) => wanted,
+            Err(error) => return Response::Refused(format!("{error}; nothing was changed")),
+        };
+        let mut members = self.members.clone();
+        wanted.build_rings(&mut members);
+        let now = Instant::now();
+        // Whether the rings fit is found out on a copy.
+        if let Err(error) = plan(&wanted, &self.there, &mut self.space.clone(), now) {
+            return Response::Refused(format!("{error}; nothing was changed"));
+        }
+        let before = self.interfaces.indices();
+        if let Err(error) = self.interfaces.attach(
+            &mut self.loaded,
+            &self.pins,
+            &config,
+            &self.network,
+            &interfaces,
+        ) {
+            return Response::Failed(error.to_string());
+        }
+        self.config = config;
+        self.wanted = wanted;
+        self.members = members;
+        if self.interfaces.indices() != before {
+            self.interfaces.warn_of_detours(&self.network);
+        }
+        let attached = self.interfaces.indices();
+        self.wanted.apply_network(&self.config, &self.network, &attached);
+        self.reconcile();
+        self.follow_up();
+        Response::Done(format!(
+            "reloaded {}: {} services, {} backends",
+            self.source.file.display(),
+            self.config.services.len(),
+            self.config.services.iter().map(|service| service.backends.len()).sum::<usize>(),
+        ))
+    }
+
+    /// Forgets idle flows, and frees the indices of retired backends that no flow names.
+    fn sweep(&mut self) {
+        let services = &self.there.services;
+        let swept = match sweep::sweep(&mut self.loaded.maps, services, dataplane::now()) {
+            Ok(swept) => swept,
+            Err(error) => return tracing::error!(%error, "looking for idle flows"),
+        };
+        if swept.removed > 0 {
+            tracing::debug!(entries = swept.removed, "forgot idle flows");
+        }
+        let retired = |lifecycle| lifecycle == Lifecycle::Retired;
+        let mut idle = HashMap::new();
+        self.wanted.backends.retain(|index, state| {
+            if !retired(state.info.lifecycle) || swept.backends_in_use.contains(index) {
+                return true;
+            }
+            let sweeps = self.idle_sweeps.get(index).copied().unwrap_or(0) + 1;
+            idle.insert(*index, sweeps);
+            sweeps < IDLE_SWEEPS
+        });
+        self.idle_sweeps = idle;
+        let backends = &self.wanted.backends;
+        self.wanted.services.retain(|index, info| {
+            !retired(info.lifecycle) || backends.values().any(|state| state.info.service == *index)
+        });
+        self.follow_up();
+    }
+}
+
+/// The first key that differs and that a running controller can't change.
+fn fixed_key(old: &Config, new: &Config) -> Option<&'static str> {
+    let keys = [
+        ("socket", old.socket != new.socket),
+        ("pin_path", old.pin_path != new.pin_path),
+        ("admin", old.admin != new.admin),
+        ("log", old.log != new.log || old.log_format != new.log_format),
+        ("limits", (old.flows, old.embryonic) != (new.flows, new.embryonic)),
+        ("xdp_mode", old.xdp_mode != new.xdp_mode),
+    ];
+    keys.into_iter().find(|(_, differs)| *differs).map(|(key, _)| key)
+}

@@ -1,0 +1,24 @@
+//! The controller: from configuration, check results, the network and operators' commands to what
+//! the maps hold.
+//!
+//! [`state`] is what is wanted and what is there, as values; [`configure`], [`ring`] and [`plan`]
+//! decide, without a clock or a socket; [`store`] carries out; [`controller`] is the one loop that
+//! events go through, and the only one that writes maps; [`start`] sets it up.
+
+pub mod configure;
+mod controller;
+mod interfaces;
+pub mod plan;
+mod preflight;
+pub mod ring;
+pub mod ring_space;
+mod start;
+pub mod state;
+mod store;
+mod sweep;
+
+pub use preflight::PreflightError;
+pub use start::{Overrides, StartError, run};
+
+/// Addresses that full NAT can send from, over the life of the maps.
+const NAT_SOURCES: u32 = 256;

@@ -1,0 +1,257 @@
+//! Ring building: Maglev consistent hashing (Eisenbud et al., NSDI 2016, section 3.4), in two steps.
+//!
+//! 1. Every configured backend fills its share of the slots, each by its own permutation, turn by
+//!    turn.
+//! 2. The slots of backends that take no new flows are handed to those that do, again turn by turn.
+//!
+//! So a backend that goes down, or drains, moves no slot of the others, and when it comes back the
+//! ring is what it was. Only a change to the configured set or to weights disturbs others, and the
+//! size is chosen so that for ten backends this stays below two in a hundred.
+
+use std::hash::Hasher;
+
+use siphasher::sip::SipHasher13;
+
+/// A backend as its ring sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// What stands in its slots.
+    pub index: u32,
+    /// What it is recognised by on every balancer: its address and port.
+    pub identity: String,
+    /// Share of the slots, relative to the others'.
+    pub weight: u32,
+    /// Whether new flows may go to it.
+    pub available: bool,
+}
+
+/// Sizes of rings: primes.
+const SIZES: [u32; 8] = [8191, 16_381, 32_749, 65_521, 131_071, 262_139, 524_287, 1_048_573];
+/// Fewest slots for each backend, so that shares are right within one in a hundred.
+const SLOTS_A_BACKEND: usize = 100;
+
+/// The size of a ring for a number of backends.
+///
+/// The smallest size serves up to 81 of them. A tenth of it would still divide evenly, but would
+/// move 2.7% of the other backends' slots when one of ten is removed from the configuration.
+pub fn size(backends: usize) -> u32 {
+    let wanted = backends.saturating_mul(SLOTS_A_BACKEND);
+    SIZES.into_iter().find(|size| *size as usize >= wanted).unwrap_or(SIZES[SIZES.len() - 1])
+}
+
+/// Fills a ring of `size` slots, which is prime. Empty where no member is available.
+///
+/// The result depends on the members and their order only through index, identity, weight and
+/// availability: balancers with the same configuration build the same ring.
+pub fn build(members: &[Member], size: u32, seed: u32) -> Vec<u32> {
+    let mut members: Vec<&Member> = members.iter().filter(|member| member.weight > 0).collect();
+    members.sort_by(|first, second| first.identity.cmp(&second.identity));
+    if !members.iter().any(|member| member.available) {
+        return Vec::new();
+    }
+
+    let mut permutations: Vec<Permutation> =
+        members.iter().map(|member| Permutation::new(&member.identity, size, seed)).collect();
+    let mut owners: Vec<Option<usize>> = vec![None; size as usize];
+    let weights: Vec<u32> = members.iter().map(|member| member.weight).collect();
+    fill(&mut owners, &mut permutations, &shares(&weights, size));
+
+    // Who is left takes over, counting what they have already.
+    for owner in &mut owners {
+        *owner = owner.filter(|owner| members[*owner].available);
+    }
+    let available: Vec<u32> =
+        members.iter().map(|member| if member.available { member.weight } else { 0 }).collect();
+    for (permutation, member) in permutations.iter_mut().zip(&members) {
+        *permutation = Permutation::new(&member.identity, size, seed);
+    }
+    fill(&mut owners, &mut permutations, &shares(&available, size));
+
+    owners.into_iter().flatten().map(|owner| members[owner].index).collect()
+}
+
+/// Whole numbers of slots in proportion to the weights: largest remainders first.
+fn shares(weights: &[u32], size: u32) -> Vec<u32> {
+    let total: u64 = weights.iter().map(|weight| u64::from(*weight)).sum();
+    let exact = |weight: &u32| u64::from(*weight) * u64::from(size);
+    let mut shares: Vec<u32> =
+        weights.iter().map(|weight| (exact(weight) / total) as u32).collect();
+    let mut order: Vec<usize> = (0..weights.len()).collect();
+    order.sort_by_key(|index| std::cmp::Reverse(exact(&weights[*index]) % total));
+    let left = size - shares.iter().sum::<u32>();
+    for index in order.into_iter().take(left as usize) {
+        shares[index] += 1;
+    }
+    shares
+}
+
+/// Lets each owner in turn take the next free slot of its permutation until every slot is taken.
+/// Turns come in proportion to shares; who has its share waits.
+fn fill(owners: &mut [Option<usize>], permutations: &mut [Permutation], shares: &[u32]) {
+    let mut missing: Vec<u32> = shares.to_vec();
+    let mut free = owners.len();
+    for owner in owners.iter().flatten() {
+        missing[*owner] = missing[*owner].saturating_sub(1);
+        free -= 1;
+    }
+    let largest = shares.iter().copied().max().unwrap_or(0);
+    let mut credit = vec![0; shares.len()];
+    while free > 0 {
+        for (index, permutation) in permutations.iter_mut().enumerate() {
+            if missing[index] == 0 || free == 0 {
+                continue;
+            }
+            // One slot a turn for the largest share, a fraction for the others.
+            credit[index] += shares[index];
+            if credit[index] < largest {
+                continue;
+            }
+            credit[index] -= largest;
+            owners[permutation.next_free(owners)] = Some(index);
+            missing[index] -= 1;
+            free -= 1;
+        }
+    }
+}
+
+/// The order in which a backend wants slots: all of them, each once, since the size is prime.
+struct Permutation {
+    next: u64,
+    skip: u64,
+}
+
+impl Permutation {
+    fn new(identity: &str, size: u32, seed: u32) -> Self {
+        let hash = |key: u64| {
+            let mut hasher = SipHasher13::new_with_keys(u64::from(seed), key);
+            hasher.write(identity.as_bytes());
+            hasher.finish()
+        };
+        let size = u64::from(size);
+        Self { next: hash(0) % size, skip: hash(1) % (size - 1) + 1 }
+    }
+
+    fn next_free(&mut self, owners: &[Option<usize>]) -> usize {
+        loop {
+            let slot = self.next as usize;
+            self.next = (self.next + self.skip) % owners.len() as u64;
+            if owners[slot].is_none() {
+                return slot;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn members(count: u32) -> Vec<Member> {
+        (1..=count)
+            .map(|index| Member {
+                index,
+                identity: format!("192.0.2.{index}:8080"),
+                weight: 1,
+                available: true,
+            })
+            .collect()
+    }
+
+    fn counts(ring: &[u32], highest: u32) -> Vec<usize> {
+        (1..=highest).map(|index| ring.iter().filter(|slot| **slot == index).count()).collect()
+    }
+
+    /// The part of the slots of backends other than `gone` that another backend has, in percent.
+    fn moved(before: &[u32], after: &[u32], gone: u32) -> f64 {
+        let others = before.iter().filter(|slot| **slot != gone).count();
+        let moved =
+            before.iter().zip(after).filter(|(old, new)| **old != gone && old != new).count();
+        moved as f64 * 100.0 / others as f64
+    }
+
+    #[test]
+    fn sizes_are_prime_and_large_enough() {
+        for size in SIZES {
+            assert!((2..).take_while(|n| n * n <= size).all(|n| size % n != 0), "{size}");
+            assert!(size <= lb_common::abi::Ring::MAXIMUM_SIZE);
+        }
+        assert_eq!(size(1), 8191);
+        assert_eq!(size(81), 8191);
+        assert_eq!(size(82), 16_381);
+        assert_eq!(size(10_000), 1_048_573);
+    }
+
+    #[test]
+    fn equal_weights_share_equally() {
+        for count in [1, 2, 3, 7, 10, 64, 100] {
+            let size = size(count as usize);
+            let counts = counts(&build(&members(count), size, 0), count);
+            let fair = f64::from(size) / f64::from(count);
+            for slots in counts {
+                assert!((slots as f64 - fair).abs() <= fair / 100.0, "{count}: {slots} of {fair}");
+            }
+        }
+    }
+
+    #[test]
+    fn removing_and_adding_one_of_ten_moves_few_others() {
+        for seed in 0..20 {
+            let all = members(10);
+            let before = build(&all, size(10), seed);
+            for gone in 1..=10 {
+                let mut rest = all.clone();
+                rest.retain(|member| member.index != gone);
+                let after = build(&rest, size(9), seed);
+                let moved = moved(&before, &after, gone);
+                assert!(moved <= 2.0, "seed {seed}, {gone}: {moved:.2}% moved");
+            }
+            // Adding it back gives the ring from before.
+            assert_eq!(build(&all, size(10), seed), before);
+        }
+    }
+
+    #[test]
+    fn the_order_in_the_configuration_does_not_matter() {
+        let mut reversed = members(10);
+        reversed.reverse();
+        assert_eq!(build(&reversed, 8191, 7), build(&members(10), 8191, 7));
+        assert_ne!(build(&reversed, 8191, 8), build(&members(10), 8191, 7));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn going_down_moves_no_slot_of_another_and_shares_stay_right(
+            weights in prop::collection::vec(0u32..=256, 1..12),
+            down in prop::collection::vec(any::<bool>(), 12),
+        ) {
+            let mut all = members(weights.len() as u32);
+            for (member, weight) in all.iter_mut().zip(&weights) {
+                member.weight = *weight;
+            }
+            let before = build(&all, 8191, 0);
+            for (member, down) in all.iter_mut().zip(&down) {
+                member.available = !down;
+            }
+            let after = build(&all, 8191, 0);
+            let total: u32 =
+                all.iter().filter(|member| member.available).map(|member| member.weight).sum();
+            if total == 0 {
+                prop_assert!(after.is_empty());
+                return Ok(());
+            }
+            prop_assert_eq!(after.len(), 8191);
+            for (old, new) in before.iter().zip(&after) {
+                let owner = &all[*old as usize - 1];
+                prop_assert!(!owner.available || old == new);
+            }
+            for (member, slots) in all.iter().zip(counts(&after, all.len() as u32)) {
+                let weight = if member.available { member.weight } else { 0 };
+                let fair = 8191.0 * f64::from(weight) / f64::from(total);
+                prop_assert!((slots as f64 - fair).abs() <= 2.0 + fair / 100.0);
+            }
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Which part of the map of all rings belongs to which ring.
+
+use std::time::{Duration, Instant};
+
+/// How long a range rests before it is given out again: far longer than a packet that still reads
+/// the old ring can take.
+pub const GRACE: Duration = Duration::from_secs(1);
+
+/// The ranges of slots that are in use or resting.
+#[derive(Clone, Debug)]
+pub struct RingSpace {
+    slots: u32,
+    ranges: Vec<Range>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Range {
+    offset: u32,
+    size: u32,
+    /// `None` while in use.
+    freed: Option<Instant>,
+}
+
+impl RingSpace {
+    /// All of `slots` slots free.
+    pub const fn new(slots: u32) -> Self {
+        Self { slots, ranges: Vec::new() }
+    }
+
+    /// Marks a range as in use that was given out by an earlier controller.
+    pub fn adopt(&mut self, offset: u32, size: u32) {
+        self.ranges.push(Range { offset, size, freed: None });
+        self.ranges.sort_by_key(|range| range.offset);
+    }
+
+    /// Gives out the first range of `size` slots that is free at `now`.
+    pub fn allocate(&mut self, size: u32, now: Instant) -> Option<u32> {
+        self.ranges.retain(|range| {
+            range.freed.is_none_or(|freed| now.saturating_duration_since(freed) < GRACE)
+        });
+        let mut offset = 0u32;
+        for range in &self.ranges {
+            if range.offset.saturating_sub(offset) >= size {
+                break;
+            }
+            offset = offset.max(range.offset + range.size);
+        }
+        if u64::from(offset) + u64::from(size) > u64::from(self.slots) {
+            return None;
+        }
+        self.adopt(offset, size);
+        Some(offset)
+    }
+
+    /// Takes back the range that begins at `offset`; it rests from `now` on.
+    pub fn free(&mut self, offset: u32, now: Instant) {
+        let used = |range: &&mut Range| range.offset == offset && range.freed.is_none();
+        if let Some(range) = self.ranges.iter_mut().find(used) {
+            range.freed = Some(now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_freed_range_rests_and_then_is_used_again() {
+        let start = Instant::now();
+        let mut space = RingSpace::new(300);
+        assert_eq!(space.allocate(100, start), Some(0));
+        assert_eq!(space.allocate(100, start), Some(100));
+        space.free(0, start);
+        assert_eq!(space.allocate(100, start), Some(200));
+        assert_eq!(space.allocate(100, start + GRACE / 2), None);
+        assert_eq!(space.allocate(101, start + GRACE), None);
+        assert_eq!(space.allocate(60, start + GRACE), Some(0));
+        assert_eq!(space.allocate(40, start + GRACE), Some(60));
+    }
+
+    #[test]
+    fn an_adopted_range_is_not_given_out() {
+        let mut space = RingSpace::new(300);
+        space.adopt(50, 100);
+        assert_eq!(space.allocate(60, Instant::now()), Some(150));
+        assert_eq!(space.allocate(50, Instant::now()), Some(0));
+    }
+}

@@ -1,0 +1,304 @@
+//! Setting the controller up, and taking it down.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs, io,
+    net::SocketAddr,
+    path::PathBuf,
+    time::Instant,
+};
+
+use lb_common::abi;
+use nix::fcntl::{Flock, FlockArg};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+};
+
+use super::{
+    NAT_SOURCES,
+    configure::{NoRoom, Room},
+    controller::{Controller, Event},
+    interfaces::{self, Interfaces},
+    preflight, ring, store,
+};
+use crate::{
+    api,
+    config::{Config, Invalid},
+    dataplane::{Capacity, DataplaneError, ModeChoice, Pins, load},
+    netlink::{self, NetlinkError, Reader},
+};
+
+/// What the command line sets instead of the file.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// Interfaces.
+    pub interfaces: Vec<String>,
+    /// How the program is attached.
+    pub xdp_mode: Option<ModeChoice>,
+    /// Where the admin pages are served; `Some(None)`: nowhere.
+    pub admin: Option<Option<SocketAddr>>,
+    /// The control socket.
+    pub socket: Option<PathBuf>,
+    /// The directory of pins.
+    pub pin_path: Option<PathBuf>,
+}
+
+/// Where the configuration comes from, at the start and at each reload.
+#[derive(Clone, Debug)]
+pub(super) struct Source {
+    pub(super) file: PathBuf,
+    overrides: Overrides,
+}
+
+impl Source {
+    pub(super) fn read(&self) -> Result<Config, Invalid> {
+        let mut config = Config::read(&self.file)?;
+        let overrides = self.overrides.clone();
+        if !overrides.interfaces.is_empty() {
+            config.interfaces = overrides.interfaces;
+        }
+        config.xdp_mode = overrides.xdp_mode.unwrap_or(config.xdp_mode);
+        config.admin = overrides.admin.unwrap_or(config.admin);
+        config.socket = overrides.socket.unwrap_or(config.socket);
+        config.pin_path = overrides.pin_path.unwrap_or(config.pin_path);
+        Ok(config)
+    }
+}
+
+/// Why the controller doesn't start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration.
+    #[error("{0}")]
+    Config(#[from] Invalid),
+    /// What the configuration asks for doesn't fit this host.
+    #[error("{0}")]
+    Unusable(String),
+    /// This host.
+    #[error("{0}")]
+    Preflight(#[from] preflight::PreflightError),
+    /// The program or its maps.
+    #[error("{0}")]
+    Dataplane(#[from] DataplaneError),
+    /// The maps are too small.
+    #[error("{0}")]
+    NoRoom(#[from] NoRoom),
+    /// The network.
+    #[error("{0}")]
+    Netlink(#[from] NetlinkError),
+    /// Another controller.
+    #[error("another controller runs on {path}, as process {pid}; stop that one first")]
+    Running {
+        /// The pins.
+        path: PathBuf,
+        /// Its process.
+        pid: u32,
+    },
+    /// Something of the operating system.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Runs the controller until SIGINT or SIGTERM. The data plane goes on without it, unless
+/// `detach_on_exit`.
+///
+/// # Errors
+///
+/// It can't start, or can't detach.
+pub async fn run(
+    file: PathBuf,
+    overrides: Overrides,
+    detach_on_exit: bool,
+    prepare: impl FnOnce(&Config),
+) -> Result<(), StartError> {
+    let source = Source { file, overrides };
+    let config = source.read()?;
+    prepare(&config);
+    preflight::check(&config)?;
+    let pins = Pins::new(&config.pin_path);
+    pins.create()?;
+    let lock = lock(&pins)?;
+    let socket = config.socket.clone();
+
+    let (events, receiver) = mpsc::channel(1024);
+    let controller = assemble(source, config, pins.clone(), events.clone()).await?;
+    let (calls, mut incoming) = mpsc::channel(64);
+    api::serve(&socket, calls).map_err(|source| StartError::System {
+        what: format!("control socket {}", socket.display()),
+        source,
+    })?;
+    let forward = events.clone();
+    tokio::spawn(async move {
+        while let Some(call) = incoming.recv().await {
+            if forward.send(Event::Call(call)).await.is_err() {
+                return;
+            }
+        }
+    });
+    watch_network(&controller, events.clone());
+    watch_signals(&events)?;
+
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        services = controller.config.services.len(),
+        "ready"
+    );
+    let controller = controller.run(receiver).await;
+    if let Err(error) = fs::remove_file(&socket) {
+        tracing::warn!(%error, socket = %socket.display(), "removing the control socket");
+    }
+    drop(controller);
+    if detach_on_exit {
+        pins.remove()?;
+        tracing::info!("stopped, and detached");
+    } else {
+        tracing::info!("stopped; the data plane goes on, until `lb detach`");
+    }
+    drop(lock);
+    Ok(())
+}
+
+/// Keeps a second controller away from the same pins, for as long as the lock lives.
+fn lock(pins: &Pins) -> Result<Flock<fs::File>, StartError> {
+    let system = |source: io::Error| StartError::System {
+        what: pins.directory().display().to_string(),
+        source,
+    };
+    let directory = fs::File::open(pins.directory()).map_err(system)?;
+    Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
+        if error != nix::errno::Errno::EWOULDBLOCK {
+            return system(error.into());
+        }
+        StartError::Running { path: pins.directory().to_path_buf(), pid: controller_pid(pins) }
+    })
+}
+
+/// The process that wrote the maps last; 0 where it isn't known.
+fn controller_pid(pins: &Pins) -> u32 {
+    crate::dataplane::Maps::open(pins)
+        .ok()
+        .and_then(|maps| maps.settings.get(&0, 0).ok())
+        .map_or(0, |settings| settings.controller)
+}
+
+/// Loads the program, brings the maps to what the configuration says, and attaches.
+async fn assemble(
+    source: Source,
+    config: Config,
+    pins: Pins,
+    events: mpsc::Sender<Event>,
+) -> Result<Controller, StartError> {
+    let backends = config.services.iter().flat_map(|service| &service.backends);
+    let addresses: Vec<_> = backends.map(|backend| *backend.address.ip()).collect();
+    let network = Reader::connect()?.read(addresses).await?;
+    let wanted = interfaces::wanted(&config, &network).map_err(StartError::Unusable)?;
+
+    let loaded = load(&pins, &capacity(&config))?;
+    let (there, space) = store::observe(&loaded.maps)?;
+    let room = Room {
+        services: loaded.maps.service_info.len(),
+        binds: loaded.maps.most_binds()?,
+        backends: loaded.maps.backend_info.len(),
+    };
+    let mut state = there.configured(&config, room)?;
+    state.settings.abi_version = abi::VERSION;
+    state.settings.controller = std::process::id();
+    if !there.backends.is_empty() {
+        tracing::info!(backends = there.backends.len(), "took over the pinned maps");
+    }
+
+    let indices: Vec<u32> = wanted.iter().map(|(index, _)| *index).collect();
+    state.apply_network(&config, &network, &indices);
+    let mut controller = Controller {
+        source,
+        config,
+        pins,
+        interfaces: Interfaces::default(),
+        wanted: state,
+        there,
+        space,
+        room,
+        members: BTreeMap::new(),
+        checkers: HashMap::new(),
+        idle_sweeps: HashMap::new(),
+        addresses: watch::channel(Vec::new()).0,
+        events,
+        started: Instant::now(),
+        network,
+        loaded,
+    };
+    // The maps first: a program that is attached finds them filled.
+    controller.reconcile();
+    controller.interfaces.attach(
+        &mut controller.loaded,
+        &controller.pins,
+        &controller.config,
+        &controller.network,
+        &wanted,
+    )?;
+    controller.interfaces.warn_of_detours(&controller.network);
+    Ok(controller)
+}
+
+/// Room for twice what is configured, and for some more services and backends in any case.
+fn capacity(config: &Config) -> Capacity {
+    let double = |count: usize, least: u32| {
+        u32::try_from(count * 2).unwrap_or(u32::MAX).next_power_of_two().max(least)
+    };
+    let count = |part: fn(&crate::config::Service) -> usize| -> usize {
+        config.services.iter().map(part).sum()
+    };
+    let slots = count(|service| ring::size(service.backends.len()) as usize);
+    Capacity {
+        flows: config.flows,
+        embryonic: config.embryonic,
+        services: double(config.services.len(), 256),
+        binds: double(count(|service| service.binds.len()), 1024),
+        backends: double(count(|service| service.backends.len()), 1024),
+        // Twice again: while a ring is replaced, both are there.
+        ring_slots: double(slots * 2, 1 << 20),
+        nat_sources: NAT_SOURCES,
+    }
+}
+
+fn watch_network(controller: &Controller, events: mpsc::Sender<Event>) {
+    let addresses = controller.addresses.subscribe();
+    tokio::spawn(async move {
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Some(network) = receiver.recv().await {
+                if events.send(Event::Network(network)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        if let Err(error) = netlink::watch(addresses, |network| sender.send(network).is_ok()).await
+        {
+            tracing::error!(%error, "the network is no longer watched; restart the controller");
+        }
+    });
+}
+
+fn watch_signals(events: &mpsc::Sender<Event>) -> Result<(), StartError> {
+    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+        let mut signals = signal(kind)
+            .map_err(|source| StartError::System { what: "signals".to_owned(), source })?;
+        let events = events.clone();
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                let event = if kind == SignalKind::hangup() { Event::Reload } else { Event::Stop };
+                if events.send(event).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,222 @@
+//! The maps as a state: read when the controller starts, and changed step by step. The only place
+//! that writes them.
+
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    time::Instant,
+};
+
+use aya::maps::MapError;
+use lb_common::{
+    abi::{Backend, BackendInfo, Counters, Lifecycle, LocalMac, ServiceInfo, ServiceKey, maps},
+    wire::{Ipv4Address, MacAddress, NetworkU16, PROTOCOL_TCP},
+};
+
+use super::{
+    plan::Change,
+    ring_space::RingSpace,
+    state::{BackendState, RingState, State},
+};
+use crate::dataplane::{DataplaneError, Maps, nat_source_words};
+
+/// The state that the maps hold, and which slots of rings are in use.
+///
+/// # Errors
+///
+/// A map can't be read.
+pub(super) fn observe(maps: &Maps) -> Result<(State, RingSpace), DataplaneError> {
+    let mut state = State {
+        settings: maps.settings.get(&0, 0).map_err(DataplaneError::map(maps::SETTINGS))?,
+        ..State::default()
+    };
+    for index in 0..maps.service_info.len() {
+        let info = maps.service_info.get(&index, 0).map_err(DataplaneError::map(SERVICE_INFO))?;
+        if info.lifecycle != Lifecycle::Free {
+            state.services.insert(index, info);
+        }
+    }
+    for index in 1..maps.backend_info.len() {
+        let info = maps.backend_info.get(&index, 0).map_err(DataplaneError::map(BACKEND_INFO))?;
+        if info.lifecycle != Lifecycle::Free {
+            let backend =
+                maps.backends.get(&index, 0).map_err(DataplaneError::map(maps::BACKENDS))?;
+            state.backends.insert(index, BackendState { backend, info });
+        }
+    }
+    let mut space = RingSpace::new(maps.rings.slots());
+    for entry in maps.services.iter() {
+        let (key, service) = entry.map_err(DataplaneError::map(maps::SERVICES))?;
+        let bind = SocketAddrV4::new(key.address.into(), key.port.get());
+        state.binds.insert(bind, service.index);
+        if !state.rings.contains_key(&service.index) {
+            let ring = service.ring;
+            if ring.size() > 0 {
+                space.adopt(ring.offset(), ring.size());
+            }
+            let slots = maps.rings.read(ring.offset(), ring.size()).into();
+            state.rings.insert(service.index, RingState { slots, ring });
+        }
+    }
+    for index in 0..maps.nat_sources.len() {
+        let words =
+            maps.nat_sources.get(&index, 0).map_err(DataplaneError::map(maps::NAT_SOURCES))?;
+        if words[0] == 0 {
+            break;
+        }
+        state.nat_sources.push(Ipv4Addr::from(words[0].to_ne_bytes()));
+    }
+    for key in maps.local_macs.keys() {
+        let key = key.map_err(DataplaneError::map(maps::LOCAL_MACS))?;
+        state.local_macs.insert((key.interface, key.address));
+    }
+    for key in maps.egress.keys() {
+        state.egress.insert(key.map_err(DataplaneError::map(maps::EGRESS))?);
+    }
+    Ok((state, space))
+}
+
+const SERVICE_INFO: &str = maps::SERVICE_INFO;
+const BACKEND_INFO: &str = maps::BACKEND_INFO;
+
+/// Carries out one step, and notes it in `there` once the kernel has it.
+///
+/// # Errors
+///
+/// The kernel refuses; `there` is unchanged.
+pub(super) fn apply(
+    change: &Change,
+    maps: &mut Maps,
+    there: &mut State,
+    space: &mut RingSpace,
+    now: Instant,
+) -> Result<(), DataplaneError> {
+    match change {
+        Change::Settings(settings) => {
+            done(maps.settings.set(0, settings, 0), maps::SETTINGS)?;
+            there.settings = *settings;
+        }
+        Change::NatSource(index, address) => {
+            let words = nat_source_words(Ipv4Address::from(*address).words());
+            done(maps.nat_sources.set(*index, words, 0), maps::NAT_SOURCES)?;
+            let index = *index as usize;
+            if there.nat_sources.len() <= index {
+                there.nat_sources.resize(index + 1, Ipv4Addr::UNSPECIFIED);
+            }
+            there.nat_sources[index] = *address;
+        }
+        Change::AddMac(interface, mac) => {
+            done(maps.local_macs.insert(local_mac(*interface, *mac), 1, 0), maps::LOCAL_MACS)?;
+            there.local_macs.insert((*interface, *mac));
+        }
+        Change::RemoveMac(interface, mac) => {
+            gone(maps.local_macs.remove(&local_mac(*interface, *mac)), maps::LOCAL_MACS)?;
+            there.local_macs.remove(&(*interface, *mac));
+        }
+        Change::AddEgress(interface) => {
+            maps.egress.insert(*interface, *interface, None, 0).map_err(|error| {
+                DataplaneError::system(maps::EGRESS)(std::io::Error::other(error))
+            })?;
+            there.egress.insert(*interface);
+        }
+        Change::RemoveEgress(interface) => {
+            // The kernel itself removes an interface that has gone.
+            gone(maps.egress.remove(*interface), maps::EGRESS)?;
+            there.egress.remove(interface);
+        }
+        Change::ClearService(index) => clear(&mut maps.service_counters, *index)
+            .map_err(DataplaneError::map(maps::SERVICE_COUNTERS))?,
+        Change::Service(index, info) => {
+            done(maps.service_info.set(*index, info, 0), SERVICE_INFO)?;
+            there.services.insert(*index, *info);
+        }
+        Change::FreeService(index) => {
+            let free: ServiceInfo = bytemuck::Zeroable::zeroed();
+            done(maps.service_info.set(*index, free, 0), SERVICE_INFO)?;
+            there.services.remove(index);
+        }
+        Change::ClearBackend(index) => {
+            clear(&mut maps.backend_counters, *index)
+                .map_err(DataplaneError::map(maps::BACKEND_COUNTERS))?;
+            done(maps.nat_cursors.set(*index, 0, 0), maps::NAT_CURSORS)?;
+        }
+        Change::Backend(index, backend) => {
+            done(maps.backends.set(*index, backend, 0), maps::BACKENDS)?;
+            if let Some(known) = there.backends.get_mut(index) {
+                known.backend = *backend;
+            }
+        }
+        Change::BackendInfo(index, info) => {
+            done(maps.backend_info.set(*index, info, 0), BACKEND_INFO)?;
+            let backend =
+                maps.backends.get(index, 0).map_err(DataplaneError::map(maps::BACKENDS))?;
+            there.backends.insert(*index, BackendState { backend, info: *info });
+        }
+        Change::FreeBackend(index) => {
+            let free: BackendInfo = bytemuck::Zeroable::zeroed();
+            done(maps.backend_info.set(*index, free, 0), BACKEND_INFO)?;
+            done(maps.backends.set(*index, Backend::default(), 0), maps::BACKENDS)?;
+            there.backends.remove(index);
+        }
+        Change::WriteRing(service, ring, slots) => {
+            maps.rings.write(ring.offset(), slots);
+            there
+                .rings
+                .insert(*service, RingState { slots: std::sync::Arc::clone(slots), ring: *ring });
+        }
+        Change::Bind(bind, service) => {
+            done(maps.services.insert(service_key(*bind), service, 0), maps::SERVICES)?;
+            there.binds.insert(*bind, service.index);
+        }
+        Change::Unbind(bind) => {
+            gone(maps.services.remove(&service_key(*bind)), maps::SERVICES)?;
+            there.binds.remove(bind);
+        }
+        Change::FreeRing(service, ring) => {
+            if ring.size() > 0 {
+                space.free(ring.offset(), now);
+            }
+            if there.rings.get(service).is_some_and(|known| known.ring == *ring) {
+                there.rings.remove(service);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn service_key(bind: SocketAddrV4) -> ServiceKey<Ipv4Address> {
+    ServiceKey {
+        address: (*bind.ip()).into(),
+        port: NetworkU16::new(bind.port()),
+        protocol: u16::from(PROTOCOL_TCP),
+    }
+}
+
+const fn local_mac(interface: u32, address: MacAddress) -> LocalMac {
+    LocalMac { interface, address, reserved: 0 }
+}
+
+fn done(result: Result<(), MapError>, name: &'static str) -> Result<(), DataplaneError> {
+    result.map_err(DataplaneError::map(name))
+}
+
+/// An entry that wasn't there is as good as removed.
+fn gone(result: Result<(), MapError>, name: &'static str) -> Result<(), DataplaneError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error))
+            if error.io_error.kind() == std::io::ErrorKind::NotFound =>
+        {
+            Ok(())
+        }
+        result => done(result, name),
+    }
+}
+
+fn clear(
+    counters: &mut aya::maps::PerCpuArray<aya::maps::MapData, Counters>,
+    index: u32,
+) -> Result<(), MapError> {
+    let cpus = counters.get(&index, 0)?.len();
+    let zeroes = vec![Counters::default(); cpus].try_into().map_err(MapError::IoError)?;
+    counters.set(index, zeroes, 0)
+}

@@ -1,0 +1,82 @@
+//! What the kernel knows of interfaces, routes and neighbours.
+
+mod offloads;
+mod read;
+mod watch;
+
+use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
+
+use lb_common::wire::MacAddress;
+
+pub use offloads::trouble;
+pub use read::{NetlinkError, Reader};
+pub use watch::watch;
+
+use crate::dataplane::Mode;
+
+/// A picture of the network around this host, as far as it matters here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Network {
+    /// Interfaces by index.
+    pub links: BTreeMap<u32, Link>,
+    /// The interface of the default route.
+    pub default_interface: Option<u32>,
+    /// How each backend is reached.
+    pub next_hops: BTreeMap<Ipv4Addr, Result<NextHop, Unresolved>>,
+}
+
+/// An interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its name.
+    pub name: String,
+    /// Its hardware address; [`MacAddress::UNKNOWN`] where it has none.
+    pub mac: MacAddress,
+    /// Longest datagram that it takes, in bytes.
+    pub mtu: u32,
+    /// Whether it is switched on.
+    pub up: bool,
+    /// The interface below it, if it is a macvlan: Keepalived puts its virtual addresses on such.
+    pub macvlan_of: Option<u32>,
+    /// How an XDP program is attached to it.
+    pub xdp: Option<Mode>,
+}
+
+/// How an address is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// The interface that leads there.
+    pub interface: u32,
+    /// Hardware address of the station itself, or of the router before it.
+    pub station: MacAddress,
+    /// The address that this host sends from.
+    pub source: Ipv4Addr,
+}
+
+/// Why it isn't known how an address is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unresolved {
+    /// No route leads there.
+    NoRoute,
+    /// It is this host's own.
+    Own,
+    /// The address, or that of the router before it, has no hardware address yet.
+    NoNeighbour(Ipv4Addr),
+}
+
+impl fmt::Display for Unresolved {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoRoute => formatter.write_str("no route to it"),
+            Self::Own => formatter.write_str("the address is this host's own"),
+            Self::NoNeighbour(address) => write!(formatter, "{address} doesn't answer ARP"),
+        }
+    }
+}
+
+impl Network {
+    /// An interface's index by its name.
+    pub fn index(&self, name: &str) -> Option<u32> {
+        self.links.iter().find(|(_, link)| link.name == name).map(|(index, _)| *index)
+    }
+}

@@ -1,0 +1,96 @@
+//! Settings of an interface that break forwarding in XDP, told before anybody suffers from them.
+
+use std::io;
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use std::os::fd::AsRawFd;
+
+use crate::dataplane::Mode;
+
+/// `struct ethtool_value` (linux/ethtool.h).
+#[repr(C)]
+struct EthtoolValue {
+    command: u32,
+    data: u32,
+}
+
+/// `ETHTOOL_GGRO`.
+const GET_GRO: u32 = 0x2b;
+/// `ETHTOOL_GFLAGS`.
+const GET_FLAGS: u32 = 0x25;
+/// `ETH_FLAG_LRO`.
+const FLAG_LRO: u32 = 1 << 15;
+
+/// What is set up on an interface in a way that forwarding suffers from, with the command that
+/// puts it right.
+pub fn trouble(interface: &str, mode: Mode) -> Vec<String> {
+    let mut trouble = Vec::new();
+    let is_on = |command, bits| get(interface, command).is_ok_and(|value| value & bits != 0);
+    if is_on(GET_FLAGS, FLAG_LRO) {
+        trouble.push(format!(
+            "{interface} merges received segments (LRO), which can't be forwarded: \
+             `ethtool -K {interface} lro off`"
+        ));
+    }
+    // In native mode the program sees frames before GRO does.
+    if mode == Mode::Generic && is_on(GET_GRO, u32::MAX) {
+        trouble.push(format!(
+            "{interface} merges received segments (GRO) before a generic program sees them, and \
+             those can't be forwarded: `ethtool -K {interface} gro off`"
+        ));
+    }
+    if is_veth(interface) {
+        trouble.push(format!(
+            "{interface} is a veth: the other ends need `ethtool -K IF tx off tso off gso off gro on`, \
+             or what is forwarded to them is lost"
+        ));
+    }
+    trouble
+}
+
+fn is_veth(interface: &str) -> bool {
+    // A veth has no device below it, and its driver's name is in no file; ethtool knows it.
+    driver(interface).is_ok_and(|driver| driver == "veth")
+}
+
+/// `struct ethtool_drvinfo`, as far as it is used.
+#[repr(C)]
+struct DriverInfo {
+    command: u32,
+    driver: [u8; 32],
+    rest: [u8; 160],
+}
+
+/// `ETHTOOL_GDRVINFO`.
+const GET_DRIVER: u32 = 0x03;
+
+fn driver(interface: &str) -> io::Result<String> {
+    let mut info = DriverInfo { command: GET_DRIVER, driver: [0; 32], rest: [0; 160] };
+    ethtool(interface, &mut info)?;
+    let end = info.driver.iter().position(|byte| *byte == 0).unwrap_or(info.driver.len());
+    Ok(String::from_utf8_lossy(&info.driver[..end]).into_owned())
+}
+
+fn get(interface: &str, command: u32) -> io::Result<u32> {
+    let mut value = EthtoolValue { command, data: 0 };
+    ethtool(interface, &mut value)?;
+    Ok(value.data)
+}
+
+/// Does `SIOCETHTOOL` with a structure that begins with the command.
+fn ethtool<T>(interface: &str, argument: &mut T) -> io::Result<()> {
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    // SAFETY: plain old data, for which zeroes are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if interface.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_data = std::ptr::from_mut(argument).cast();
+    // SAFETY: the request and what it points to outlive the call, and the structure is as large as
+    // the command's.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

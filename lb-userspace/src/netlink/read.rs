@@ -1,0 +1,222 @@
+//! Reading interfaces, routes and neighbours through rtnetlink (RFC 3549).
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use futures_util::{StreamExt, TryStreamExt, stream::BoxStream};
+use lb_common::wire::MacAddress;
+use rtnetlink::{
+    Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection,
+    packet_route::{
+        AddressFamily,
+        link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourState},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
+    },
+};
+
+use super::{Link, Network, NextHop, Unresolved};
+use crate::dataplane::Mode;
+
+/// Why the network couldn't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum NetlinkError {
+    /// No connection to the kernel.
+    #[error("netlink: {0}")]
+    Connect(#[from] std::io::Error),
+    /// A request failed.
+    #[error("netlink: {0}")]
+    Request(#[from] rtnetlink::Error),
+}
+
+/// A connection to the kernel.
+pub struct Reader {
+    handle: Handle,
+}
+
+/// A stream with an item for each change to interfaces, addresses, routes or neighbours.
+pub(super) type Changes = BoxStream<'static, ()>;
+
+impl Reader {
+    /// Connects, within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub fn connect() -> Result<Self, NetlinkError> {
+        Self::connect_with_changes().map(|(reader, _)| reader)
+    }
+
+    pub(super) fn connect_with_changes() -> Result<(Self, Changes), NetlinkError> {
+        let (connection, handle, messages) = new_multicast_connection(&[
+            MulticastGroup::Link,
+            MulticastGroup::Neigh,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv4Route,
+        ])?;
+        tokio::spawn(connection);
+        Ok((Self { handle }, messages.map(|_| ()).boxed()))
+    }
+
+    /// Reads everything, and how each of the addresses is reached. Where a neighbour isn't known,
+    /// the kernel is asked to find it; the answer is seen by a later call.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub async fn read(
+        &self,
+        addresses: impl IntoIterator<Item = Ipv4Addr>,
+    ) -> Result<Network, NetlinkError> {
+        let mut network = Network { links: self.links().await?, ..Network::default() };
+        network.default_interface = self.default_interface().await?;
+        let neighbours = self.neighbours().await?;
+        for address in addresses {
+            let next_hop = match self.route(address).await {
+                Ok((gateway, interface, source)) => match neighbours.get(&(interface, gateway)) {
+                    Some(station) => Ok(NextHop { interface, station: *station, source }),
+                    None => {
+                        self.find_neighbour(interface, gateway).await;
+                        Err(Unresolved::NoNeighbour(gateway))
+                    }
+                },
+                Err(unresolved) => Err(unresolved),
+            };
+            network.next_hops.insert(address, next_hop);
+        }
+        Ok(network)
+    }
+
+    async fn links(&self) -> Result<BTreeMap<u32, Link>, NetlinkError> {
+        let messages: Vec<LinkMessage> = self.handle.link().get().execute().try_collect().await?;
+        Ok(messages.iter().map(|message| (message.header.index, link(message))).collect())
+    }
+
+    async fn default_interface(&self) -> Result<Option<u32>, NetlinkError> {
+        let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let routes: Vec<RouteMessage> =
+            self.handle.route().get(request).execute().try_collect().await?;
+        let is_default = |route: &&RouteMessage| {
+            route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast
+        };
+        let priority = |route: &&RouteMessage| {
+            route.attributes.iter().find_map(|attribute| match attribute {
+                RouteAttribute::Priority(priority) => Some(*priority),
+                _ => None,
+            })
+        };
+        let best = routes.iter().filter(is_default).min_by_key(priority);
+        Ok(best.and_then(output_interface))
+    }
+
+    async fn neighbours(&self) -> Result<BTreeMap<(u32, Ipv4Addr), MacAddress>, NetlinkError> {
+        let request = self.handle.neighbours().get().set_address_family(AddressFamily::Inet);
+        let mut found = BTreeMap::new();
+        let mut messages = std::pin::pin!(request.execute());
+        while let Some(message) = messages.try_next().await? {
+            if matches!(message.header.state, NeighbourState::Failed | NeighbourState::Incomplete) {
+                continue;
+            }
+            let mut address = None;
+            let mut station = None;
+            for attribute in &message.attributes {
+                match attribute {
+                    NeighbourAttribute::Destination(NeighbourAddress::Inet(destination)) => {
+                        address = Some(*destination);
+                    }
+                    NeighbourAttribute::LinkLayerAddress(bytes) => station = mac(bytes),
+                    _ => {}
+                }
+            }
+            if let (Some(address), Some(station)) = (address, station) {
+                found.insert((message.header.ifindex, address), station);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The next station on the way to an address, the interface that leads there, and the address
+    /// that this host sends from.
+    async fn route(&self, address: Ipv4Addr) -> Result<(Ipv4Addr, u32, Ipv4Addr), Unresolved> {
+        let request =
+            RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build();
+        let mut routes = std::pin::pin!(self.handle.route().get(request).execute());
+        let route = routes.try_next().await.ok().flatten().ok_or(Unresolved::NoRoute)?;
+        match route.header.kind {
+            RouteType::Unicast => {}
+            RouteType::Local => return Err(Unresolved::Own),
+            _ => return Err(Unresolved::NoRoute),
+        }
+        let interface = output_interface(&route).ok_or(Unresolved::NoRoute)?;
+        let mut gateway = address;
+        let mut source = None;
+        for attribute in &route.attributes {
+            match attribute {
+                RouteAttribute::Gateway(RouteAddress::Inet(router)) => gateway = *router,
+                RouteAttribute::PrefSource(RouteAddress::Inet(own)) => source = Some(*own),
+                _ => {}
+            }
+        }
+        Ok((gateway, interface, source.ok_or(Unresolved::NoRoute)?))
+    }
+
+    /// Has the kernel find a neighbour's hardware address (`NTF_USE`: as if a packet were sent).
+    async fn find_neighbour(&self, interface: u32, address: Ipv4Addr) {
+        let request = self
+            .handle
+            .neighbours()
+            .add(interface, address.into())
+            .state(NeighbourState::None)
+            .flags(NeighbourFlags::Use)
+            .replace();
+        if let Err(error) = request.execute().await {
+            tracing::debug!(%address, %error, "asking for a neighbour");
+        }
+    }
+}
+
+fn link(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        name: String::new(),
+        mac: MacAddress::UNKNOWN,
+        mtu: 0,
+        up: message.header.flags.contains(LinkFlags::Up),
+        macvlan_of: None,
+        xdp: None,
+    };
+    let mut below = None;
+    let mut is_macvlan = false;
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Address(bytes) => link.mac = mac(bytes).unwrap_or(MacAddress::UNKNOWN),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Link(index) => below = Some(*index),
+            LinkAttribute::LinkInfo(info) => {
+                is_macvlan = info.contains(&LinkInfo::Kind(InfoKind::MacVlan));
+            }
+            LinkAttribute::Xdp(xdp) => link.xdp = xdp.iter().find_map(mode),
+            _ => {}
+        }
+    }
+    link.macvlan_of = below.filter(|_| is_macvlan);
+    link
+}
+
+fn mode(xdp: &LinkXdp) -> Option<Mode> {
+    match xdp {
+        LinkXdp::Attached(XdpAttached::Driver) => Some(Mode::Native),
+        LinkXdp::Attached(XdpAttached::SocketBuffer) => Some(Mode::Generic),
+        _ => None,
+    }
+}
+
+fn mac(bytes: &[u8]) -> Option<MacAddress> {
+    Some(MacAddress::new(bytes.try_into().ok()?))
+}
+
+fn output_interface(route: &RouteMessage) -> Option<u32> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
+}

@@ -1,0 +1,40 @@
+//! `cargo xtask soak`.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::{
+    build::{cargo, succeed},
+    install, privilege,
+};
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// For how long at least
+    #[arg(long, default_value_t = 1)]
+    minutes: u64,
+}
+
+/// Random packets of one round.
+const PACKETS: u64 = 10_000_000;
+
+pub(crate) fn soak(arguments: &Arguments) -> Result<()> {
+    install::toolchain()?;
+    let end = Instant::now() + Duration::from_secs(arguments.minutes * 60);
+    loop {
+        let mut command = cargo();
+        command.args(["test", "--locked", "--release", "--package", "lb-tests"]);
+        command.args(["--test", "random_packets", "--", "--nocapture"]);
+        command.env("LB_RANDOM_PACKETS", PACKETS.to_string());
+        if !privilege::is_root() {
+            command.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
+            command.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
+        }
+        succeed(&mut command)?;
+        if Instant::now() >= end {
+            return Ok(());
+        }
+    }
+}
