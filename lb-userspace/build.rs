@@ -42,10 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .arg(&bpf_dir)
         .env("RUSTC_BOOTSTRAP", "1")
         .env("PATH", with_tools(&tools)?)
-        .env(
-            "CARGO_ENCODED_RUSTFLAGS",
-            ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Ctarget-cpu=v3"].join("\x1f"),
-        );
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-cpu=v3");
     run(&mut build, "building the XDP program")?;
 
     let object = bpf_dir.join("bpfel-unknown-none/release/lb-ebpf");

@@ -184,6 +184,17 @@ impl Seen {
     }
 }
 
+/// Makes the IP checksum of a frame right, if it holds a header.
+pub fn fix_ip_checksum(frame: &mut [u8]) {
+    let Some(length) = frame.get(14).map(|byte| usize::from(byte & 0xf) * 4) else { return };
+    if length < 20 || frame.len() < 14 + length {
+        return;
+    }
+    frame[24..26].fill(0);
+    let checksum = !sum(&[&frame[14..14 + length]]);
+    put(frame, 24, checksum);
+}
+
 fn pseudo_header(source: Ipv4Addr, destination: Ipv4Addr, segment: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend(source.octets());

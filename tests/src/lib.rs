@@ -1,10 +1,14 @@
 //! What the tests of lb share.
 //!
 //! * [`frame`] builds frames, and reads them with code that shares nothing with the data path.
-//! * [`host`] and [`kernel`] run the same packet logic over in-memory tables and in the kernel.
-//! * [`world`] is what both are set up with.
+//! * [`host`] and [`kernel`] run the same packet logic over in-memory tables and in the kernel, and
+//!   [`pair`] demands the same of both; [`world`] is what they are set up with.
+//! * [`connection`] plays a TCP connection from both ends, and [`random`] makes random frames.
 
+pub mod connection;
 pub mod frame;
 pub mod host;
 pub mod kernel;
+pub mod pair;
+pub mod random;
 pub mod world;

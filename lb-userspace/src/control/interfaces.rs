@@ -66,6 +66,13 @@ impl Interfaces {
             if let Some(cause) = &attached.fallback_cause {
                 tracing::warn!(interface = name, cause, "generic mode: slower than native");
             }
+            if netlink::is_veth(name) {
+                tracing::info!(
+                    interface = name,
+                    "a veth: the ends of other cables must have `ethtool -K IF tx off tso off gso \
+                     off gro on`, or they drop what is forwarded to them"
+                );
+            }
             for trouble in netlink::trouble(name, attached.mode) {
                 tracing::warn!("{trouble}");
             }

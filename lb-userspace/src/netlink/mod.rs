@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
 
 use lb_common::wire::MacAddress;
 
-pub use offloads::trouble;
+pub use offloads::{is_veth, trouble};
 pub use read::{NetlinkError, Reader};
 pub use watch::watch;
 

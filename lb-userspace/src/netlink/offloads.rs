@@ -1,9 +1,8 @@
 //! Settings of an interface that break forwarding in XDP, told before anybody suffers from them.
 
-use std::io;
+use std::{io, os::fd::AsRawFd};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-use std::os::fd::AsRawFd;
 
 use crate::dataplane::Mode;
 
@@ -39,17 +38,13 @@ pub fn trouble(interface: &str, mode: Mode) -> Vec<String> {
              those can't be forwarded: `ethtool -K {interface} gro off`"
         ));
     }
-    if is_veth(interface) {
-        trouble.push(format!(
-            "{interface} is a veth: the other ends need `ethtool -K IF tx off tso off gso off gro on`, \
-             or what is forwarded to them is lost"
-        ));
-    }
     trouble
 }
 
-fn is_veth(interface: &str) -> bool {
-    // A veth has no device below it, and its driver's name is in no file; ethtool knows it.
+/// Whether an interface is one end of a virtual cable. Whether its other end is set up right can't
+/// be seen from here.
+pub fn is_veth(interface: &str) -> bool {
+    // No file has the driver's name of a device without hardware; ethtool does.
     driver(interface).is_ok_and(|driver| driver == "veth")
 }
 

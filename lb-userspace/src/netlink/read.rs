@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use futures_util::{StreamExt, TryStreamExt, stream::BoxStream};
 use lb_common::wire::MacAddress;
 use rtnetlink::{
-    Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection,
+    Handle, MulticastGroup, RouteMessageBuilder, new_connection, new_multicast_connection,
     packet_route::{
         AddressFamily,
         link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
@@ -43,7 +43,9 @@ impl Reader {
     ///
     /// The kernel refuses.
     pub fn connect() -> Result<Self, NetlinkError> {
-        Self::connect_with_changes().map(|(reader, _)| reader)
+        let (connection, handle, _) = new_connection()?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
     }
 
     pub(super) fn connect_with_changes() -> Result<(Self, Changes), NetlinkError> {

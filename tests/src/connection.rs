@@ -1,0 +1,130 @@
+//! A TCP connection through the balancer, played from both ends.
+
+use std::net::Ipv4Addr;
+
+use anyhow::{Result, ensure};
+use lb_common::datapath::Reason;
+
+use crate::{
+    frame::{Seen, Tcp, flags},
+    pair::Pair,
+    world::{CLIENT, OWN_MAC, backend_address, backend_mac},
+};
+
+/// Sequence number of the backend's SYN.
+const BACKEND_SEQUENCE: u32 = 5000;
+
+/// A connection whose SYN was forwarded.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    /// Client's address and port.
+    pub client: (Ipv4Addr, u16),
+    /// Where the client connects to.
+    pub vip: (Ipv4Addr, u16),
+    /// Number of the backend that was picked.
+    pub backend: u32,
+    /// Source that the backend sees.
+    pub nat: (Ipv4Addr, u16),
+}
+
+impl Connection {
+    /// Sends a SYN from the usual client.
+    ///
+    /// # Errors
+    ///
+    /// It isn't forwarded as it should be.
+    pub fn open(pair: &mut Pair, vip: (Ipv4Addr, u16)) -> Result<Self> {
+        Self::open_from(pair, CLIENT, vip)
+    }
+
+    /// Sends a SYN.
+    ///
+    /// # Errors
+    ///
+    /// It isn't forwarded as it should be.
+    pub fn open_from(
+        pair: &mut Pair,
+        client: (Ipv4Addr, u16),
+        vip: (Ipv4Addr, u16),
+    ) -> Result<Self> {
+        let outcome = pair.expect("SYN", &Tcp::syn(client, vip).build(), Reason::Opened)?;
+        let seen = Seen::new(&outcome.frame);
+        let backend = (1..=3).find(|index| backend_address(*index) == seen.destination);
+        let Some(backend) = backend else { anyhow::bail!("no backend: {seen:?}") };
+        ensure!(seen.destination_mac == backend_mac(backend), "{seen:?}");
+        ensure!(outcome.redirected == (backend == 3), "{outcome:?}");
+        Ok(Self { client, vip, backend, nat: seen.source })
+    }
+
+    /// Completes the handshake.
+    ///
+    /// # Errors
+    ///
+    /// A segment isn't forwarded as it should be.
+    pub fn establish(&self, pair: &mut Pair) -> Result<()> {
+        self.reply(pair, "SYN-ACK", &self.syn_ack())?;
+        self.request(pair, "ACK", &self.ack())
+    }
+
+    /// The backend's answer to the SYN.
+    pub fn syn_ack(&self) -> Tcp {
+        let mut segment = self.from_backend(flags::SYN | flags::ACK);
+        segment.sequence = BACKEND_SEQUENCE;
+        segment.acknowledgement = 1001;
+        segment
+    }
+
+    /// The client's acknowledgement that completes the handshake.
+    pub fn ack(&self) -> Tcp {
+        self.from_client(flags::ACK)
+    }
+
+    /// A segment from the client, with some payload.
+    pub fn from_client(&self, flags: u8) -> Tcp {
+        let mut segment = Tcp::syn(self.client, self.vip).with_flags(flags);
+        segment.sequence = 1001;
+        segment.acknowledgement = BACKEND_SEQUENCE + 1;
+        segment.payload = b"GET /client/ HTTP/1.1\r\n".to_vec();
+        segment
+    }
+
+    /// A segment from the backend, with some payload.
+    pub fn from_backend(&self, flags: u8) -> Tcp {
+        let mut segment = Tcp::syn(backend_address(self.backend), self.nat).with_flags(flags);
+        segment.source_mac = backend_mac(self.backend);
+        segment.sequence = BACKEND_SEQUENCE + 1;
+        segment.acknowledgement = 1001;
+        segment.payload = b"HTTP/1.1 200 OK\r\n".to_vec();
+        segment
+    }
+
+    /// Demands that a client's segment reaches the backend, and that the backend sees it come from
+    /// us.
+    ///
+    /// # Errors
+    ///
+    /// It doesn't.
+    pub fn request(&self, pair: &mut Pair, what: &str, segment: &Tcp) -> Result<()> {
+        let outcome = pair.expect(what, &segment.build(), Reason::ToBackend)?;
+        let seen = Seen::new(&outcome.frame);
+        ensure!(seen.source == self.nat, "{what}: {seen:?}");
+        ensure!(seen.destination == backend_address(self.backend), "{what}: {seen:?}");
+        ensure!(seen.destination_mac == backend_mac(self.backend), "{what}: {seen:?}");
+        Ok(())
+    }
+
+    /// Demands that a backend's segment reaches the client, and that the client sees it come from
+    /// where it connected to.
+    ///
+    /// # Errors
+    ///
+    /// It doesn't.
+    pub fn reply(&self, pair: &mut Pair, what: &str, segment: &Tcp) -> Result<()> {
+        let outcome = pair.expect(what, &segment.build(), Reason::ToClient)?;
+        let seen = Seen::new(&outcome.frame);
+        ensure!(seen.source == self.vip, "{what}: {seen:?}");
+        ensure!(seen.destination == self.client, "{what}: {seen:?}");
+        ensure!(seen.source_mac == OWN_MAC, "{what}: {seen:?}");
+        Ok(())
+    }
+}

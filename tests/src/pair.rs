@@ -1,0 +1,121 @@
+//! Both builds of the packet logic side by side.
+
+use anyhow::{Context, Result, ensure};
+use lb_common::datapath::{Action, Reason, Table};
+
+use crate::{
+    frame::Seen,
+    host::{Host, Outcome, Value},
+    kernel::{Kernel, LONGEST_FRAME, SHORTEST_FRAME},
+    world::World,
+};
+
+/// Both builds, over tables that were filled alike.
+pub struct Pair {
+    /// The build for the host.
+    pub host: Host,
+    /// The loaded program.
+    pub kernel: Kernel,
+    packets: u64,
+}
+
+impl Pair {
+    /// Both, filled with what `world` says.
+    ///
+    /// # Errors
+    ///
+    /// The program can't be loaded.
+    pub fn new(world: &World) -> Result<Self> {
+        Ok(Self { host: Host::new(world), kernel: Kernel::new(world)?, packets: 0 })
+    }
+
+    /// Runs a frame through both and demands the same action, reason and bytes, and that a frame
+    /// which isn't sent on is as it was. Frames that the kernel can't run go through the host's
+    /// build only.
+    ///
+    /// # Errors
+    ///
+    /// They differ.
+    pub fn run(&mut self, frame: &[u8]) -> Result<Outcome> {
+        let host = self.host.run(frame);
+        if (SHORTEST_FRAME..=LONGEST_FRAME).contains(&frame.len()) {
+            let kernel = self
+                .kernel
+                .run(frame, host.reason)
+                .with_context(|| format!("the host said {:?} to {frame:02x?}", host.reason))?;
+            ensure!(
+                host == kernel,
+                "host: {host:02x?}\nkernel: {kernel:02x?}\nframe: {frame:02x?}"
+            );
+            self.packets += 1;
+        }
+        if host.action != Action::Transmit {
+            ensure!(host.frame == frame, "{:?} changed the frame {frame:02x?}", host.reason);
+        }
+        Ok(host)
+    }
+
+    /// The same, and demands a reason.
+    ///
+    /// # Errors
+    ///
+    /// They differ, or the reason is another.
+    pub fn expect(&mut self, what: &str, frame: &[u8], reason: Reason) -> Result<Outcome> {
+        let outcome = self.run(frame).with_context(|| what.to_owned())?;
+        ensure!(outcome.reason == reason, "{what}: {:?}, wanted {reason:?}", outcome.reason);
+        if outcome.action == Action::Transmit {
+            check_forwarded(&Seen::new(frame), &Seen::new(&outcome.frame))
+                .with_context(|| what.to_owned())?;
+        }
+        Ok(outcome)
+    }
+
+    /// Demands that both have the same flows, but for times, and that every packet was counted
+    /// once.
+    ///
+    /// # Errors
+    ///
+    /// They differ.
+    pub fn compare_tables(&self) -> Result<()> {
+        for table in [Table::Established, Table::Embryonic] {
+            let host = self.host.flows(table);
+            let kernel = self.kernel.flows(table)?;
+            ensure!(host.len() == kernel.len(), "{table:?}: {} {}", host.len(), kernel.len());
+            for (key, flow) in &host {
+                let other = kernel.get(key).with_context(|| format!("{table:?} lacks {key:?}"))?;
+                ensure!(timeless(flow) == timeless(other), "{key:?}: {flow:?} {other:?}");
+            }
+        }
+        let counted = self.kernel.packets()?;
+        ensure!(counted == self.packets, "{counted} counted of {}", self.packets);
+        let [services, backends] = &*self.host.counters.borrow();
+        for (index, counters) in services {
+            ensure!(self.kernel.service_counters(*index)? == *counters, "service {index}");
+        }
+        for (index, counters) in backends {
+            ensure!(self.kernel.backend_counters(*index)? == *counters, "backend {index}");
+        }
+        Ok(())
+    }
+}
+
+/// Demands of a forwarded frame what holds of every one, whatever its flow: one hop less, checksums
+/// as right or wrong as they were, and nothing else changed than what translation changes.
+///
+/// # Errors
+///
+/// Something doesn't hold.
+pub fn check_forwarded(before: &Seen, after: &Seen) -> Result<()> {
+    ensure!(after.time_to_live + 1 == before.time_to_live, "time to live: {after:?}");
+    ensure!(after.ip_checksum_is_right, "IP checksum: {after:?}");
+    ensure!(
+        after.tcp_checksum_is_right == before.tcp_checksum_is_right,
+        "TCP checksum: {before:?} {after:?}"
+    );
+    ensure!(after.rest == before.rest, "something else was changed: {before:?} {after:?}");
+    Ok(())
+}
+
+fn timeless(flow: &Value) -> Value {
+    Value { opened: bytemuck::Zeroable::zeroed(), last_seen: bytemuck::Zeroable::zeroed(), ..*flow }
+}

@@ -1,0 +1,173 @@
+//! Random frames that reach every branch: connections played in any order, frames with a few bytes
+//! changed, and noise.
+
+use std::net::Ipv4Addr;
+
+use fastrand::Rng;
+use lb_common::datapath::Reason;
+
+use crate::{
+    frame::{Seen, Tcp, fix_ip_checksum, flags},
+    host::Outcome,
+    world::{EMPTY_VIP, NAT_SOURCE, NAT_VIP, UNRESOLVED_VIP, VIP},
+};
+
+/// How many of the latest connections are played on.
+const REMEMBERED: usize = 256;
+
+/// Makes frames, by a seed.
+pub struct Generator {
+    random: Rng,
+    peers: Vec<Peer>,
+}
+
+/// A connection that was opened at some time.
+#[derive(Clone, Copy)]
+struct Peer {
+    client: (Ipv4Addr, u16),
+    vip: (Ipv4Addr, u16),
+    backend: (Ipv4Addr, u16),
+    nat: (Ipv4Addr, u16),
+}
+
+impl Generator {
+    /// Always makes the same frames from the same seed and outcomes.
+    pub fn new(seed: u64) -> Self {
+        Self { random: Rng::with_seed(seed), peers: Vec::new() }
+    }
+
+    /// The next frame.
+    pub fn frame(&mut self) -> Vec<u8> {
+        let segment = match self.random.u8(0..100) {
+            0..25 => self.opening(),
+            25..90 => self.continuation(),
+            _ => return self.noise(),
+        };
+        let mut frame = segment.build();
+        if self.random.u8(0..100) < 30 {
+            self.mutate(&mut frame);
+        }
+        frame
+    }
+
+    /// Takes in what became of a frame, to play on.
+    pub fn learn(&mut self, frame: &[u8], outcome: &Outcome) {
+        if outcome.reason != Reason::Opened {
+            return;
+        }
+        let (before, after) = (Seen::new(frame), Seen::new(&outcome.frame));
+        let peer = Peer {
+            client: before.source,
+            vip: before.destination,
+            backend: after.destination,
+            nat: after.source,
+        };
+        if self.peers.len() < REMEMBERED {
+            self.peers.push(peer);
+        } else {
+            let index = self.random.usize(0..REMEMBERED);
+            self.peers[index] = peer;
+        }
+    }
+
+    fn opening(&mut self) -> Tcp {
+        let random = &mut self.random;
+        let client = (Ipv4Addr::new(198, 51, 100, random.u8(..)), random.u16(1024..1224));
+        let vips = [VIP, VIP, VIP, NAT_VIP, EMPTY_VIP, UNRESOLVED_VIP, (NAT_SOURCE, 22)];
+        let vip = vips[random.usize(0..vips.len())];
+        let mut segment = Tcp::syn(client, vip);
+        if random.u8(0..10) == 0 {
+            segment.flags = random.u8(..);
+        }
+        self.decorate(segment)
+    }
+
+    fn continuation(&mut self) -> Tcp {
+        if self.peers.is_empty() {
+            return self.opening();
+        }
+        let random = &mut self.random;
+        let peer = self.peers[random.usize(0..self.peers.len())];
+        let from_client = Tcp::syn(peer.client, peer.vip);
+        let from_backend = Tcp::syn(peer.backend, peer.nat);
+        let (segment, bits) = match random.u8(0..12) {
+            0..3 => (from_backend, flags::SYN | flags::ACK),
+            3..6 => (from_client, flags::ACK),
+            6 => (from_client, flags::ACK | flags::PSH),
+            7 => (from_backend, flags::ACK | flags::PSH),
+            8 => (from_client, flags::ACK | flags::FIN),
+            9 => (from_backend, flags::ACK | flags::FIN),
+            10 if random.bool() => (from_client, flags::RST),
+            10 => (from_backend, flags::RST | flags::ACK),
+            _ => (if random.bool() { from_client } else { from_backend }, random.u8(..)),
+        };
+        let mut segment = segment.with_flags(bits);
+        segment.sequence = 5000;
+        segment.acknowledgement = if random.u8(0..8) == 0 { random.u32(..) } else { 5001 };
+        self.decorate(segment)
+    }
+
+    /// Options, payloads, hops and hardware addresses of all sorts.
+    fn decorate(&mut self, mut segment: Tcp) -> Tcp {
+        let random = &mut self.random;
+        let bytes = |random: &mut Rng, count: usize| -> Vec<u8> {
+            (0..count).map(|_| random.u8(..)).collect()
+        };
+        if random.u8(0..8) == 0 {
+            let words = random.usize(0..=10);
+            segment.ip_options = bytes(random, words * 4);
+        }
+        if random.bool() {
+            let words = random.usize(0..=10);
+            segment.tcp_options = bytes(random, words * 4);
+        }
+        let longest = if random.u8(0..16) == 0 { 1500 } else { 40 };
+        let length = random.usize(0..=longest);
+        segment.payload = bytes(random, length);
+        match random.u8(0..64) {
+            0 => segment.time_to_live = random.u8(0..3),
+            1 => segment.fragment = if random.bool() { 0x2000 } else { random.u16(..) },
+            2 => segment.source_mac[5] = random.u8(..),
+            3 => segment.destination_mac[5] = random.u8(..),
+            4 => segment.ip_checksum_error = random.u16(..),
+            5 => segment.tcp_checksum_error = random.u16(..),
+            6 => segment.length_error = random.i16(..),
+            7 => segment.header_length_error = random.i8(-5..=10),
+            8 => segment.data_offset_error = random.i8(-5..=10),
+            9 => segment.trailer = bytes(random, length),
+            10 => segment.tags = vec![(0x8100, random.u16(..))],
+            11 => segment.source = Ipv4Addr::from(random.u32(..)),
+            _ => {}
+        }
+        segment
+    }
+
+    fn mutate(&mut self, frame: &mut Vec<u8>) {
+        let random = &mut self.random;
+        match random.u8(0..4) {
+            0 => frame.truncate(random.usize(0..=frame.len())),
+            1 => frame.extend((0..random.usize(0..64)).map(|_| 0)),
+            _ => {
+                for _ in 0..random.usize(1..4) {
+                    let reach = frame.len().min(80);
+                    frame[random.usize(0..reach)] = random.u8(..);
+                }
+            }
+        }
+        if random.bool() {
+            fix_ip_checksum(frame);
+        }
+    }
+
+    fn noise(&mut self) -> Vec<u8> {
+        let random = &mut self.random;
+        let longest = if random.u8(0..16) == 0 { 3000 } else { 100 };
+        let mut frame: Vec<u8> = (0..random.usize(0..longest)).map(|_| random.u8(..)).collect();
+        if random.bool() && frame.len() > 34 {
+            frame[12..15].copy_from_slice(&[8, 0, 0x45]);
+            frame[23] = 6;
+            fix_ip_checksum(&mut frame);
+        }
+        frame
+    }
+}
