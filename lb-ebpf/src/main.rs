@@ -31,12 +31,19 @@ fn act(verdict: Verdict, ingress: u32) -> (u32, Reason) {
     match verdict.reason.action() {
         Action::Pass => (xdp_action::XDP_PASS, verdict.reason),
         Action::Drop => (xdp_action::XDP_DROP, verdict.reason),
-        Action::Transmit if verdict.egress == ingress => (xdp_action::XDP_TX, verdict.reason),
+        Action::Transmit if verdict.egress == ingress && !redirects_always() => {
+            (xdp_action::XDP_TX, verdict.reason)
+        }
         Action::Transmit => match maps::EGRESS.redirect(verdict.egress, 0) {
             Ok(action) => (action, verdict.reason),
             Err(_) => (xdp_action::XDP_DROP, Reason::NoEgress),
         },
     }
+}
+
+#[inline(always)]
+fn redirects_always() -> bool {
+    maps::SETTINGS.get(0).is_some_and(|settings| settings.redirect_always != 0)
 }
 
 #[panic_handler]

@@ -3,8 +3,10 @@
 //! * [`frame`] builds frames, and reads them with code that shares nothing with the data path.
 //! * [`host`] and [`kernel`] run the same packet logic over in-memory tables and in the kernel, and
 //!   [`pair`] demands the same of both; [`world`] is what they are set up with.
+//! * [`bed`] is a network of namespaces with a balancer in it.
 //! * [`connection`] plays a TCP connection from both ends, and [`random`] makes random frames.
 
+pub mod bed;
 pub mod connection;
 pub mod frame;
 pub mod host;

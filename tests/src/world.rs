@@ -92,6 +92,7 @@ impl Default for World {
                 nat_port_first: NAT_PORTS.start,
                 nat_port_count: NAT_PORTS.len() as u32,
                 maximum_datagram: 1500,
+                redirect_always: 0,
                 controller: 0,
             },
             services: vec![

@@ -162,6 +162,9 @@ pub struct Switch {
     namespace: Namespace,
 }
 
+/// Settings of both ends of a cable, as arguments of `ethtool -K`.
+const OFFLOADS: &[&str] = &["tx", "off", "tso", "off", "gso", "off", "gro", "on"];
+
 /// One end of a cable to a switch.
 #[derive(Clone, Copy, Debug)]
 pub struct Port<'a> {
@@ -238,7 +241,9 @@ impl Switch {
         self.namespace.ip(&["link", "set", end.port, "master", "br0", "up"])?;
         // Frames that a program redirects to a veth vanish unless its peer polls (NAPI), which GRO
         // turns on.
-        self.namespace.run("ethtool", &["-K", end.port, "gro", "on"])?;
+        // What it merges, the switch must take apart again before it passes it on, and must compute
+        // the checksums of: XDP knows neither merged segments nor unfinished checksums.
+        self.namespace.run("ethtool", &[&["-K", end.port], OFFLOADS].concat())?;
 
         let command = |program: &str| match end.namespace {
             Some(namespace) => namespace.command(program),
@@ -248,18 +253,7 @@ impl Switch {
             output(command("ip").args(["addr", "add", address, "dev", end.interface]))?;
         }
         output(command("ip").args(["link", "set", end.interface, "up"]))?;
-        output(command("ethtool").args([
-            "-K",
-            end.interface,
-            "tx",
-            "off",
-            "tso",
-            "off",
-            "gso",
-            "off",
-            "gro",
-            "on",
-        ]))?;
+        output(command("ethtool").args(["-K", end.interface]).args(OFFLOADS))?;
         Ok(())
     }
 }

@@ -105,5 +105,5 @@ plain_data! {
     Service: 16,
     ServiceInfo: 80,
     ServiceKey<crate::wire::Ipv4Address>: 8,
-    Settings: 24,
+    Settings: 28,
 }

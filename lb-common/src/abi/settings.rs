@@ -18,6 +18,10 @@ pub struct Settings {
     pub nat_port_count: u32,
     /// Longest IP datagram that is forwarded, in bytes: the largest MTU of the interfaces.
     pub maximum_datagram: u32,
+    /// 1: frames that leave by the interface they came in on are redirected to it, like those that
+    /// leave by another. A veth whose other end has no XDP program leaves what is sent by `XDP_TX`
+    /// lying until something else comes along (`veth_xdp_flush` in drivers/net/veth.c).
+    pub redirect_always: u32,
     /// Process id of the controller that wrote this last.
     pub controller: u32,
 }

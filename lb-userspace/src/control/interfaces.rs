@@ -66,7 +66,7 @@ impl Interfaces {
             if let Some(cause) = &attached.fallback_cause {
                 tracing::warn!(interface = name, cause, "generic mode: slower than native");
             }
-            if netlink::is_veth(name) {
+            if network.links.get(index).is_some_and(|link| link.is_veth) {
                 tracing::info!(
                     interface = name,
                     "a veth: the ends of other cables must have `ethtool -K IF tx off tso off gso \

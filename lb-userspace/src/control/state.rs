@@ -152,7 +152,9 @@ impl State {
                 self.local_macs.insert((below, link.mac));
             }
         }
-        let mtu = attached.iter().filter_map(|index| network.links.get(index)).map(|link| link.mtu);
+        let links = || attached.iter().filter_map(|index| network.links.get(index));
+        self.settings.redirect_always = links().any(|link| link.is_veth).into();
+        let mtu = links().map(|link| link.mtu);
         self.settings.maximum_datagram = mtu.max().unwrap_or(1500);
     }
 

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
 
 use lb_common::wire::MacAddress;
 
-pub use offloads::{is_veth, trouble};
+pub use offloads::trouble;
 pub use read::{NetlinkError, Reader};
 pub use watch::watch;
 
@@ -38,6 +38,8 @@ pub struct Link {
     pub up: bool,
     /// The interface below it, if it is a macvlan: Keepalived puts its virtual addresses on such.
     pub macvlan_of: Option<u32>,
+    /// Whether it is one end of a virtual cable.
+    pub is_veth: bool,
     /// How an XDP program is attached to it.
     pub xdp: Option<Mode>,
 }

@@ -41,31 +41,6 @@ pub fn trouble(interface: &str, mode: Mode) -> Vec<String> {
     trouble
 }
 
-/// Whether an interface is one end of a virtual cable. Whether its other end is set up right can't
-/// be seen from here.
-pub fn is_veth(interface: &str) -> bool {
-    // No file has the driver's name of a device without hardware; ethtool does.
-    driver(interface).is_ok_and(|driver| driver == "veth")
-}
-
-/// `struct ethtool_drvinfo`, as far as it is used.
-#[repr(C)]
-struct DriverInfo {
-    command: u32,
-    driver: [u8; 32],
-    rest: [u8; 160],
-}
-
-/// `ETHTOOL_GDRVINFO`.
-const GET_DRIVER: u32 = 0x03;
-
-fn driver(interface: &str) -> io::Result<String> {
-    let mut info = DriverInfo { command: GET_DRIVER, driver: [0; 32], rest: [0; 160] };
-    ethtool(interface, &mut info)?;
-    let end = info.driver.iter().position(|byte| *byte == 0).unwrap_or(info.driver.len());
-    Ok(String::from_utf8_lossy(&info.driver[..end]).into_owned())
-}
-
 fn get(interface: &str, command: u32) -> io::Result<u32> {
     let mut value = EthtoolValue { command, data: 0 };
     ethtool(interface, &mut value)?;

@@ -183,6 +183,7 @@ fn link(message: &LinkMessage) -> Link {
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
         macvlan_of: None,
+        is_veth: false,
         xdp: None,
     };
     let mut below = None;
@@ -195,6 +196,7 @@ fn link(message: &LinkMessage) -> Link {
             LinkAttribute::Link(index) => below = Some(*index),
             LinkAttribute::LinkInfo(info) => {
                 is_macvlan = info.contains(&LinkInfo::Kind(InfoKind::MacVlan));
+                link.is_veth = info.contains(&LinkInfo::Kind(InfoKind::Veth));
             }
             LinkAttribute::Xdp(xdp) => link.xdp = xdp.iter().find_map(mode),
             _ => {}

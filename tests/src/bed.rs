@@ -1,0 +1,498 @@
+//! A network with a balancer, a client and backends, each in a namespace of its own, that goes with
+//! its guard.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+use tempfile::TempDir;
+use xtask::netns::{Namespace, Port, Switch};
+
+use crate::kernel::pin_directory;
+
+/// The service's address and port.
+pub const SERVICE: &str = "10.91.0.100:8080";
+/// The balancer's own address.
+pub const BALANCER: &str = "10.91.0.10";
+/// How long something may take that happens at once on a quiet machine.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The network.
+pub struct Bed {
+    /// The program under test.
+    lb: PathBuf,
+    mode: &'static str,
+    /// Where the client is.
+    pub client: Namespace,
+    /// Where the balancer is.
+    pub balancer: Namespace,
+    backends: Vec<Backend>,
+    /// The switch that all of them are connected to.
+    pub switch: Switch,
+    controller: Option<Child>,
+    pins: PathBuf,
+    directory: TempDir,
+}
+
+/// An nginx in a namespace.
+struct Backend {
+    name: String,
+    address: String,
+    namespace: Namespace,
+}
+
+impl Bed {
+    /// A network with so many backends, and a running balancer that attaches as `mode` says. Every
+    /// backend is up.
+    ///
+    /// # Errors
+    ///
+    /// The user may not make it, or the balancer doesn't start.
+    pub fn new(lb: &str, mode: &'static str, backends: u8) -> Result<Self> {
+        let mut bed = Self::without_controller(lb, mode, backends)?;
+        bed.write_config("")?;
+        bed.start_controller(&[])?;
+        bed.wait_for_up(backends.into())?;
+        Ok(bed)
+    }
+
+    /// The same without a balancer that runs, and without its configuration.
+    ///
+    /// # Errors
+    ///
+    /// The user may not make it.
+    pub fn without_controller(lb: &str, mode: &'static str, backends: u8) -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let prefix = format!("lbt{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let switch = Switch::create(&format!("{prefix}-switch"))?;
+        let directory = TempDir::new()?;
+        let namespace = |role: &str| Namespace::create(&format!("{prefix}-{role}"));
+        let mut bed = Self {
+            lb: lb.into(),
+            mode,
+            client: namespace("client")?,
+            balancer: namespace("lb")?,
+            backends: Vec::new(),
+            switch,
+            controller: None,
+            pins: pin_directory()?,
+            directory,
+        };
+        bed.connect(&bed.client, "client", &["10.91.0.1/24"])?;
+        bed.connect(&bed.balancer, "lb", &["10.91.0.10/24", "10.91.0.100/32"])?;
+        bed.balancer.run("ethtool", &["-K", "eth0", "gro", "off"])?;
+        for number in 1..=backends {
+            let name = format!("mgmt{number:02}");
+            let namespace = namespace(&name)?;
+            let address = format!("10.91.0.{}", 100 + number);
+            bed.connect(&namespace, &name, &[&format!("{address}/24")])?;
+            bed.backends.push(Backend { name: name.clone(), address, namespace });
+            bed.start_backend(&name)?;
+        }
+        Ok(bed)
+    }
+
+    fn connect(&self, namespace: &Namespace, port: &str, addresses: &[&str]) -> Result<()> {
+        let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        self.switch.connect(Port {
+            namespace: Some(namespace),
+            interface: "eth0",
+            port,
+            addresses: &addresses,
+            mtu: 1500,
+        })
+    }
+
+    /// Starts a backend's nginx: `/client/` says its name, `/big` is large, and what is put to
+    /// `/upload/` is kept.
+    ///
+    /// # Errors
+    ///
+    /// There is no such backend, or it doesn't start.
+    pub fn start_backend(&self, name: &str) -> Result<()> {
+        let backend = self.backend(name)?;
+        self.start_nginx(&backend.namespace, name, &format!("{}:8080", backend.address))
+    }
+
+    /// Starts such a server anywhere.
+    ///
+    /// # Errors
+    ///
+    /// It doesn't start.
+    pub fn start_nginx(&self, namespace: &Namespace, name: &str, address: &str) -> Result<()> {
+        let home = self.directory.path().join(name);
+        fs::create_dir_all(home.join("upload"))?;
+        fs::create_dir_all(home.join("tmp"))?;
+        let config = home.join("nginx.conf");
+        fs::write(&config, nginx_config(&home, name, address))?;
+        namespace.run("nginx", &["-c", path(&config)?])?;
+        let url = format!("http://{address}/client/");
+        wait_until("nginx listens", || Ok(namespace.run("curl", &["-sf", &url]).is_ok()))
+    }
+
+    /// Ends a backend's nginx at once.
+    ///
+    /// # Errors
+    ///
+    /// There is no such backend.
+    pub fn kill_backend(&self, name: &str) -> Result<()> {
+        self.backend(name)?.namespace.end_processes(Duration::ZERO);
+        Ok(())
+    }
+
+    /// Runs a program where a backend is.
+    ///
+    /// # Errors
+    ///
+    /// There is no such backend, or the program fails.
+    pub fn on_backend(&self, name: &str, program: &str, arguments: &[&str]) -> Result<String> {
+        self.backend(name)?.namespace.run(program, arguments)
+    }
+
+    /// A file of a backend's.
+    pub fn backend_file(&self, name: &str, file: &str) -> PathBuf {
+        self.directory.path().join(name).join(file)
+    }
+
+    fn backend(&self, name: &str) -> Result<&Backend> {
+        let found = self.backends.iter().find(|backend| backend.name == name);
+        found.with_context(|| format!("no backend {name}"))
+    }
+
+    /// Where the configuration is.
+    pub fn config(&self) -> PathBuf {
+        self.directory.path().join("lb.toml")
+    }
+
+    /// Where the pins are.
+    pub fn pins(&self) -> &Path {
+        &self.pins
+    }
+
+    /// Where the control socket is.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("lb.sock")
+    }
+
+    /// Writes the usual configuration with every backend, and something at its end.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be written.
+    pub fn write_config(&self, more: &str) -> Result<()> {
+        self.write_config_with(more, |_| true)
+    }
+
+    /// The same, with the backends whose name `keep` lets through.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be written.
+    pub fn write_config_with(&self, more: &str, keep: impl Fn(&str) -> bool) -> Result<()> {
+        let mut text = format!(
+            "interfaces = [\"eth0\"]\nxdp_mode = \"{}\"\nadmin = \"\"\nsocket = \"{}\"\n\
+             pin_path = \"{}\"\n[limits]\nflows = 65536\nembryonic = 65536\n[[service]]\nname = \
+             \"ui\"\nbind = [\"{SERVICE}\"]\n[service.check]\ninterval = \"200ms\"\ntimeout = \
+             \"1s\"\n",
+            self.mode,
+            self.socket().display(),
+            self.pins.display()
+        );
+        for backend in self.backends.iter().filter(|backend| keep(&backend.name)) {
+            text += &format!(
+                "[[service.backend]]\nname = \"{}\"\naddress = \"{}:8080\"\n",
+                backend.name, backend.address
+            );
+        }
+        text += more;
+        Ok(fs::write(self.config(), text)?)
+    }
+
+    /// Starts the controller, and waits until it answers.
+    ///
+    /// # Errors
+    ///
+    /// It ends instead; then with what it said.
+    pub fn start_controller(&mut self, arguments: &[&str]) -> Result<()> {
+        let log = fs::File::options().create(true).append(true).open(self.log())?;
+        let mut command = self.balancer.command(path(&self.lb)?);
+        command.args(["run", "-c"]).arg(self.config()).args(arguments);
+        self.controller =
+            Some(command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?);
+        let result = wait_until("the controller answers", || {
+            if let Some(controller) = &mut self.controller
+                && let Some(status) = controller.try_wait()?
+            {
+                bail!("the controller ended: {status}");
+            }
+            let status = self.json(&["status", "--json"]);
+            Ok(status.is_ok_and(|status| !status["controller"].is_null()))
+        });
+        result.with_context(|| fs::read_to_string(self.log()).unwrap_or_default())
+    }
+
+    /// What the controllers of this network have logged.
+    pub fn log(&self) -> PathBuf {
+        self.directory.path().join("lb.log")
+    }
+
+    /// Ends the controller by a signal, and waits for its end.
+    ///
+    /// # Errors
+    ///
+    /// None runs.
+    pub fn stop_controller(&mut self, signal: Signal) -> Result<std::process::ExitStatus> {
+        let mut controller = self.controller.take().context("no controller runs")?;
+        kill(Pid::from_raw(controller.id().cast_signed()), signal)?;
+        Ok(controller.wait()?)
+    }
+
+    /// Runs an `lb` command where the balancer is.
+    ///
+    /// # Errors
+    ///
+    /// It can't be started.
+    pub fn lb(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = self.balancer.command(path(&self.lb)?);
+        Ok(command.arg("-c").arg(self.config()).args(arguments).output()?)
+    }
+
+    /// Runs an `lb` command that must succeed, and returns what it printed.
+    ///
+    /// # Errors
+    ///
+    /// It doesn't.
+    pub fn lb_ok(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.lb(arguments)?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "lb {}: {error}", arguments.join(" "));
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Runs an `lb` command that prints JSON.
+    ///
+    /// # Errors
+    ///
+    /// It fails, or prints something else.
+    pub fn json(&self, arguments: &[&str]) -> Result<Value> {
+        Ok(serde_json::from_str(&self.lb_ok(arguments)?)?)
+    }
+
+    /// A backend as `lb list backends` shows it.
+    ///
+    /// # Errors
+    ///
+    /// It isn't shown.
+    pub fn shown(&self, name: &str) -> Result<Value> {
+        let backends = self.json(&["list", "backends", "--json"])?;
+        let found = backends.as_array().into_iter().flatten().find(|shown| shown["name"] == name);
+        found.cloned().with_context(|| format!("no backend {name} in {backends}"))
+    }
+
+    /// Waits until so many backends are up.
+    ///
+    /// # Errors
+    ///
+    /// They don't get there.
+    pub fn wait_for_up(&self, count: u64) -> Result<()> {
+        wait_until("backends are up", || {
+            Ok(self.json(&["list", "services", "--json"])?[0]["backends_up"] == count)
+        })
+        .with_context(|| fs::read_to_string(self.log()).unwrap_or_default())
+    }
+
+    /// Waits until a backend is in a state.
+    ///
+    /// # Errors
+    ///
+    /// It doesn't get there.
+    pub fn wait_for_state(&self, name: &str, state: &str) -> Result<()> {
+        wait_until(&format!("{name} is {state}"), || Ok(self.shown(name)?["state"] == state))
+    }
+
+    /// Connections under way to a backend that completed their handshake since the start.
+    ///
+    /// # Errors
+    ///
+    /// The backend isn't shown.
+    pub fn new_flows(&self, name: &str) -> Result<u64> {
+        self.shown(name)?["new_flows"].as_u64().context("new_flows")
+    }
+
+    /// Packets counted under a reason.
+    ///
+    /// # Errors
+    ///
+    /// There is no such reason.
+    pub fn reason(&self, name: &str) -> Result<u64> {
+        let reasons = self.json(&["list", "reasons", "--json"])?;
+        let found =
+            reasons.as_array().into_iter().flatten().find(|reason| reason["reason"] == name);
+        found.and_then(|reason| reason["packets"].as_u64()).context("no such reason")
+    }
+
+    /// Does one request on a connection of its own, and returns the name of who answered.
+    ///
+    /// # Errors
+    ///
+    /// It fails.
+    pub fn request(&self) -> Result<String> {
+        self.open()?.request()
+    }
+
+    /// Opens a connection from the client to the service.
+    ///
+    /// # Errors
+    ///
+    /// It fails.
+    pub fn open(&self) -> Result<Connection> {
+        Connection::open(&self.client, SERVICE)
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        if let Some(controller) = &mut self.controller {
+            // It may have ended already.
+            let _: std::io::Result<()> = controller.kill();
+            let _: std::io::Result<std::process::ExitStatus> = controller.wait();
+        }
+        if let Err(error) = lb_userspace::dataplane::Pins::new(&self.pins).remove() {
+            eprintln!("removing the pins: {error}");
+        }
+    }
+}
+
+/// A keep-alive connection of an HTTP client.
+pub struct Connection(TcpStream);
+
+impl Connection {
+    /// Connects from within a namespace.
+    ///
+    /// # Errors
+    ///
+    /// It can't.
+    pub fn open(namespace: &Namespace, address: &str) -> Result<Self> {
+        let address: SocketAddr = address.parse()?;
+        let path = Path::new("/run/netns").join(namespace.name());
+        // A thread of its own, since a thread that has changed its namespace is of no other use.
+        let stream = thread::spawn(move || -> Result<TcpStream> {
+            setns(fs::File::open(path)?, CloneFlags::CLONE_NEWNET)?;
+            Ok(TcpStream::connect_timeout(&address, PATIENCE)?)
+        });
+        let stream = stream.join().map_err(|_| anyhow::anyhow!("the thread panicked"))??;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self(stream))
+    }
+
+    /// Does a request, and returns the answer's body: the name of who answered.
+    ///
+    /// # Errors
+    ///
+    /// The connection breaks, or the answer isn't one.
+    pub fn request(&mut self) -> Result<String> {
+        self.0.write_all(b"GET /client/ HTTP/1.1\r\nHost: test\r\n\r\n")?;
+        let mut answer = Vec::new();
+        let mut buffer = [0; 1024];
+        loop {
+            let count = self.0.read(&mut buffer)?;
+            ensure!(count > 0, "closed");
+            answer.extend(&buffer[..count]);
+            let text = String::from_utf8_lossy(&answer);
+            if let Some((head, body)) = text.split_once("\r\n\r\n")
+                && body.ends_with('\n')
+            {
+                ensure!(head.starts_with("HTTP/1.1 200"), "{head}");
+                return Ok(body.trim().to_owned());
+            }
+        }
+    }
+}
+
+/// `wrk` under way.
+pub struct Load(Child);
+
+impl Load {
+    /// Starts requests from the client over keep-alive connections.
+    ///
+    /// # Errors
+    ///
+    /// It can't be started.
+    pub fn start(bed: &Bed, connections: u32, seconds: u32) -> Result<Self> {
+        let mut command = bed.client.command("wrk");
+        command.args(["-t1", &format!("-c{connections}"), &format!("-d{seconds}s")]);
+        command.args(["--timeout", "5s", &format!("http://{SERVICE}/client/")]);
+        Ok(Self(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?))
+    }
+
+    /// Waits for its end, and demands that no request failed. Returns how many there were.
+    ///
+    /// # Errors
+    ///
+    /// A request failed.
+    pub fn finish(self) -> Result<u64> {
+        let output = self.0.wait_with_output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+        ensure!(!text.contains("Socket errors") && !text.contains("Non-2xx"), "{text}");
+        let requests = text.lines().find_map(|line| line.split_once(" requests in "));
+        let count = requests.and_then(|(count, _)| count.trim().parse().ok());
+        count.with_context(|| format!("no count in {text}"))
+    }
+}
+
+/// Waits until something holds; an error if that takes longer than [`PATIENCE`].
+///
+/// # Errors
+///
+/// It doesn't hold in time, or can't be found out.
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let start = Instant::now();
+    while !holds()? {
+        ensure!(start.elapsed() < PATIENCE, "waited in vain: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// The SHA-256 of a file, by the system's own tool.
+///
+/// # Errors
+///
+/// It can't be read.
+pub fn sha256(file: &Path) -> Result<String> {
+    let output = Command::new("sha256sum").arg(file).output()?;
+    let text = String::from_utf8(output.stdout)?;
+    text.split_whitespace().next().map(str::to_owned).context("no sum")
+}
+
+fn path(path: &Path) -> Result<&str> {
+    path.to_str().context("not UTF-8")
+}
+
+fn nginx_config(home: &Path, name: &str, address: &str) -> String {
+    let home = home.display();
+    format!(
+        "user root;\nworker_processes 1;\npid {home}/pid;\nerror_log {home}/error.log;\n\
+         events {{ worker_connections 4096; }}\nhttp {{\n  access_log off;\n  \
+         keepalive_requests 100000000;\n  client_max_body_size 0;\n  client_body_temp_path \
+         {home}/tmp;\n  proxy_temp_path {home}/tmp;\n  fastcgi_temp_path {home}/tmp;\n  \
+         uwsgi_temp_path {home}/tmp;\n  scgi_temp_path {home}/tmp;\n  server {{\n    listen \
+         {address};\n    location /client/ {{ return 200 \"{name}\\n\"; }}\n    location /big {{ root \
+         {home}/..; }}\n    location /upload/ {{ root {home}; dav_methods PUT; }}\n  }}\n}}\n"
+    )
+}
