@@ -206,7 +206,7 @@ impl Bed {
         let mut text = format!(
             "interfaces = [\"eth0\"]\nxdp_mode = \"{}\"\nadmin = \"\"\nsocket = \"{}\"\n\
              pin_path = \"{}\"\n[limits]\nflows = 65536\nembryonic = 65536\n[[service]]\nname = \
-             \"ui\"\nbind = [\"{SERVICE}\"]\n[service.check]\ninterval = \"200ms\"\ntimeout = \
+             \"ui\"\nbind = [\"{SERVICE}\"]\n[service.timeouts]\nclosing = \"1s\"\n[service.check]\ninterval = \"200ms\"\ntimeout = \
              \"1s\"\n",
             self.mode,
             self.socket().display(),
@@ -352,6 +352,16 @@ impl Bed {
     /// It fails.
     pub fn request(&self) -> Result<String> {
         self.open()?.request()
+    }
+
+    /// The same, but gives up after a second.
+    ///
+    /// # Errors
+    ///
+    /// It fails.
+    pub fn request_within_a_second(&self) -> Result<String> {
+        let url = format!("http://{SERVICE}/client/");
+        self.client.run("curl", &["-sSf", "--max-time", "1", &url])
     }
 
     /// Opens a connection from the client to the service.

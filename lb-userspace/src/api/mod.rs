@@ -51,6 +51,8 @@ pub enum Response {
     Failed(String),
     /// It isn't, because of what was asked; why.
     Refused(String),
+    /// The configuration file can't be used, and nothing was changed; its problems.
+    Invalid(String),
     /// How the controller is.
     Status(ControllerStatus),
 }

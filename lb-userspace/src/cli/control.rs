@@ -94,6 +94,9 @@ fn call(place: &Place, request: &Request) -> Outcome {
         }
         Response::Failed(why) => Err(Failure::failed(why)),
         Response::Refused(why) => Err(Failure::usage(why)),
+        Response::Invalid(problems) => {
+            Err(Failure::problems(problems, "the configuration can't be used; nothing was changed"))
+        }
         Response::Status(_) => Err(Failure::failed("the controller gave another answer")),
     }
 }

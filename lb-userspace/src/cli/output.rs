@@ -6,6 +6,7 @@ use std::{
     process::ExitCode,
 };
 
+use clap::error::ErrorKind;
 use comfy_table::{
     CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets::NOTHING,
 };
@@ -20,22 +21,32 @@ const WIDTH: u16 = 100;
 #[derive(Debug)]
 pub(super) struct Failure {
     code: u8,
+    /// What is wrong with a configuration, a few lines for each problem; may be empty.
+    problems: String,
     message: String,
 }
 
 impl Failure {
     /// It failed.
     pub(super) fn failed(message: impl Display) -> Self {
-        Self { code: 1, message: message.to_string() }
+        Self { code: 1, problems: String::new(), message: message.to_string() }
     }
 
     /// What was asked can't be.
     pub(super) fn usage(message: impl Display) -> Self {
-        Self { code: 2, message: message.to_string() }
+        Self { code: 2, problems: String::new(), message: message.to_string() }
+    }
+
+    /// What was asked can't be, for reasons that are told line by line.
+    pub(super) fn problems(problems: String, message: impl Display) -> Self {
+        Self { code: 2, problems, message: message.to_string() }
     }
 
     /// Tells it on standard error.
     pub(super) fn report(self) -> ExitCode {
+        if !self.problems.is_empty() {
+            eprintln!("{}", self.problems);
+        }
         eprintln!("lb: {}", self.message);
         ExitCode::from(self.code)
     }
@@ -43,7 +54,14 @@ impl Failure {
 
 impl From<Invalid> for Failure {
     fn from(invalid: Invalid) -> Self {
-        Self::usage(invalid)
+        match invalid.problems().len() {
+            0 => Self::usage(invalid),
+            1 => Self::problems(invalid.to_string(), "the configuration has a problem"),
+            count => Self::problems(
+                invalid.to_string(),
+                format!("the configuration has {count} problems"),
+            ),
+        }
     }
 }
 
@@ -71,12 +89,19 @@ impl From<StartError> for Failure {
 
 /// What the command line's parser has to say: help and version, or what is wrong.
 pub(super) fn usage(error: &clap::Error) -> ExitCode {
+    let mut text = error.to_string();
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        eprint!("{text}");
+        return ExitCode::from(2);
+    }
     if error.use_stderr() {
-        let text = error.to_string();
         eprint!("lb: {}", text.strip_prefix("error: ").unwrap_or(&text));
         return ExitCode::from(2);
     }
-    print(&error.to_string());
+    print(&text);
     ExitCode::SUCCESS
 }
 

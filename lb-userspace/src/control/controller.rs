@@ -107,8 +107,10 @@ impl Controller {
                     Event::Sweep => self.sweep(),
                     Event::Reload => match self.reload() {
                         Response::Done(text) => tracing::info!("{text}"),
-                        Response::Failed(text) | Response::Refused(text) => {
-                            tracing::error!("reload: {text}");
+                        Response::Failed(text)
+                        | Response::Refused(text)
+                        | Response::Invalid(text) => {
+                            tracing::error!("the configuration stays as it was: {text}");
                         }
                         Response::Status(_) => {}
                     },
@@ -228,7 +230,7 @@ impl Controller {
                 tracing::warn!(backend = %address, "not reachable: {unresolved}");
             }
         }
-        self.network = network;
+        let before = std::mem::replace(&mut self.network, network);
         if let Ok(wanted) = interfaces::wanted(&self.config, &self.network) {
             let result = self.interfaces.attach(
                 &mut self.loaded,
@@ -243,6 +245,7 @@ impl Controller {
         } else {
             tracing::error!("an interface has gone; nothing is forwarded there until it is back");
         }
+        self.interfaces.warn_of_detours(&self.network, &before);
         let attached = self.interfaces.indices();
         self.wanted.apply_network(&self.config, &self.network, &attached);
     }
@@ -305,7 +308,7 @@ impl Controller {
     fn reload(&mut self) -> Response {
         let config = match self.source.read() {
             Ok(config) => config,
-            Err(error) => return Response::Refused(error.to_string()),
+            Err(invalid) => return Response::Invalid(invalid.to_string()),
         };
         if let Some(key) = fixed_key(&self.config, &config) {
             return Response::Refused(format!(
@@ -341,7 +344,7 @@ impl Controller {
         self.wanted = wanted;
         self.members = members;
         if self.interfaces.indices() != before {
-            self.interfaces.warn_of_detours(&self.network);
+            self.interfaces.warn_of_detours(&self.network, &Network::default());
         }
         let attached = self.interfaces.indices();
         self.wanted.apply_network(&self.config, &self.network, &attached);

@@ -103,13 +103,14 @@ impl Interfaces {
         self.attached.values().cloned().collect()
     }
 
-    /// Warns of backends that are reached by another interface: their replies come in where no
-    /// program is.
-    pub(super) fn warn_of_detours(&self, network: &Network) {
+    /// Warns of backends that are reached by an interface without the program, where their replies
+    /// would be lost, unless that was so `before` as well.
+    pub(super) fn warn_of_detours(&self, network: &Network, before: &Network) {
         for (address, hop) in &network.next_hops {
-            let Ok(hop) = hop else { continue };
-            if !self.attached.contains_key(&hop.interface) {
-                let name = network.links.get(&hop.interface).map_or("?", |link| &link.name);
+            let Ok(next) = hop else { continue };
+            let known = before.next_hops.get(address) == Some(hop);
+            if !known && !self.attached.contains_key(&next.interface) {
+                let name = network.links.get(&next.interface).map_or("?", |link| &link.name);
                 tracing::warn!(
                     backend = %address,
                     "it is reached by {name}, which isn't among interfaces: its replies are lost; \

@@ -26,7 +26,7 @@ use crate::{
     api,
     config::{Config, Invalid},
     dataplane::{Capacity, DataplaneError, ModeChoice, Pins, load},
-    netlink::{self, NetlinkError, Reader},
+    netlink::{self, NetlinkError, Network, Reader},
 };
 
 /// What the command line sets instead of the file.
@@ -243,7 +243,7 @@ async fn assemble(
         &controller.network,
         &wanted,
     )?;
-    controller.interfaces.warn_of_detours(&controller.network);
+    controller.interfaces.warn_of_detours(&controller.network, &Network::default());
     Ok(controller)
 }
 

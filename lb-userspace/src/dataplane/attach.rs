@@ -182,10 +182,12 @@ fn cause(error: &ProgramError, choice: ModeChoice) -> String {
             "permission denied; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
                 .to_owned()
         }
-        Some(libc::EINVAL) if choice == ModeChoice::Native => "the driver refuses native XDP as \
+        Some(libc::EINVAL | libc::ERANGE) if choice == ModeChoice::Native => {
+            "the driver refuses native XDP as \
             the interface is set up: check its MTU (at most about 3500), LRO (`ethtool -K \
             INTERFACE lro off`) and number of queues (`ethtool -L`); see also `dmesg`"
-            .to_owned(),
+                .to_owned()
+        }
         _ => io_error.to_string(),
     }
 }

@@ -1,0 +1,233 @@
+//! `lb check`: what is wrong with a configuration, where, and what to write instead.
+
+use std::{fs, process::Command};
+
+const VALID: &str = r#"interfaces = ["eth0"]
+
+[[service]]
+name = "cloudstack-ui"
+bind = ["192.0.2.100:8080"]
+
+[service.check]
+path = "/client/"
+
+[[service.backend]]
+name = "mgmt01"
+address = "192.0.2.101:8080"
+
+[[service.backend]]
+name = "mgmt02"
+address = "192.0.2.102:8080"
+"#;
+
+/// Exit status, and what stands on standard error without the file's path.
+fn check(text: &str) -> (Option<i32>, String) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("lb.toml");
+    fs::write(&file, text).expect("written");
+    let output = Command::new(env!("CARGO_BIN_EXE_lb"))
+        .args(["check", "-c"])
+        .arg(&file)
+        .output()
+        .expect("lb runs");
+    let error = String::from_utf8(output.stderr).expect("UTF-8");
+    (output.status.code(), error.replace(&file.display().to_string(), "FILE"))
+}
+
+/// Changes one thing in a valid configuration, and demands what is said of it.
+#[track_caller]
+fn wrong(old: &str, new: &str, wanted: &str) {
+    assert!(VALID.contains(old), "{old}");
+    let (status, error) = check(&VALID.replacen(old, new, 1));
+    assert_eq!(status, Some(2), "{error}");
+    assert_eq!(
+        error,
+        format!("{}\nlb: the configuration has a problem\n", wanted.trim_start()),
+        "{new}"
+    );
+}
+
+#[test]
+fn a_valid_configuration_is_valid() {
+    assert_eq!(check(VALID), (Some(0), String::new()));
+}
+
+#[test]
+fn an_unknown_key_is_named_with_those_that_are_known() {
+    let (status, error) = check(&VALID.replace("path =", "pth ="));
+    assert_eq!(status, Some(2));
+    assert!(error.starts_with("FILE:8:1: unknown field \"pth\"\n    pth = "), "{error}");
+    assert!(error.contains("hint: expected one of \"type\", \"method\", \"path\""), "{error}");
+}
+
+#[test]
+fn a_port_out_of_range() {
+    wrong(
+        "192.0.2.101:8080",
+        "192.0.2.101:70000",
+        r#"
+FILE:12:11: port 70000 is out of range: 1 to 65535
+    address = "192.0.2.101:70000"
+              ^~~~~~~~~~~~~~~~~~~
+    hint: write an IPv4 address and a port, as in "192.0.2.1:8080""#,
+    );
+}
+
+#[test]
+fn a_backend_given_twice() {
+    wrong(
+        "192.0.2.102:8080",
+        "192.0.2.101:8080",
+        r#"
+FILE:16:11: 192.0.2.101:8080 is given twice: as "mgmt01" and as "mgmt02"
+    address = "192.0.2.101:8080"
+              ^~~~~~~~~~~~~~~~~~
+    hint: remove one of them; a larger weight gives a backend more flows"#,
+    );
+    wrong(
+        "mgmt02",
+        "mgmt01",
+        r#"
+FILE:15:8: backend "mgmt01" is given twice
+    name = "mgmt01"
+           ^~~~~~~~
+    hint: give each backend a name of its own"#,
+    );
+}
+
+#[test]
+fn two_services_on_one_address_and_port() {
+    let second = VALID.replace("interfaces = [\"eth0\"]\n", "").replace("cloudstack-ui", "other");
+    let (status, error) = check(&format!("{VALID}{second}"));
+    assert_eq!(status, Some(2));
+    assert_eq!(
+        error,
+        r#"FILE:20:9: 192.0.2.100:8080/tcp is already bound by service "cloudstack-ui"
+    bind = ["192.0.2.100:8080"]
+            ^~~~~~~~~~~~~~~~~~
+    hint: give it another address or port, or add the backends to that service
+lb: the configuration has a problem
+"#
+    );
+}
+
+#[test]
+fn every_problem_is_told_at_once_in_the_files_order() {
+    let text = VALID
+        .replace("path = \"/client/\"", "path = \"client\"\ninterval = \"2\"\nrise = 0")
+        .replace("192.0.2.102:8080", "192.0.2.102");
+    let (status, error) = check(&text);
+    assert_eq!(status, Some(2));
+    let places: Vec<&str> = error.lines().filter_map(|line| line.strip_prefix("FILE:")).collect();
+    assert_eq!(
+        places,
+        [
+            "8:8: \"client\" is no path",
+            "9:12: \"2\" is no duration: time unit needed, for example 2sec or 2ms",
+            "10:8: rise 0 is out of range: 1 to 1000",
+            "18:11: \"192.0.2.102\" has no port",
+        ]
+    );
+}
+
+#[test]
+fn what_comes_later_is_told_apart_from_what_is_misspelt() {
+    wrong(
+        "[service.check]",
+        "balance = \"leastconn\"\n[service.check]",
+        r#"
+FILE:7:11: balance "leastconn" isn't available in this version
+    balance = "leastconn"
+              ^~~~~~~~~~~
+    hint: write "maglev""#,
+    );
+    wrong(
+        "[service.check]",
+        "balance = \"lestconn\"\n[service.check]",
+        r#"
+FILE:7:11: "lestconn" is no balance
+    balance = "lestconn"
+              ^~~~~~~~~~
+    hint: write "maglev""#,
+    );
+}
+
+#[test]
+fn broken_toml_is_told_with_its_place() {
+    let (status, error) = check(&VALID.replace("[service.check]", "[service.check"));
+    assert_eq!(status, Some(2));
+    assert!(error.starts_with("FILE:7:15: "), "{error}");
+}
+
+#[test]
+fn odd_values_are_refused() {
+    for (old, new) in [
+        ("192.0.2.101:8080", "192.0.2.101:0"),
+        ("192.0.2.101:8080", "192.0.2.101:-1"),
+        ("192.0.2.101:8080", "192.0.2.256:8080"),
+        ("192.0.2.101:8080", "0.0.0.0:8080"),
+        ("192.0.2.101:8080", "127.0.0.1:8080"),
+        ("192.0.2.101:8080", "[2001:db8::1]:8080"),
+        ("192.0.2.101:8080", "mgmt01.example.com:8080"),
+        ("192.0.2.100:8080", "*:8080"),
+        ("\"eth0\"", "\"\""),
+        ("\"eth0\"", "\"eth0\", \"eth0\""),
+        ("cloudstack-ui", "cloudstack/ui"),
+        ("cloudstack-ui", ""),
+        ("mgmt01", "a name with blanks"),
+        ("path = \"/client/\"", "expect = \"2xx\""),
+        ("path = \"/client/\"", "expect = \"300-200\""),
+        ("path = \"/client/\"", "method = \"get it\""),
+        ("path = \"/client/\"", "timeout = \"0s\""),
+        ("path = \"/client/\"", "interval = \"1year\""),
+        ("path = \"/client/\"", "host = \"a\\r\\nb: c\""),
+        ("path = \"/client/\"", "port = 65536"),
+        ("path = \"/client/\"", "type = \"https\""),
+        ("path = \"/client/\"", "type = \"carrier-pigeon\""),
+        ("interfaces =", "hash_seed = -1\ninterfaces ="),
+        ("interfaces =", "admin = \"everywhere\"\ninterfaces ="),
+        ("interfaces =", "xdp_mode = \"fast\"\ninterfaces ="),
+        ("[[service]]", "[nat]\nports = \"2000-1000\"\n[[service]]"),
+        ("[[service]]", "[nat]\naddresses = [\"everywhere\"]\n[[service]]"),
+        ("[[service]]", "[limits]\nflows = 0\n[[service]]"),
+    ] {
+        let (status, error) = check(&VALID.replacen(old, new, 1));
+        assert_eq!(status, Some(2), "{new}: {error}");
+        assert!(error.starts_with("FILE:") && error.contains("\n    "), "{new}: {error}");
+    }
+}
+
+#[test]
+fn a_service_needs_an_address_and_a_backend() {
+    let (status, error) = check("");
+    assert_eq!(status, Some(2));
+    assert!(error.starts_with("FILE:1:1: no service"), "{error}");
+    let (status, error) = check("[[service]]\nname = \"ui\"\nbind = []\n");
+    assert_eq!(status, Some(2));
+    assert!(error.contains("FILE:2:8: service \"ui\" has no backend"), "{error}");
+    assert!(error.contains("FILE:3:8: no address"), "{error}");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_one_clear_line() {
+    let output = Command::new(env!("CARGO_BIN_EXE_lb"))
+        .args(["check", "-c", "/nowhere/lb.toml"])
+        .output()
+        .expect("lb runs");
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "lb: /nowhere/lb.toml: no such file\n");
+    let output = Command::new(env!("CARGO_BIN_EXE_lb"))
+        .args(["check", "-c", "/"])
+        .output()
+        .expect("lb runs");
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn usage_errors_exit_with_two() {
+    for arguments in [&["lst"][..], &["list"], &["list", "everything"], &["drain", "mgmt01"], &[]] {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_lb")).args(arguments).output().expect("lb runs");
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+    }
+}

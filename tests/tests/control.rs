@@ -1,0 +1,250 @@
+//! The controller under an operator's hands: reloads, wrong configurations, and starts that fail.
+
+use std::{collections::HashMap, fs, os::unix::net::UnixListener};
+
+use anyhow::{Context, Result, ensure};
+use lb_tests::bed::{Bed, Load, wait_until};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+const LB: &str = env!("CARGO_BIN_EXE_lb-under-test");
+
+/// What `lb run` says when it doesn't start, with its exit status.
+fn failing_start(bed: &Bed, arguments: &[&str]) -> Result<(Option<i32>, String)> {
+    let output = bed.lb(&[&["run"], arguments].concat())?;
+    ensure!(!output.status.success(), "it started");
+    Ok((output.status.code(), String::from_utf8(output.stderr)?))
+}
+
+fn slots(bed: &Bed) -> Result<Value> {
+    Ok(bed.json(&["list", "rings", "--json"])?[0].clone())
+}
+
+#[test]
+fn a_reload_changes_what_differs_and_disturbs_nothing_else() -> Result<()> {
+    let bed = Bed::new(LB, "native", 3)?;
+    let mut held = Vec::new();
+    for _ in 0..24 {
+        let mut connection = bed.open()?;
+        held.push((connection.request()?, connection));
+    }
+    ensure!(held.iter().any(|(name, _)| name == "mgmt03"), "no connection to leave behind");
+    let load = Load::start(&bed, 16, 5)?;
+    wait_until("load flows", || Ok(bed.new_flows("mgmt01")? > 10))?;
+
+    bed.write_config_with("", |name| name != "mgmt03")?;
+    let said = bed.lb_ok(&["reload"])?;
+    ensure!(said.contains("1 services, 2 backends"), "{said}");
+    ensure!(slots(&bed)?["slots"]["mgmt03"].is_null(), "it left the ring");
+    ensure!(bed.shown("mgmt03")?["state"] == "drain", "its flows are still shown");
+    for _ in 0..30 {
+        ensure!(bed.request()? != "mgmt03", "a new connection reached it");
+    }
+    for (name, connection) in &mut held {
+        ensure!(connection.request()? == *name, "a connection moved");
+    }
+
+    bed.write_config("")?;
+    bed.lb_ok(&["reload"])?;
+    bed.wait_for_up(3)?;
+    wait_until("it gets connections again", || Ok(bed.request()? == "mgmt03"))?;
+    load.finish()?;
+    drop(held);
+
+    bed.write_config_with("", |name| name != "mgmt03")?;
+    bed.lb_ok(&["reload"])?;
+    wait_until("its flows have ended, and it is forgotten", || Ok(bed.shown("mgmt03").is_err()))
+}
+
+#[test]
+fn a_ring_gets_back_what_it_was_and_equal_weights_share_equally() -> Result<()> {
+    let bed = Bed::new(LB, "native", 4)?;
+    let before = slots(&bed)?;
+    let size = before["size"].as_f64().context("size")?;
+    let counts: HashMap<String, f64> = serde_json::from_value(before["slots"].clone())?;
+    ensure!(counts.len() == 4);
+    for (name, count) in &counts {
+        ensure!((count / size - 0.25).abs() <= 0.0025, "{name}: {count} of {size}");
+    }
+    bed.lb_ok(&["maint", "ui/mgmt02"])?;
+    let without = slots(&bed)?;
+    ensure!(without["slots"]["mgmt02"].is_null(), "{without}");
+    ensure!(without["generation"] != before["generation"]);
+    bed.lb_ok(&["ready", "ui/mgmt02"])?;
+    bed.wait_for_up(4)?;
+    ensure!(slots(&bed)?["slots"] == before["slots"]);
+    Ok(())
+}
+
+#[test]
+fn a_reload_with_a_wrong_file_changes_nothing() -> Result<()> {
+    let bed = Bed::new(LB, "native", 2)?;
+    let right = fs::read_to_string(bed.config())?;
+    let before = (slots(&bed)?, bed.json(&["list", "services", "--json"])?);
+    let wrong = [
+        ("bind", "bnid", "unknown field"),
+        ("10.91.0.101:8080", "10.91.0.101:70000", "out of range"),
+        ("10.91.0.102:8080", "10.91.0.101:8080", "given twice"),
+        ("\"eth0\"", "\"eth9\"", "no such interface: eth9; there are"),
+        ("flows = 65536", "flows = 70000", "limits can't be changed by a reload"),
+    ];
+    for (old, new, wanted) in wrong {
+        fs::write(bed.config(), right.replacen(old, new, 1))?;
+        let socket = bed.socket();
+        let arguments = ["--socket", socket.to_str().context("UTF-8")?, "reload"];
+        let output = bed.lb(&arguments)?;
+        let error = String::from_utf8(output.stderr)?;
+        ensure!(output.status.code() == Some(2) && error.contains(wanted), "{new}: {error}");
+        ensure!(error.contains("nothing was changed"), "{new}: {error}");
+    }
+    fs::remove_file(bed.config())?;
+    let socket = bed.socket();
+    let output = bed.lb(&["--socket", socket.to_str().context("UTF-8")?, "reload"])?;
+    ensure!(output.status.code() == Some(2), "{output:?}");
+    fs::write(bed.config(), right)?;
+    let after = (slots(&bed)?, bed.json(&["list", "services", "--json"])?);
+    ensure!(before == after, "{before:?} {after:?}");
+    bed.request()?;
+    Ok(())
+}
+
+#[test]
+fn starts_that_cannot_be_say_why_in_one_line() -> Result<()> {
+    let mut bed = Bed::without_controller(LB, "native", 1)?;
+    bed.write_config("")?;
+    let one_line = |what: &str, (status, error): (Option<i32>, String), wanted: &str| {
+        ensure!(error.starts_with("lb: ") && error.lines().count() == 1, "{what}: {error}");
+        ensure!(error.contains(wanted), "{what}: {error}");
+        Ok(status)
+    };
+    let said = failing_start(&bed, &["--interface", "eth9"])?;
+    ensure!(one_line("interface", said, "no such interface: eth9; there are lo, eth0")? == Some(2));
+
+    let said = failing_start(&bed, &["--pin-path", "/tmp/lb-pins"])?;
+    one_line("no bpffs", said, "not on a BPF file system; mount one with `mount -t bpf")?;
+
+    let said = failing_start(&bed, &["--interface", "lo", "--xdp-mode", "native"])?;
+    one_line("no native mode", said, "the driver has no native XDP")?;
+    bed.lb_ok(&["detach"])?;
+
+    // As nobody, without any capability.
+    let mut command = bed.balancer.command("setpriv");
+    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--bounding-set=-all"]);
+    let readable = fs::read_to_string(bed.config())?;
+    let open = tempfile::NamedTempFile::new_in("/tmp")?;
+    fs::write(open.path(), readable)?;
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    fs::set_permissions(open.path(), mode)?;
+    let copy = std::env::temp_dir().join(format!("lb-unprivileged-{}", std::process::id()));
+    fs::copy(LB, &copy)?;
+    let output = command.arg(&copy).args(["run", "-c"]).arg(open.path()).output();
+    fs::remove_file(&copy)?;
+    let output = output?;
+    let said = (output.status.code(), String::from_utf8(output.stderr)?);
+    one_line("not root", said, "not permitted: run as root, or with CAP_NET_ADMIN")?;
+
+    bed.balancer.run("sysctl", &["-qw", "net.ipv4.ip_local_port_range=20000 60999"])?;
+    let said = failing_start(&bed, &[])?;
+    one_line("ports", said, "nat.ports 1024-32767 overlaps net.ipv4.ip_local_port_range")?;
+    bed.balancer.run("sysctl", &["-qw", "net.ipv4.ip_local_port_range=32768 60999"])?;
+
+    bed.start_controller(&[])?;
+    let pid = bed.json(&["status", "--json"])?["controller"]["pid"].to_string();
+    let said = failing_start(&bed, &[])?;
+    one_line("a second one", said, &format!("another controller runs on"))?;
+    ensure!(failing_start(&bed, &[])?.1.contains(&pid));
+    Ok(())
+}
+
+#[test]
+fn a_socket_left_behind_is_replaced() -> Result<()> {
+    let mut bed = Bed::without_controller(LB, "native", 1)?;
+    bed.write_config("")?;
+    drop(UnixListener::bind(bed.socket())?);
+    ensure!(bed.socket().exists());
+    bed.start_controller(&[])?;
+    bed.stop_controller(Signal::SIGTERM).map(drop)
+}
+
+#[test]
+fn commands_without_a_data_plane_say_so() -> Result<()> {
+    let bed = Bed::without_controller(LB, "native", 1)?;
+    bed.write_config("")?;
+    for (arguments, wanted) in [
+        (&["list", "backends"][..], "no data plane at"),
+        (&["status"], "no data plane at"),
+        (&["detach"], "no data plane at"),
+        (&["reload"], "no controller at"),
+        (&["drain", "ui/mgmt01"], "no controller at"),
+    ] {
+        let output = bed.lb(arguments)?;
+        let error = String::from_utf8(output.stderr)?;
+        ensure!(output.status.code() == Some(1), "{arguments:?}: {error}");
+        ensure!(error.starts_with("lb: ") && error.contains(wanted), "{arguments:?}: {error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn backends_that_do_not_exist_are_refused() -> Result<()> {
+    let bed = Bed::new(LB, "native", 1)?;
+    for target in ["ui/mgmt09", "nothing/mgmt01"] {
+        for command in ["drain", "maint", "ready"] {
+            let output = bed.lb(&[command, target])?;
+            let error = String::from_utf8(output.stderr)?;
+            ensure!(output.status.code() == Some(2), "{error}");
+            ensure!(error.contains("no backend") && error.contains(target), "{error}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_list_shows_what_there_is() -> Result<()> {
+    let bed = Bed::new(LB, "native", 2)?;
+    let mut held = bed.open()?;
+    let name = held.request()?;
+
+    let services = bed.json(&["list", "services", "--json"])?;
+    ensure!(services[0]["name"] == "ui" && services[0]["bind"][0] == "10.91.0.100:8080");
+    ensure!(services[0]["flows"] == 1 && services[0]["new_flows"] == 1, "{services}");
+    ensure!(services[0]["backends_up"] == 2 && services[0]["backends_total"] == 2, "{services}");
+
+    let flows = bed.json(&["list", "flows", "--json"])?;
+    ensure!(flows[0]["backend"] == name.as_str() && flows[0]["state"] == "established", "{flows}");
+    let client = flows[0]["client"].as_str().context("client")?;
+    ensure!(client.starts_with("10.91.0.1:"), "{flows}");
+    let nat = flows[0]["nat"].as_str().context("nat")?;
+    ensure!(nat.starts_with("10.91.0.10:"), "{flows}");
+    for (filter, count) in [
+        (&["--service", "ui"][..], 1),
+        (&["--service", "other"], 0),
+        (&["--backend", &name], 1),
+        (&["--client", "10.91.0.0/24"], 1),
+        (&["--client", "192.0.2.1"], 0),
+        (&["--state", "established"], 1),
+        (&["--state", "syn"], 0),
+        (&["--limit", "0"], 0),
+    ] {
+        let flows = bed.json(&[&["list", "flows", "--json"], filter].concat())?;
+        ensure!(flows.as_array().map(Vec::len) == Some(count), "{filter:?}: {flows}");
+    }
+
+    let maps = bed.json(&["list", "maps", "--json"])?;
+    let maps = maps.as_array().context("maps")?;
+    let flows = maps.iter().find(|map| map["name"] == "FLOWS").context("FLOWS")?;
+    ensure!(flows["type"] == "hash" && flows["entries"] == 2, "{flows}");
+    ensure!(flows["bytes"].as_u64() > Some(131_072 * 72), "{flows}");
+
+    for what in ["services", "backends", "flows", "rings", "reasons", "maps"] {
+        let table = bed.lb_ok(&["list", what])?;
+        ensure!(table.lines().count() >= 2, "{table}");
+        ensure!(table.lines().all(|line| line.chars().count() <= 100), "{table}");
+    }
+    let status = bed.lb_ok(&["status"])?;
+    ensure!(
+        status.contains("running, process") && status.contains("eth0, native mode"),
+        "{status}"
+    );
+    Ok(())
+}
