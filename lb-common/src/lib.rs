@@ -6,6 +6,7 @@
 //!   that the same lines run in the kernel and in tests on the host.
 
 #![no_std]
+#![warn(clippy::wildcard_enum_match_arm)]
 
 #[cfg(test)]
 extern crate std;

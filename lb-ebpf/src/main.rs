@@ -4,7 +4,13 @@
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch, core_intrinsics)]
-#![allow(internal_features, reason = "an atomic addition that returns the old value")]
+#![expect(internal_features, reason = "an atomic addition that returns the old value")]
+#![expect(
+    clippy::needless_pass_by_value,
+    missing_docs,
+    unreachable_pub,
+    reason = "the signature that #[xdp] wants, and what it makes of it"
+)]
 
 mod frame;
 mod maps;

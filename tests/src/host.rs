@@ -36,6 +36,7 @@ pub type Key = FlowKey<Ipv4Address>;
 /// A flow.
 pub type Value = Flow<Ipv4Address>;
 
+/// Boxed, so that entries stay in place while the table grows.
 type FlowTable = RefCell<HashMap<Key, Box<UnsafeCell<Value>>>>;
 
 /// The tables, in memory.
@@ -44,6 +45,7 @@ pub struct Host {
     established: FlowTable,
     embryonic: FlowTable,
     /// Removed entries; the packet that removed them may still hold their place.
+    #[expect(clippy::vec_box, reason = "entries must stay where they are")]
     removed: RefCell<Vec<Box<UnsafeCell<Value>>>>,
     cursors: RefCell<HashMap<u32, u32>>,
     now: Cell<Tick>,

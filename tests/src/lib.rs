@@ -3,14 +3,18 @@
 //! * [`frame`] builds frames, and reads them with code that shares nothing with the data path.
 //! * [`host`] and [`kernel`] run the same packet logic over in-memory tables and in the kernel, and
 //!   [`pair`] demands the same of both; [`world`] is what they are set up with.
-//! * [`bed`] is a network of namespaces with a balancer in it.
+//! * [`object`] reads the program's instructions.
+//! * [`bed`] is a network of namespaces with a balancer in it, and [`client`] its clients.
 //! * [`connection`] plays a TCP connection from both ends, and [`random`] makes random frames.
 
 pub mod bed;
+pub mod client;
 pub mod connection;
 pub mod frame;
 pub mod host;
 pub mod kernel;
+pub mod object;
 pub mod pair;
 pub mod random;
+pub mod wait;
 pub mod world;

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, fs, os::unix::net::UnixListener};
 
 use anyhow::{Context, Result, ensure};
-use lb_tests::bed::{Bed, Load, wait_until};
+use lb_tests::{bed::Bed, client::Load, wait::wait_until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -151,7 +151,7 @@ fn starts_that_cannot_be_say_why_in_one_line() -> Result<()> {
     bed.start_controller(&[])?;
     let pid = bed.json(&["status", "--json"])?["controller"]["pid"].to_string();
     let said = failing_start(&bed, &[])?;
-    one_line("a second one", said, &format!("another controller runs on"))?;
+    one_line("a second one", said, "another controller runs on")?;
     ensure!(failing_start(&bed, &[])?.1.contains(&pid));
     Ok(())
 }

@@ -18,6 +18,7 @@ use lb_tests::{
 };
 
 type Case = (&'static str, Vec<u8>, Reason);
+type Change = fn(&mut Tcp);
 
 /// A SYN to the service with something changed.
 fn syn(change: impl FnOnce(&mut Tcp)) -> Vec<u8> {
@@ -232,7 +233,7 @@ fn what_is_malformed_within_a_flow_is_counted_and_not_forwarded() -> Result<()> 
     let mut pair = Pair::new(&World::default())?;
     let connection = Connection::open(&mut pair, VIP)?;
     connection.establish(&mut pair)?;
-    let changes: [(fn(&mut Tcp), Reason); 7] = [
+    let changes: [(Change, Reason); 7] = [
         (|segment| segment.fragment = 0x2000, Reason::Fragment),
         (|segment| segment.ip_checksum_error = 1, Reason::BadIpChecksum),
         (|segment| segment.time_to_live = 1, Reason::TimeToLiveExpired),

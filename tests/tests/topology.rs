@@ -2,7 +2,7 @@
 //! router, interfaces that take no native program, hardware addresses that change.
 
 use anyhow::{Result, ensure};
-use lb_tests::bed::{Bed, wait_until};
+use lb_tests::{bed::Bed, wait::wait_until};
 use xtask::netns::{Namespace, Port, Switch};
 
 const LB: &str = env!("CARGO_BIN_EXE_lb-under-test");

@@ -4,7 +4,11 @@
 use std::{collections::HashMap, fs};
 
 use anyhow::{Context, Result, ensure};
-use lb_tests::bed::{BALANCER, Bed, Connection, Load, SERVICE, sha256, wait_until};
+use lb_tests::{
+    bed::{BALANCER, Bed, SERVICE},
+    client::{Connection, Load, sha256},
+    wait::wait_until,
+};
 use nix::sys::signal::Signal;
 
 const LB: &str = env!("CARGO_BIN_EXE_lb-under-test");

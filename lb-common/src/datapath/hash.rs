@@ -2,7 +2,7 @@
 
 use crate::{abi::FlowKey, wire::Address};
 
-/// Hashes what identifies a flow: `MurmurHash3` (x86, 32 bits) over source, destination, ports and
+/// Hashes what identifies a flow: MurmurHash3 (x86, 32 bits) over source, destination, ports and
 /// protocol. Balancers that share a VIP and a seed pick the same slot.
 #[inline(always)]
 pub(super) fn flow<A: Address>(key: &FlowKey<A>, seed: u32) -> u32 {

@@ -68,7 +68,7 @@ impl EtherType {
     pub const ARP: Self = Self::from_host(eth::EtherType::Arp as u16);
     /// A customer VLAN tag (IEEE 802.1Q).
     pub const VLAN: Self = Self(NetworkU16::new(0x8100));
-    /// A service VLAN tag (IEEE 802.1ad, "`QinQ`").
+    /// A service VLAN tag (IEEE 802.1ad, "QinQ").
     pub const SERVICE_VLAN: Self = Self(NetworkU16::new(0x88a8));
 
     /// network-types stores its EtherTypes as they stand in memory, big-endian.

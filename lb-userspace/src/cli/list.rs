@@ -68,11 +68,17 @@ pub(super) fn list(place: &Place, arguments: &ListArgs) -> Outcome {
     match &arguments.what {
         What::Services => {
             let records = Overview::read(&maps)?.services(&maps)?;
-            if json { print_json(&records) } else { Ok(print_services(&records)) }
+            if json {
+                return print_json(&records);
+            }
+            print_services(&records);
         }
         What::Backends => {
             let records = Overview::read(&maps)?.backends(&maps)?;
-            if json { print_json(&records) } else { Ok(print_backends(&records)) }
+            if json {
+                return print_json(&records);
+            }
+            print_backends(&records);
         }
         What::Flows(filter) => {
             let filter = FlowFilter {
@@ -104,7 +110,6 @@ pub(super) fn list(place: &Place, arguments: &ListArgs) -> Outcome {
                     })
                     .collect(),
             );
-            Ok(())
         }
         What::Rings => {
             let records = Overview::read(&maps)?.rings(&maps);
@@ -125,7 +130,6 @@ pub(super) fn list(place: &Place, arguments: &ListArgs) -> Outcome {
                 }
             }
             print_table(["SERVICE", ">SIZE", ">GENERATION", "BACKEND", ">SLOTS", ">SHARE"], rows);
-            Ok(())
         }
         What::Reasons => {
             let records = observe::reasons(&maps)?;
@@ -146,7 +150,6 @@ pub(super) fn list(place: &Place, arguments: &ListArgs) -> Outcome {
                     })
                     .collect(),
             );
-            Ok(())
         }
         What::Maps => {
             let records = observe::maps(&pins, &maps)?;
@@ -170,9 +173,9 @@ pub(super) fn list(place: &Place, arguments: &ListArgs) -> Outcome {
                     })
                     .collect(),
             );
-            Ok(())
         }
     }
+    Ok(())
 }
 
 pub(super) fn print_services(records: &[ServiceRecord]) {

@@ -1,5 +1,6 @@
 //! The configuration: read strictly, validated whole, and only then used.
 
+mod check;
 mod file;
 mod problem;
 mod validate;

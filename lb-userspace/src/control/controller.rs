@@ -23,7 +23,7 @@ use super::{
     store, sweep,
 };
 use crate::{
-    api::{Call, ControllerStatus, Operation, Request, Response},
+    api::{Call, ControllerStatus, Request, Response},
     config::{Check, Config},
     dataplane::{self, Loaded, Pins},
     health::{Checker, Report, Verdict},
@@ -138,7 +138,7 @@ impl Controller {
     }
 
     /// Starts and stops checks, and watches addresses, as the state says.
-    fn follow_up(&mut self) {
+    pub(super) fn follow_up(&mut self) {
         let mut checkers = HashMap::new();
         let mut addresses = Vec::new();
         for (index, state) in &self.wanted.backends {
@@ -266,98 +266,6 @@ impl Controller {
         }
     }
 
-    fn operate(&mut self, service: &str, backend: &str, operation: Operation) -> Response {
-        let Some(index) = self.wanted.find_backend(service, backend) else {
-            return Response::Refused(format!(
-                "no backend {service}/{backend}; `lb list backends` shows those there are"
-            ));
-        };
-        let Some(state) = self.wanted.backends.get_mut(&index) else {
-            return Response::Failed("the backend has just gone".to_owned());
-        };
-        let info = &mut state.info;
-        let was_maint = info.operator == OperatorState::Maint;
-        match operation {
-            Operation::Drain => info.operator = OperatorState::Drain,
-            Operation::Maint => info.operator = OperatorState::Maint,
-            Operation::Ready => {
-                info.operator = OperatorState::Ready;
-                info.operator_weight = 0;
-            }
-            Operation::Weight(weight) if weight > 256 => {
-                return Response::Refused(format!("weight {weight} is out of range: 0 to 256"));
-            }
-            Operation::Weight(weight) => info.operator_weight = u32::from(weight) + 1,
-        }
-        if was_maint
-            && info.operator != OperatorState::Maint
-            && info.check != lb_common::abi::CheckKind::None
-        {
-            // It wasn't checked meanwhile: the next check decides.
-            info.result = CheckResult::Unknown;
-            info.detail = Text::new("");
-        }
-        let text = format!("{service}/{backend}: {}, weight {}", info.state(), info.weight());
-        tracing::info!(service, backend, ?operation, "an operator's command");
-        self.reconcile();
-        self.follow_up();
-        Response::Done(text)
-    }
-
-    /// Applies the configuration file again: all of it, or nothing.
-    fn reload(&mut self) -> Response {
-        let config = match self.source.read() {
-            Ok(config) => config,
-            Err(invalid) => return Response::Invalid(invalid.to_string()),
-        };
-        if let Some(key) = fixed_key(&self.config, &config) {
-            return Response::Refused(format!(
-                "{key} can't be changed by a reload; nothing was changed: restart `lb run` for it"
-            ));
-        }
-        let interfaces = match interfaces::wanted(&config, &self.network) {
-            Ok(interfaces) => interfaces,
-            Err(why) => return Response::Refused(format!("{why}; nothing was changed")),
-        };
-        let mut wanted = match self.wanted.configured(&config, self.room) {
-            Ok(wanted) => wanted,
-            Err(error) => return Response::Refused(format!("{error}; nothing was changed")),
-        };
-        let mut members = self.members.clone();
-        wanted.build_rings(&mut members);
-        let now = Instant::now();
-        // Whether the rings fit is found out on a copy.
-        if let Err(error) = plan(&wanted, &self.there, &mut self.space.clone(), now) {
-            return Response::Refused(format!("{error}; nothing was changed"));
-        }
-        let before = self.interfaces.indices();
-        if let Err(error) = self.interfaces.attach(
-            &mut self.loaded,
-            &self.pins,
-            &config,
-            &self.network,
-            &interfaces,
-        ) {
-            return Response::Failed(error.to_string());
-        }
-        self.config = config;
-        self.wanted = wanted;
-        self.members = members;
-        if self.interfaces.indices() != before {
-            self.interfaces.warn_of_detours(&self.network, &Network::default());
-        }
-        let attached = self.interfaces.indices();
-        self.wanted.apply_network(&self.config, &self.network, &attached);
-        self.reconcile();
-        self.follow_up();
-        Response::Done(format!(
-            "reloaded {}: {} services, {} backends",
-            self.source.file.display(),
-            self.config.services.len(),
-            self.config.services.iter().map(|service| service.backends.len()).sum::<usize>(),
-        ))
-    }
-
     /// Forgets idle flows, and frees the indices of retired backends that no flow names.
     fn sweep(&mut self) {
         let services = &self.there.services;
@@ -385,17 +293,4 @@ impl Controller {
         });
         self.follow_up();
     }
-}
-
-/// The first key that differs and that a running controller can't change.
-fn fixed_key(old: &Config, new: &Config) -> Option<&'static str> {
-    let keys = [
-        ("socket", old.socket != new.socket),
-        ("pin_path", old.pin_path != new.pin_path),
-        ("admin", old.admin != new.admin),
-        ("log", old.log != new.log || old.log_format != new.log_format),
-        ("limits", (old.flows, old.embryonic) != (new.flows, new.embryonic)),
-        ("xdp_mode", old.xdp_mode != new.xdp_mode),
-    ];
-    keys.into_iter().find(|(_, differs)| *differs).map(|(key, _)| key)
 }

@@ -8,6 +8,7 @@
 pub mod configure;
 mod controller;
 mod interfaces;
+mod operate;
 pub mod plan;
 mod preflight;
 pub mod ring;

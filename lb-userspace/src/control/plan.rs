@@ -40,7 +40,7 @@ pub enum Change {
     /// Write what the packet path knows of a backend.
     Backend(u32, Backend),
     /// Write a backend's info.
-    BackendInfo(u32, BackendInfo),
+    BackendInfo(u32, Box<BackendInfo>),
     /// Free a backend's index.
     FreeBackend(u32),
     /// Write a ring of a service where no packet looks yet.
@@ -111,7 +111,7 @@ fn plan_infos(wanted: &State, there: &State, changes: &mut Vec<Change>) {
             changes.push(Change::Backend(*index, state.backend));
         }
         if known.map(|known| &known.info) != Some(&state.info) {
-            changes.push(Change::BackendInfo(*index, state.info));
+            changes.push(Change::BackendInfo(*index, Box::new(state.info)));
         }
     }
 }

@@ -2,6 +2,7 @@
 //! that writes them.
 
 use std::{
+    collections::btree_map::Entry,
     net::{Ipv4Addr, SocketAddrV4},
     time::Instant,
 };
@@ -44,17 +45,17 @@ pub(super) fn observe(maps: &Maps) -> Result<(State, RingSpace), DataplaneError>
         }
     }
     let mut space = RingSpace::new(maps.rings.slots());
-    for entry in maps.services.iter() {
+    for entry in &maps.services {
         let (key, service) = entry.map_err(DataplaneError::map(maps::SERVICES))?;
         let bind = SocketAddrV4::new(key.address.into(), key.port.get());
         state.binds.insert(bind, service.index);
-        if !state.rings.contains_key(&service.index) {
+        if let Entry::Vacant(place) = state.rings.entry(service.index) {
             let ring = service.ring;
             if ring.size() > 0 {
                 space.adopt(ring.offset(), ring.size());
             }
             let slots = maps.rings.read(ring.offset(), ring.size()).into();
-            state.rings.insert(service.index, RingState { slots, ring });
+            place.insert(RingState { slots, ring });
         }
     }
     for index in 0..maps.nat_sources.len() {
@@ -146,10 +147,10 @@ pub(super) fn apply(
             }
         }
         Change::BackendInfo(index, info) => {
-            done(maps.backend_info.set(*index, info, 0), BACKEND_INFO)?;
+            done(maps.backend_info.set(*index, **info, 0), BACKEND_INFO)?;
             let backend =
                 maps.backends.get(index, 0).map_err(DataplaneError::map(maps::BACKENDS))?;
-            there.backends.insert(*index, BackendState { backend, info: *info });
+            there.backends.insert(*index, BackendState { backend, info: **info });
         }
         Change::FreeBackend(index) => {
             let free: BackendInfo = bytemuck::Zeroable::zeroed();

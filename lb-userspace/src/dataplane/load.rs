@@ -10,7 +10,7 @@ use lb_common::abi::{RING_CHUNK_SLOTS, maps};
 use super::{DataplaneError, Maps, Pins};
 
 /// The XDP program's object file.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));
 
 /// How many entries the maps are made for. Pinned maps keep the sizes they were made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,7 @@ pub fn load(pins: &Pins, capacity: &Capacity) -> Result<Loaded, DataplaneError> 
         .map_max_entries(maps::FLOWS, capacity.flows.saturating_mul(ENTRIES_A_FLOW))
         .map_max_entries(maps::EMBRYONIC, capacity.embryonic.saturating_mul(ENTRIES_A_FLOW))
         .load(OBJECT)
-        .map_err(load_error)?;
+        .map_err(|error| load_error(&error))?;
     // Opening the pins checks that reused maps have the layout that the program expects.
     let maps = Maps::open(pins)?;
     let program = xdp(&mut ebpf)?;
@@ -90,9 +90,9 @@ fn xdp(ebpf: &mut aya::Ebpf) -> Result<&mut Xdp, DataplaneError> {
         .map_err(|error: ProgramError| DataplaneError::Load(error.to_string()))
 }
 
-fn load_error(error: EbpfError) -> DataplaneError {
+fn load_error(error: &EbpfError) -> DataplaneError {
     let denied = |error: &std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
-    match &error {
+    match error {
         EbpfError::MapError(MapError::CreateError { name, io_error, .. }) if denied(io_error) => {
             DataplaneError::Permission { what: format!("creating map {name}") }
         }

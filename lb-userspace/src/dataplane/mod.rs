@@ -10,7 +10,7 @@ mod rings;
 
 pub use attach::{Attached, Mode, ModeChoice, attach, detach, detach_others};
 pub use clock::{now, seconds};
-pub use load::{Capacity, Loaded, load};
+pub use load::{Capacity, Loaded, OBJECT, load};
 pub use maps::{Maps, nat_source_words};
 pub use pins::Pins;
 pub use rings::RingMemory;

@@ -130,7 +130,7 @@ impl Overview {
                 overview.backends.insert(index, info);
             }
         }
-        for entry in maps.services.iter() {
+        for entry in &maps.services {
             let (key, service) = entry.map_err(DataplaneError::map(names::SERVICES))?;
             let bind = SocketAddrV4::new(key.address.into(), key.port.get());
             overview.binds.entry(service.index).or_default().push(bind);

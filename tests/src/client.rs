@@ -1,0 +1,108 @@
+//! Clients of the service.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    process::{Child, Command, Stdio},
+    thread,
+};
+
+use anyhow::{Context, Result, ensure};
+use nix::sched::{CloneFlags, setns};
+use xtask::netns::Namespace;
+
+use crate::{
+    bed::{Bed, SERVICE},
+    wait::PATIENCE,
+};
+
+/// A keep-alive connection of an HTTP client.
+pub struct Connection(TcpStream);
+
+impl Connection {
+    /// Connects from within a namespace.
+    ///
+    /// # Errors
+    ///
+    /// It can't.
+    pub fn open(namespace: &Namespace, address: &str) -> Result<Self> {
+        let address: SocketAddr = address.parse()?;
+        let path = Path::new("/run/netns").join(namespace.name());
+        // A thread of its own, since a thread that has changed its namespace is of no other use.
+        let stream = thread::spawn(move || -> Result<TcpStream> {
+            setns(fs::File::open(path)?, CloneFlags::CLONE_NEWNET)?;
+            Ok(TcpStream::connect_timeout(&address, PATIENCE)?)
+        });
+        let stream = stream.join().map_err(|_| anyhow::anyhow!("the thread panicked"))??;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self(stream))
+    }
+
+    /// Does a request, and returns the answer's body: the name of who answered.
+    ///
+    /// # Errors
+    ///
+    /// The connection breaks, or the answer isn't one.
+    pub fn request(&mut self) -> Result<String> {
+        self.0.write_all(b"GET /client/ HTTP/1.1\r\nHost: test\r\n\r\n")?;
+        let mut answer = Vec::new();
+        let mut buffer = [0; 1024];
+        loop {
+            let count = self.0.read(&mut buffer)?;
+            ensure!(count > 0, "closed");
+            answer.extend(&buffer[..count]);
+            let text = String::from_utf8_lossy(&answer);
+            if let Some((head, body)) = text.split_once("\r\n\r\n")
+                && body.ends_with('\n')
+            {
+                ensure!(head.starts_with("HTTP/1.1 200"), "{head}");
+                return Ok(body.trim().to_owned());
+            }
+        }
+    }
+}
+
+/// `wrk` under way.
+pub struct Load(Child);
+
+impl Load {
+    /// Starts requests from the client over keep-alive connections.
+    ///
+    /// # Errors
+    ///
+    /// It can't be started.
+    pub fn start(bed: &Bed, connections: u32, seconds: u32) -> Result<Self> {
+        let mut command = bed.client.command("wrk");
+        command.args(["-t1", &format!("-c{connections}"), &format!("-d{seconds}s")]);
+        command.args(["--timeout", "5s", &format!("http://{SERVICE}/client/")]);
+        Ok(Self(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?))
+    }
+
+    /// Waits for its end, and demands that no request failed. Returns how many there were.
+    ///
+    /// # Errors
+    ///
+    /// A request failed.
+    pub fn finish(self) -> Result<u64> {
+        let output = self.0.wait_with_output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+        ensure!(!text.contains("Socket errors") && !text.contains("Non-2xx"), "{text}");
+        let requests = text.lines().find_map(|line| line.split_once(" requests in "));
+        let count = requests.and_then(|(count, _)| count.trim().parse().ok());
+        count.with_context(|| format!("no count in {text}"))
+    }
+}
+
+/// The SHA-256 of a file, by the system's own tool.
+///
+/// # Errors
+///
+/// It can't be read.
+pub fn sha256(file: &Path) -> Result<String> {
+    let output = Command::new("sha256sum").arg(file).output()?;
+    let text = String::from_utf8(output.stdout)?;
+    text.split_whitespace().next().map(str::to_owned).context("no sum")
+}

@@ -1,0 +1,35 @@
+//! The XDP program's instructions, as they stand in its object file.
+
+use lb_userspace::dataplane::OBJECT;
+use object::{Object, ObjectSection};
+
+/// One BPF instruction (RFC 9669, section 3).
+#[derive(Clone, Copy, Debug)]
+pub struct Instruction {
+    opcode: u8,
+    source: u8,
+}
+
+impl Instruction {
+    /// Whether it calls a function of the program, rather than one of the kernel.
+    pub const fn calls_function(&self) -> bool {
+        const CALL: u8 = 0x85;
+        const PROGRAM_LOCAL: u8 = 1;
+        self.opcode == CALL && self.source == PROGRAM_LOCAL
+    }
+}
+
+/// The instructions of the section that the kernel runs.
+///
+/// # Panics
+///
+/// The object file isn't one, or has no such section.
+pub fn instructions() -> Vec<Instruction> {
+    let file = object::File::parse(OBJECT).expect("an object file");
+    let section = file.section_by_name("xdp").expect("the program's section");
+    let bytes = section.data().expect("its bytes");
+    let (instructions, rest) = bytes.as_chunks::<8>();
+    assert!(rest.is_empty(), "half an instruction");
+    let decode = |bytes: &[u8; 8]| Instruction { opcode: bytes[0], source: bytes[1] >> 4 };
+    instructions.iter().map(decode).collect()
+}
