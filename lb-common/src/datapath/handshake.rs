@@ -30,14 +30,14 @@ pub(super) fn find<'t, A: Address, T: Tables<A>>(
 
 /// The direction back to the client, unless it was evicted and its port given to another client.
 #[inline(always)]
-fn reply<A: Address, T: Tables<A>>(
-    tables: &T,
+fn reply<'t, A: Address, T: Tables<A>>(
+    tables: &'t T,
     segment: &Segment<A>,
     flow: &Flow<A>,
-) -> Option<Flow<A>> {
+) -> Option<Entry<'t, Flow<A>>> {
     let protocol = segment.key.protocol;
-    let reply = tables.find(Table::Embryonic, &flow.peer_key(protocol))?.read();
-    (reply.peer_key(protocol) == segment.key).then_some(reply)
+    let reply = tables.find(Table::Embryonic, &flow.peer_key(protocol))?;
+    (reply.read().peer_key(protocol) == segment.key).then_some(reply)
 }
 
 /// Forwards a segment of a half-open handshake. Its direction is the entry's: a service may lie on
@@ -49,11 +49,11 @@ pub(super) fn forward<A: Address, P: Packet, T: Tables<A>>(
     segment: &Segment<A>,
     entry: Entry<'_, Flow<A>>,
 ) -> Result<Verdict, Reason> {
-    let flow = entry.read();
+    let mut flow = entry.read();
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
     segment.admit(packet, &settings)?;
     match Direction::from_u8(flow.direction) {
-        Direction::ToBackend => from_client(packet, tables, segment, entry, &flow),
+        Direction::ToBackend => from_client(packet, tables, segment, entry, &mut flow),
         Direction::ToClient => from_backend(packet, tables, segment, &flow),
     }
 }
@@ -66,7 +66,7 @@ fn from_client<A: Address, P: Packet, T: Tables<A>>(
     tables: &T,
     segment: &Segment<A>,
     entry: Entry<'_, Flow<A>>,
-    flow: &Flow<A>,
+    flow: &mut Flow<A>,
 ) -> Result<Verdict, Reason> {
     let backend = tables.backend(flow.backend).ok_or(Reason::TablesIncomplete)?;
     if backend.link.interface == 0 {
@@ -113,37 +113,22 @@ fn from_backend<A: Address, P: Packet, T: Tables<A>>(
 fn establish<A: Address, T: Tables<A>>(
     tables: &T,
     segment: &Segment<A>,
-    flow: &Flow<A>,
+    flow: &mut Flow<A>,
 ) -> Result<(), Reason> {
     let key = &segment.key;
     let reply_key = flow.peer_key(key.protocol);
-    let mut reply = reply(tables, segment, flow).ok_or(Reason::PortCollision)?;
+    let mut reply = reply(tables, segment, flow).ok_or(Reason::PortCollision)?.read();
     let now = tables.now();
     reply.state = FlowState::ESTABLISHED;
     reply.last_seen = now;
     reply.link = segment.link;
     insert(tables, &reply_key, &reply)?;
 
-    // Field by field: a copy of the whole becomes a call of memmove.
-    let established = Flow {
-        state: FlowState::ESTABLISHED,
-        last_seen: now,
-        link: segment.link,
-        source: flow.source,
-        destination: flow.destination,
-        source_port: flow.source_port,
-        destination_port: flow.destination_port,
-        network_delta: flow.network_delta,
-        transport_delta: flow.transport_delta,
-        backend: flow.backend,
-        service: flow.service,
-        opened: flow.opened,
-        expected_acknowledgement: flow.expected_acknowledgement,
-        direction: flow.direction,
-        finished: flow.finished,
-        answered: flow.answered,
-    };
-    if let Err(reason) = insert(tables, key, &established) {
+    // Changed in place: a copy of the whole becomes a call of memmove.
+    flow.state = FlowState::ESTABLISHED;
+    flow.last_seen = now;
+    flow.link = segment.link;
+    if let Err(reason) = insert(tables, key, flow) {
         tables.remove(Table::Established, &reply_key);
         return Err(reason);
     }
