@@ -4,8 +4,10 @@
 //! * [`control`] is the controller: desired state, plan, and the loop that applies it.
 //! * [`health`] checks backends; [`netlink`] follows routes and neighbours.
 //! * [`dataplane`] loads the program and reaches its maps.
-//! * [`observe`] turns maps into what is shown; [`api`] is the control socket; [`cli`] the commands.
+//! * [`observe`] turns maps into what is shown: by [`cli`], the commands, and [`admin`], the pages.
+//! * [`api`] is the control socket.
 
+pub mod admin;
 pub mod api;
 pub mod cli;
 pub mod config;

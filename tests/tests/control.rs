@@ -125,7 +125,16 @@ fn starts_that_cannot_be_say_why_in_one_line() -> Result<()> {
 
     let said = failing_start(&bed, &["--interface", "lo", "--xdp-mode", "native"])?;
     one_line("no native mode", said, "the driver has no native XDP")?;
-    bed.lb_ok(&["detach"])?;
+    ensure!(!bed.pins().exists(), "a failed start leaves nothing behind");
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let admin = taken.local_addr()?.to_string();
+    let mut command = std::process::Command::new(LB);
+    command.args(["run", "--interface", "lo", "--admin", &admin, "-c"]).arg(bed.config());
+    let output = command.output()?;
+    let said = (output.status.code(), String::from_utf8(output.stderr)?);
+    one_line("a port in use", said, &format!("admin pages on {admin}"))?;
+    ensure!(!bed.pins().exists(), "a failed start leaves nothing behind");
 
     // As nobody, without any capability.
     let mut command = bed.balancer.command("setpriv");

@@ -12,6 +12,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Args, Parser, Subcommand};
 
 use output::Failure;
+pub(crate) use output::short;
 
 /// A layer-4 load balancer that forwards packets in an XDP program.
 #[derive(Debug, Parser)]

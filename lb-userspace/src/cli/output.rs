@@ -154,7 +154,7 @@ pub(super) fn print_table<const N: usize>(header: [&str; N], rows: Vec<[String; 
 }
 
 /// A number with a unit for people: 1234567 is `1.2M`.
-pub(super) fn short(number: u64) -> String {
+pub(crate) fn short(number: u64) -> String {
     const UNITS: [&str; 6] = ["", "k", "M", "G", "T", "P"];
     if number < 10_000 {
         return number.to_string();

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use clap::Args;
-use serde::Serialize;
 
 use super::{
     Outcome, Place,
@@ -11,8 +10,8 @@ use super::{
     output::{print, print_json},
 };
 use crate::{
-    api::{self, ClientError, ControllerStatus, Request, Response},
-    observe::{BackendRecord, Overview, ServiceRecord},
+    api::{self, ClientError, Request, Response},
+    observe::Status,
 };
 
 #[derive(Debug, Args)]
@@ -22,15 +21,6 @@ pub(super) struct StatusArgs {
     json: bool,
 }
 
-#[derive(Serialize)]
-struct Status {
-    /// Nothing while none runs.
-    controller: Option<ControllerStatus>,
-    services: Vec<ServiceRecord>,
-    backends: Vec<BackendRecord>,
-    flows: u64,
-}
-
 pub(super) fn status(place: &Place, arguments: &StatusArgs) -> Outcome {
     let (pins, maps) = place.maps()?;
     let controller = match api::call(&place.socket()?, &Request::Status) {
@@ -38,14 +28,7 @@ pub(super) fn status(place: &Place, arguments: &StatusArgs) -> Outcome {
         Ok(_) | Err(ClientError::NotRunning(_)) => None,
         Err(error) => return Err(error.into()),
     };
-    let overview = Overview::read(&maps)?;
-    let services = overview.services(&maps)?;
-    let status = Status {
-        controller,
-        backends: overview.backends(&maps)?,
-        flows: services.iter().map(|service| service.flows).sum(),
-        services,
-    };
+    let status = Status::read(&maps, controller)?;
     if arguments.json {
         return print_json(&status);
     }

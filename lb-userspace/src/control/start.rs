@@ -23,7 +23,7 @@ use super::{
     preflight, ring, store,
 };
 use crate::{
-    api,
+    admin, api,
     config::{Config, Invalid},
     dataplane::{Capacity, DataplaneError, ModeChoice, Pins, load},
     netlink::{self, NetlinkError, Network, Reader},
@@ -123,33 +123,21 @@ pub async fn run(
     prepare(&config);
     preflight::check(&config)?;
     let pins = Pins::new(&config.pin_path);
+    let is_new = !pins.exist();
     pins.create()?;
     let lock = lock(&pins)?;
     let socket = config.socket.clone();
-
-    let (events, receiver) = mpsc::channel(1024);
-    let controller = assemble(source, config, pins.clone(), events.clone()).await?;
-    let (calls, mut incoming) = mpsc::channel(64);
-    api::serve(&socket, calls).map_err(|source| StartError::System {
-        what: format!("control socket {}", socket.display()),
-        source,
-    })?;
-    let forward = events.clone();
-    tokio::spawn(async move {
-        while let Some(call) = incoming.recv().await {
-            if forward.send(Event::Call(call)).await.is_err() {
-                return;
+    let result = start(source, config, &pins).await;
+    let (controller, receiver) = match result {
+        Ok(started) => started,
+        Err(error) => {
+            if is_new {
+                // Nothing was forwarded before, and half a data plane is of no use.
+                pins.remove()?;
             }
+            return Err(error);
         }
-    });
-    watch_network(&controller, events.clone());
-    watch_signals(&events)?;
-
-    tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
-        services = controller.config.services.len(),
-        "ready"
-    );
+    };
     let controller = controller.run(receiver).await;
     if let Err(error) = fs::remove_file(&socket) {
         tracing::warn!(%error, socket = %socket.display(), "removing the control socket");
@@ -163,6 +151,53 @@ pub async fn run(
     }
     drop(lock);
     Ok(())
+}
+
+/// Opens what may be in use, before anything is attached, and then sets the controller up.
+async fn start(
+    source: Source,
+    config: Config,
+    pins: &Pins,
+) -> Result<(Controller, mpsc::Receiver<Event>), StartError> {
+    let (calls, mut incoming) = mpsc::channel(64);
+    if let Some(address) = config.admin {
+        admin::serve(address, pins.clone(), calls.clone()).await.map_err(|source| {
+            StartError::System {
+                what: format!("admin pages on {address} (admin = or --admin sets another address)"),
+                source,
+            }
+        })?;
+    }
+    let socket = config.socket.clone();
+    api::serve(&socket, calls).map_err(|source| StartError::System {
+        what: format!("control socket {}", socket.display()),
+        source,
+    })?;
+    let (events, receiver) = mpsc::channel(1024);
+    let controller = match assemble(source, config, pins.clone(), events.clone()).await {
+        Ok(controller) => controller,
+        Err(error) => {
+            // It was made above, and nobody is behind it.
+            let _: io::Result<()> = fs::remove_file(&socket);
+            return Err(error);
+        }
+    };
+    let forward = events.clone();
+    tokio::spawn(async move {
+        while let Some(call) = incoming.recv().await {
+            if forward.send(Event::Call(call)).await.is_err() {
+                return;
+            }
+        }
+    });
+    watch_network(&controller, events.clone());
+    watch_signals(&events)?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        services = controller.config.services.len(),
+        "ready"
+    );
+    Ok((controller, receiver))
 }
 
 /// Keeps a second controller away from the same pins, for as long as the lock lives.

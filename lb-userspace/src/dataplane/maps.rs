@@ -77,6 +77,20 @@ impl Maps {
         Ok(info.map_err(DataplaneError::map(maps::SERVICES))?.max_entries())
     }
 
+    /// Entries in use in a table of flows, named as in [`maps`], and how many there is room for.
+    ///
+    /// # Errors
+    ///
+    /// The map can't be read.
+    pub fn flow_table(&self, name: &'static str) -> Result<(u32, u32), DataplaneError> {
+        let mut used = 0;
+        let map = if name == maps::FLOWS { &self.flows } else { &self.embryonic };
+        batch::for_each(fd(map), |_: &Key, _: &Entry| used += 1)
+            .map_err(DataplaneError::system(name))?;
+        let info = IterableMap::map(map).info().map_err(DataplaneError::map(name))?;
+        Ok((used, info.max_entries()))
+    }
+
     /// Calls `visit` with every entry of the established flows, one a direction.
     ///
     /// # Errors

@@ -34,15 +34,13 @@ pub fn maps(pins: &Pins, maps: &Maps) -> Result<Vec<MapRecord>, DataplaneError> 
 fn record(pins: &Pins, maps: &Maps, name: &'static str) -> Result<MapRecord, DataplaneError> {
     let data = MapData::from_pin(pins.map(name)).map_err(DataplaneError::map(name))?;
     let info = data.info().map_err(DataplaneError::map(name))?;
-    let mut entries = 0;
-    match name {
-        names::FLOWS => maps.for_each_flow(|_, _| entries += 1)?,
-        names::EMBRYONIC => maps.for_each_embryonic(|_, _| entries += 1)?,
-        names::SERVICES => entries = maps.services.keys().count() as u32,
-        names::LOCAL_MACS => entries = maps.local_macs.keys().count() as u32,
-        names::EGRESS => entries = maps.egress.keys().count() as u32,
-        _ => entries = info.max_entries(),
-    }
+    let entries = match name {
+        names::FLOWS | names::EMBRYONIC => maps.flow_table(name)?.0,
+        names::SERVICES => maps.services.keys().count() as u32,
+        names::LOCAL_MACS => maps.local_macs.keys().count() as u32,
+        names::EGRESS => maps.egress.keys().count() as u32,
+        _ => info.max_entries(),
+    };
     Ok(MapRecord {
         name,
         kind: kind(info.map_type().map_err(DataplaneError::map(name))?),
