@@ -89,16 +89,17 @@ pub(super) fn print_what_to_try(subnet: &Ipv4Net) {
         String::new()
     };
     let vip = address(*subnet, 100);
+    let balancer = address(*subnet, 10);
     println!(
-        "The lab is up: lb at {}, three backends at {}-103, and this host is the client.\n
+        "The lab is up: lb at {balancer}, three backends at {}-103, and this host is the client.\n
 Try, from another shell:
     curl http://{vip}:8080/client/            a backend says its name
     {lb} status{config}                      what is there
     {lb} list backends{config}               and how much each of them does
     {lb} drain cloudstack-ui/mgmt01{config}  no new connections; `ready` undoes it
     cargo xtask lab kill mgmt02               see the checks take it out; `lab start mgmt02`
-    {lb} list reasons{config}                what became of every packet",
-        address(*subnet, 10),
+    {lb} list reasons{config}                what became of every packet
+    http://{balancer}:8404/stats              the same, in a browser",
         address(*subnet, 101),
     );
 }
