@@ -111,11 +111,14 @@ impl Namespace {
     }
 
     /// Ends every process in it, and waits until they are gone: by SIGTERM, and after `patience`
-    /// by SIGKILL.
+    /// by SIGKILL; with no patience by SIGKILL alone.
     pub fn end_processes(&self, patience: Duration) {
         for (signal, patience) in
             [(Signal::SIGTERM, patience), (Signal::SIGKILL, Duration::from_secs(5))]
         {
+            if patience.is_zero() {
+                continue;
+            }
             for pid in self.processes() {
                 // It may just have ended.
                 let _: nix::Result<()> = kill(pid, signal);

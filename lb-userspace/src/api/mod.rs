@@ -3,6 +3,8 @@
 mod client;
 mod server;
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 pub use client::{ClientError, call};
@@ -39,6 +41,17 @@ pub enum Operation {
     Ready,
     /// Another weight, 0 to 256.
     Weight(u16),
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Drain => formatter.write_str("drain"),
+            Self::Maint => formatter.write_str("maint"),
+            Self::Ready => formatter.write_str("ready"),
+            Self::Weight(weight) => write!(formatter, "weight {weight}"),
+        }
+    }
 }
 
 /// The controller's answer.

@@ -54,12 +54,8 @@ pub(super) fn status(place: &Place, arguments: &StatusArgs) -> Outcome {
             }
         }
         None => {
-            for index in pins.linked_interfaces() {
-                let name = nix::net::if_::if_indextoname(index).map_or_else(
-                    |_| format!("#{index}"),
-                    |name| name.to_string_lossy().into_owned(),
-                );
-                text += &format!("interface   {name}\n");
+            for link in pins.links() {
+                text += &format!("interface   {}\n", link.name);
             }
         }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::{
     api::InterfaceStatus,
     config::Config,
-    dataplane::{DataplaneError, Loaded, Pins, attach, detach_others},
+    dataplane::{DataplaneError, Loaded, Pins, attach, detach},
     netlink::{self, Network},
 };
 
@@ -86,8 +86,8 @@ impl Interfaces {
             );
         }
         let keep: Vec<u32> = wanted.iter().map(|(index, _)| *index).collect();
-        for index in detach_others(pins, &keep)? {
-            tracing::info!(index, "detached from an interface");
+        for interface in detach(pins, |index| !keep.contains(&index))? {
+            tracing::info!(interface, "detached");
         }
         self.attached.retain(|index, _| keep.contains(index));
         Ok(())

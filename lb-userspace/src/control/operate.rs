@@ -47,7 +47,7 @@ impl Controller {
             info.detail = Text::new("");
         }
         let text = format!("{service}/{backend}: {}, weight {}", info.state(), info.weight());
-        tracing::info!(service, backend, ?operation, "an operator's command");
+        tracing::info!(service, backend, "operator: {operation}");
         self.reconcile();
         self.follow_up();
         Response::Done(text)

@@ -8,7 +8,7 @@ use aya::programs::{
     xdp::XdpLink,
 };
 
-use super::{DataplaneError, Pins};
+use super::{DataplaneError, Pins, pins::LinkPin};
 
 /// Where the program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,24 +77,25 @@ pub fn attach(
     let (index, name) = interface;
     if let Some(mode) = current
         && (choice == ModeChoice::Auto || choice.mode() == Some(mode))
-        && adopt(program, pins, index)
+        && pins.links().iter().any(|pin| pin.index == index && adopt(program, pin))
     {
         return Ok(Attached { mode, adopted: true, fallback_cause: None });
     }
-    detach(pins, index)?;
+    detach(pins, |attached| attached == index)?;
     let failed = |error: &ProgramError| DataplaneError::Attach {
         interface: name.to_owned(),
         why: cause(error, choice),
     };
     let (mode, fallback_cause) = match choice.mode() {
         Some(mode) => {
-            attach_new(program, pins, index, mode).map_err(|error| failed(&error))?;
+            attach_new(program, pins, interface, mode).map_err(|error| failed(&error))?;
             (mode, None)
         }
-        None => match attach_new(program, pins, index, Mode::Native) {
+        None => match attach_new(program, pins, interface, Mode::Native) {
             Ok(()) => (Mode::Native, None),
             Err(native) => {
-                attach_new(program, pins, index, Mode::Generic).map_err(|error| failed(&error))?;
+                attach_new(program, pins, interface, Mode::Generic)
+                    .map_err(|error| failed(&error))?;
                 (Mode::Generic, Some(cause(&native, ModeChoice::Native)))
             }
         },
@@ -102,33 +103,21 @@ pub fn attach(
     Ok(Attached { mode, adopted: false, fallback_cause })
 }
 
-/// Detaches the program from an interface.
-///
-/// # Errors
-///
-/// The pin can't be removed.
-pub fn detach(pins: &Pins, interface: u32) -> Result<(), DataplaneError> {
-    let pin = pins.link(interface);
-    match fs::remove_file(&pin) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(DataplaneError::system(pin.display().to_string())(error))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Detaches the program from every interface but those given. Returns the indices.
+/// Detaches the program from the interfaces whose index is meant. Returns the names of those.
 ///
 /// # Errors
 ///
 /// A pin can't be removed.
-pub fn detach_others(pins: &Pins, keep: &[u32]) -> Result<Vec<u32>, DataplaneError> {
-    let mut others = pins.linked_interfaces();
-    others.retain(|index| !keep.contains(index));
-    for index in &others {
-        detach(pins, *index)?;
+pub fn detach(pins: &Pins, is_meant: impl Fn(u32) -> bool) -> Result<Vec<String>, DataplaneError> {
+    let mut detached = Vec::new();
+    for pin in pins.links() {
+        if is_meant(pin.index) {
+            fs::remove_file(&pin.path)
+                .map_err(DataplaneError::system(pin.path.display().to_string()))?;
+            detached.push(pin.name);
+        }
     }
-    Ok(others)
+    Ok(detached)
 }
 
 impl ModeChoice {
@@ -141,9 +130,9 @@ impl ModeChoice {
     }
 }
 
-/// Puts the program behind the pinned link. False where there is none, or its interface is gone.
-fn adopt(program: &mut Xdp, pins: &Pins, index: u32) -> bool {
-    let Ok(pinned) = PinnedLink::from_pin(pins.link(index)) else {
+/// Puts the program behind the pinned link. False where the link's interface is gone.
+fn adopt(program: &mut Xdp, pin: &LinkPin) -> bool {
+    let Ok(pinned) = PinnedLink::from_pin(&pin.path) else {
         return false;
     };
     let Ok(link) = XdpLink::try_from(FdLink::from(pinned)) else {
@@ -153,12 +142,17 @@ fn adopt(program: &mut Xdp, pins: &Pins, index: u32) -> bool {
     program.attach_to_link(link).is_ok()
 }
 
-fn attach_new(program: &mut Xdp, pins: &Pins, index: u32, mode: Mode) -> Result<(), ProgramError> {
+fn attach_new(
+    program: &mut Xdp,
+    pins: &Pins,
+    (index, name): (u32, &str),
+    mode: Mode,
+) -> Result<(), ProgramError> {
     let id = program.attach_to_if_index(index, mode.flags())?;
     let link: FdLink = program.take_link(id)?.try_into().map_err(|error: LinkError| {
         ProgramError::IOError(std::io::Error::other(error.to_string()))
     })?;
-    link.pin(pins.link(index))
+    link.pin(pins.new_link(index, name))
         .map(drop)
         .map_err(|error| ProgramError::IOError(std::io::Error::other(error.to_string())))
 }

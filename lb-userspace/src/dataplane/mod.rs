@@ -8,7 +8,7 @@ mod maps;
 mod pins;
 mod rings;
 
-pub use attach::{Attached, Mode, ModeChoice, attach, detach, detach_others};
+pub use attach::{Attached, Mode, ModeChoice, attach, detach};
 pub use clock::{now, seconds};
 pub use load::{Capacity, Loaded, OBJECT, load};
 pub use maps::{Maps, nat_source_words};
@@ -27,7 +27,7 @@ pub enum DataplaneError {
     /// No BPF file system where the pins are to be.
     #[error(
         "{0} is not on a BPF file system; mount one with `mount -t bpf bpf /sys/fs/bpf`, or set \
-         pin_path"
+         pin_path (`ip netns exec` hides the mount, `nsenter --net=FILE` doesn't)"
     )]
     NoBpfFileSystem(std::path::PathBuf),
     /// The pins are of another version.

@@ -12,11 +12,22 @@ use nix::sys::statfs::{self, BPF_FS_MAGIC};
 use super::DataplaneError;
 
 /// The directory of pins: `PIN_PATH/vN` holds the maps under their names, and a link for each
-/// interface as `link_INDEX`. N is the layout's version.
+/// interface as `link_INDEX_NAME`. N is the layout's version.
 #[derive(Clone, Debug)]
 pub struct Pins {
     root: PathBuf,
     directory: PathBuf,
+}
+
+/// The pin of an interface's link.
+#[derive(Clone, Debug)]
+pub struct LinkPin {
+    /// The interface's index in its network namespace.
+    pub index: u32,
+    /// Its name when the link was made.
+    pub name: String,
+    /// The pin.
+    pub path: PathBuf,
 }
 
 const LINK_PREFIX: &str = "link_";
@@ -81,16 +92,19 @@ impl Pins {
         self.directory.join(name)
     }
 
-    /// Where an interface's link is pinned. A BPF file system allows no dots in names, and an
-    /// interface may have some in its own: hence the index.
-    pub fn link(&self, interface: u32) -> PathBuf {
-        self.directory.join(format!("{LINK_PREFIX}{interface}"))
+    /// Where a new link to an interface is to be pinned. A BPF file system allows no dots in names;
+    /// an interface may have some in its own, but no colons.
+    pub fn new_link(&self, interface: u32, name: &str) -> PathBuf {
+        self.directory.join(format!("{LINK_PREFIX}{interface}_{}", name.replace('.', ":")))
     }
 
-    /// Indices of the interfaces for which links are pinned.
-    pub fn linked_interfaces(&self) -> Vec<u32> {
-        let parse = |path: &PathBuf| file_name(path).strip_prefix(LINK_PREFIX)?.parse().ok();
-        entries(&self.directory).iter().filter_map(parse).collect()
+    /// The links that are pinned.
+    pub fn links(&self) -> Vec<LinkPin> {
+        let parse = |path: PathBuf| {
+            let (index, name) = file_name(&path).strip_prefix(LINK_PREFIX)?.split_once('_')?;
+            Some(LinkPin { index: index.parse().ok()?, name: name.replace(':', "."), path })
+        };
+        entries(&self.directory).into_iter().filter_map(parse).collect()
     }
 
     /// Removes every pin, of whatever layout, and the directory. Returns how many there were.

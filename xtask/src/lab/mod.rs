@@ -32,10 +32,10 @@ enum Command {
     Down,
     /// Say what is there
     Status,
-    /// Kill a backend's process
-    Kill(BackendArguments),
-    /// Start a backend's process again
-    Start(BackendArguments),
+    /// Kill the process of a backend or of the controller
+    Kill(ProcessArguments),
+    /// Start it again
+    Start(ProcessArguments),
     /// Start it anew, show the controller's log, and stop it at Ctrl-C
     Serve(SubnetArguments),
     /// Be one of the backends
@@ -56,8 +56,8 @@ struct SubnetArguments {
 }
 
 #[derive(Args)]
-struct BackendArguments {
-    /// mgmt01, mgmt02 or mgmt03
+struct ProcessArguments {
+    /// mgmt01, mgmt02, mgmt03 or lb
     name: String,
 }
 
@@ -85,8 +85,8 @@ pub(crate) fn lab(arguments: Arguments) -> Result<()> {
         }
         Command::Down => topology::down(),
         Command::Status => topology::print_status(),
-        Command::Kill(arguments) => topology::kill_backend(&arguments.name),
-        Command::Start(arguments) => topology::start_backend(&arguments.name),
+        Command::Kill(arguments) => topology::kill(&arguments.name),
+        Command::Start(arguments) => topology::start(&arguments.name),
         Command::Serve(arguments) => serve(arguments.subnet),
         Command::Backend { .. } => Ok(()),
     }

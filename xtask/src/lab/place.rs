@@ -18,6 +18,8 @@ pub(super) const HOST_INTERFACE: &str = "lb-lab0";
 pub(super) const SWITCH: &str = "lb-lab-switch";
 /// Namespace of the balancer.
 pub(super) const BALANCER: &str = "lb-lab-lb";
+/// What the controller's process is called.
+pub(super) const CONTROLLER: &str = "lb";
 /// The backends.
 pub(super) const BACKENDS: [&str; 3] = ["mgmt01", "mgmt02", "mgmt03"];
 

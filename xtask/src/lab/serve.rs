@@ -88,18 +88,23 @@ pub(super) fn print_what_to_try(subnet: &Ipv4Net) {
     } else {
         String::new()
     };
-    let vip = address(*subnet, 100);
     let balancer = address(*subnet, 10);
     println!(
         "The lab is up: lb at {balancer}, three backends at {}-103, and this host is the client.\n
-Try, from another shell:
-    curl http://{vip}:8080/client/            a backend says its name
-    {lb} status{config}                      what is there
-    {lb} list backends{config}               and how much each of them does
-    {lb} drain cloudstack-ui/mgmt01{config}  no new connections; `ready` undoes it
-    cargo xtask lab kill mgmt02               see the checks take it out; `lab start mgmt02`
-    {lb} list reasons{config}                what became of every packet
-    http://{balancer}:8404/stats              the same, in a browser",
+Try, from another shell:",
         address(*subnet, 101),
     );
+    let lb = |command: &str| format!("{lb} {command}{config}");
+    for (command, what) in [
+        (format!("curl http://{}:8080/client/", address(*subnet, 100)), "a backend says its name"),
+        (lb("status"), "what is there"),
+        (lb("list backends"), "and how much each of them does"),
+        (lb("drain cloudstack-ui/mgmt01"), "no new connections; `ready` undoes it"),
+        ("cargo xtask lab kill mgmt02".to_owned(), "the checks take it out; `lab start mgmt02`"),
+        ("cargo xtask lab kill lb".to_owned(), "connections go on; `lab start lb` takes over"),
+        (lb("list reasons"), "what became of every packet"),
+        (format!("http://{balancer}:8404/stats"), "the same, in a browser"),
+    ] {
+        println!("    {command:<46}{what}");
+    }
 }

@@ -16,8 +16,8 @@ use xtask::netns::{self, Namespace, Port, Switch};
 
 use super::{
     place::{
-        BACKENDS, BALANCER, DIRECTORY, HOST_INTERFACE, PINS, SOCKET, SWITCH, backend_namespace,
-        file, lb, namespaces,
+        BACKENDS, BALANCER, CONTROLLER, DIRECTORY, HOST_INTERFACE, PINS, SOCKET, SWITCH,
+        backend_namespace, file, lb, namespaces,
     },
     subnet::{address, check_free},
 };
@@ -25,11 +25,11 @@ use super::{
 /// How long the backends may take to be up.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Whether all of it is there.
+/// Whether all of it is there; processes may have been killed.
 pub(super) fn is_up() -> bool {
     Path::new("/sys/class/net").join(HOST_INTERFACE).exists()
         && namespaces().iter().all(Namespace::exists)
-        && !Namespace::existing(BALANCER).processes().is_empty()
+        && file("lb.toml").exists()
 }
 
 /// The addresses of the lab that is up.
@@ -79,13 +79,10 @@ fn build(subnet: Ipv4Net) -> Result<()> {
     for (name, number) in BACKENDS.into_iter().zip(101..) {
         let namespace = Namespace::create(backend_namespace(name).name())?.keep();
         connect(Some(&namespace), "eth0", name, &[number])?;
-        start_backend(name)?;
+        start(name)?;
     }
-
-    let config = file("lb.toml");
-    fs::write(&config, configuration(subnet))?;
-    let mut command = balancer.command(lb().to_str().context("the path isn't UTF-8")?);
-    detached(command.arg("run").arg("-c").arg(&config), "lb")?;
+    fs::write(file("lb.toml"), configuration(subnet))?;
+    start(CONTROLLER)?;
     wait_for_backends()
 }
 
@@ -121,29 +118,35 @@ pub(super) fn down() -> Result<()> {
     remove_if_there(fs::remove_dir_all(DIRECTORY))
 }
 
-/// Ends a backend's process.
-pub(super) fn kill_backend(name: &str) -> Result<()> {
-    let namespace = known_backend(name)?;
+/// Kills the process of a backend or of the controller.
+pub(super) fn kill(name: &str) -> Result<()> {
+    let namespace = namespace_of(name)?;
     ensure!(!namespace.processes().is_empty(), "{name} isn't running");
     namespace.end_processes(Duration::ZERO);
     println!("{name} is dead; start it again with `cargo xtask lab start {name}`");
     Ok(())
 }
 
-/// Starts a backend's process.
-pub(super) fn start_backend(name: &str) -> Result<()> {
-    let namespace = known_backend(name)?;
+/// Starts the process of a backend or of the controller.
+pub(super) fn start(name: &str) -> Result<()> {
+    let namespace = namespace_of(name)?;
     ensure!(namespace.processes().is_empty(), "{name} is running already");
-    let number = BACKENDS.iter().position(|known| *known == name).unwrap_or(0) as u8 + 101;
-    let address = format!("{}:8080", address(subnet()?, number));
+    let Some(number) = BACKENDS.iter().position(|known| *known == name) else {
+        let mut command = namespace.command(lb().to_str().context("the path isn't UTF-8")?);
+        return detached(command.arg("run").arg("-c").arg(file("lb.toml")), name);
+    };
+    let address = format!("{}:8080", address(subnet()?, number as u8 + 101));
     let own = std::env::current_exe()?;
     let mut command = namespace.command(own.to_str().context("the path isn't UTF-8")?);
     detached(command.args(["lab", "backend", name, &address]), name)
 }
 
-fn known_backend(name: &str) -> Result<Namespace> {
-    ensure!(BACKENDS.contains(&name), "no backend {name}; there are {}", BACKENDS.join(", "));
-    let namespace = backend_namespace(name);
+fn namespace_of(name: &str) -> Result<Namespace> {
+    let namespace = match name {
+        CONTROLLER => Namespace::existing(BALANCER),
+        name if BACKENDS.contains(&name) => backend_namespace(name),
+        _ => bail!("no {name} in the lab; there are {} and {CONTROLLER}", BACKENDS.join(", ")),
+    };
     ensure!(namespace.exists(), "the lab isn't up; start it with `cargo xtask lab up`");
     Ok(namespace)
 }
@@ -190,7 +193,7 @@ fn configuration(subnet: Ipv4Net) -> String {
 
 /// Starts a program that outlives this one, with its output in a file of the lab's.
 fn detached(command: &mut Command, name: &str) -> Result<()> {
-    let log = File::create(file(&format!("{name}.log")))?;
+    let log = File::options().create(true).append(true).open(file(&format!("{name}.log")))?;
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     // SAFETY: setsid may be called between fork and exec.
     unsafe {
