@@ -67,15 +67,19 @@ fn large_files_arrive_whole_in_both_modes() -> Result<()> {
     Ok(())
 }
 
+/// Opens connections, and says where each of them goes.
+fn held(bed: &Bed, count: usize) -> Result<Vec<(String, Connection)>> {
+    let open = |_| {
+        let mut connection = bed.open()?;
+        Ok((connection.request()?, connection))
+    };
+    (0..count).map(open).collect()
+}
+
 #[test]
 fn a_draining_backend_keeps_its_connections_and_gets_no_new_ones() -> Result<()> {
     let bed = Bed::new(LB, "native", 3)?;
-    let mut held = Vec::new();
-    for _ in 0..30 {
-        let mut connection = bed.open()?;
-        let name = connection.request()?;
-        held.push((name, connection));
-    }
+    let mut held = held(&bed, 30)?;
     ensure!(held.iter().any(|(name, _)| name == "mgmt02"), "no connection to drain");
     let load = Load::start(&bed, 32, 4)?;
     wait_until("load flows", || Ok(bed.new_flows("mgmt02")? > 12))?;
@@ -102,12 +106,7 @@ fn a_draining_backend_keeps_its_connections_and_gets_no_new_ones() -> Result<()>
 #[test]
 fn a_killed_backend_leaves_and_comes_back_and_the_others_notice_nothing() -> Result<()> {
     let bed = Bed::new(LB, "native", 3)?;
-    let mut held = Vec::new();
-    for _ in 0..30 {
-        let mut connection = bed.open()?;
-        let name = connection.request()?;
-        held.push((name, connection));
-    }
+    let mut held = held(&bed, 30)?;
     bed.kill_backend("mgmt01")?;
     bed.wait_for_state("mgmt01", "down")?;
     let shown = bed.shown("mgmt01")?;

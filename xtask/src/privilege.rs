@@ -15,8 +15,17 @@ pub(crate) fn command(program: &str) -> Command {
 }
 
 /// Whether this process is root's.
-pub(crate) fn is_root() -> bool {
+fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
+}
+
+/// Has cargo run the programs that it builds as root; cargo itself stays what it is.
+pub(crate) fn run_as_root(cargo: &mut Command) {
+    if !is_root() {
+        println!("The tests make network namespaces and load programs: they run through sudo.");
+        cargo.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
+        cargo.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
+    }
 }
 
 /// Starts this program anew as root, with other arguments, unless it is root's already. Returns

@@ -28,10 +28,7 @@ pub(crate) fn soak(arguments: &Arguments) -> Result<()> {
         command.args(["test", "--locked", "--release", "--package", "lb-tests"]);
         command.args(["--test", "random_packets", "--", "--nocapture"]);
         command.env("LB_RANDOM_PACKETS", PACKETS.to_string());
-        if !privilege::is_root() {
-            command.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
-            command.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
-        }
+        privilege::run_as_root(&mut command);
         succeed(&mut command)?;
         if Instant::now() >= end {
             return Ok(());

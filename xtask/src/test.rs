@@ -23,11 +23,7 @@ pub(crate) fn test(arguments: &Arguments) -> Result<()> {
     install::tools(install::TESTS)?;
     let mut command = cargo();
     command.args(["test", "--locked", "--workspace", "--exclude", "lb-ebpf", "--no-fail-fast"]);
-    if !privilege::is_root() {
-        println!("The tests make network namespaces and load programs: they run through sudo.");
-        command.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
-        command.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
-    }
+    privilege::run_as_root(&mut command);
     let (ran, status) = counted(command.args(&arguments.arguments))?;
     println!("{} tests ran: {} passed, {} failed", ran.passed + ran.failed, ran.passed, ran.failed);
     ensure!(status.success(), "the tests failed: cargo test: {status}");
