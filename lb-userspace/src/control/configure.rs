@@ -4,7 +4,8 @@ use std::net::SocketAddrV4;
 
 use lb_common::{
     abi::{
-        Backend, BackendInfo, CheckKind, CheckResult, Lifecycle, OperatorState, ServiceInfo, Text,
+        Backend, BackendInfo, CheckKind, CheckResult, Lifecycle, OperatorState, Service,
+        ServiceInfo, Text,
     },
     wire::{Ipv4Address, NetworkU16},
 };
@@ -58,9 +59,8 @@ impl State {
         let mut kept = Vec::new();
         for service in &config.services {
             let index = state.place_service(service, room)?;
-            for bind in &service.binds {
-                state.binds.insert(*bind, index);
-            }
+            let bound = Service { index, ..Service::default() };
+            state.binds.extend(service.binds.iter().map(|bind| (*bind, bound)));
             for backend in &service.backends {
                 kept.push(state.place_backend(index, service, backend, room)?);
             }

@@ -21,6 +21,7 @@ use super::{
     start::Source,
     state::State,
     store, sweep,
+    troubles::Troubles,
 };
 use crate::{
     api::{Call, ControllerStatus, Request, Response},
@@ -72,6 +73,7 @@ pub(super) struct Controller {
     pub(super) addresses: watch::Sender<Vec<Ipv4Addr>>,
     pub(super) events: mpsc::Sender<Event>,
     pub(super) started: Instant,
+    pub(super) troubles: Troubles,
 }
 
 impl Controller {
@@ -125,16 +127,15 @@ impl Controller {
     pub(super) fn reconcile(&mut self) {
         self.wanted.build_rings(&mut self.members);
         let now = Instant::now();
-        let changes = match plan(&self.wanted, &self.there, &mut self.space, now) {
-            Ok(changes) => changes,
-            Err(error) => return tracing::error!(%error, "the rings stay as they are"),
+        let result = match plan(&self.wanted, &self.there, &mut self.space, now) {
+            Ok(changes) => changes
+                .iter()
+                .try_for_each(|change| store::apply(change, &mut self.loaded.maps, &mut self.there))
+                .map_err(|error| format!("a change failed, and is tried again: {error}")),
+            Err(error) => Err(format!("the rings stay as they are: {error}")),
         };
-        for change in &changes {
-            let maps = &mut self.loaded.maps;
-            if let Err(error) = store::apply(change, maps, &mut self.there, &mut self.space, now) {
-                return tracing::error!(%error, ?change, "a change failed; it is tried again");
-            }
-        }
+        self.space.keep(&self.there.ring_offsets(), now);
+        self.troubles.note("reconcile", result);
     }
 
     /// Starts and stops checks, and watches addresses, as the state says.
@@ -231,23 +232,24 @@ impl Controller {
             }
         }
         let before = std::mem::replace(&mut self.network, network);
-        if let Ok(wanted) = interfaces::wanted(&self.config, &self.network) {
-            let result = self.interfaces.attach(
-                &mut self.loaded,
-                &self.pins,
-                &self.config,
-                &self.network,
-                &wanted,
-            );
-            if let Err(error) = result {
-                tracing::error!(%error, "attaching");
-            }
-        } else {
-            tracing::error!("an interface has gone; nothing is forwarded there until it is back");
-        }
+        let result = self.attach_present();
+        self.troubles.note("interfaces", result);
         self.interfaces.warn_of_detours(&self.network, &before);
         let attached = self.interfaces.indices();
         self.wanted.apply_network(&self.config, &self.network, &attached);
+    }
+
+    /// Attaches the program to those of the wanted interfaces that there are, and to no others.
+    pub(super) fn attach_present(&mut self) -> Result<(), String> {
+        let (present, all) = interfaces::present(&self.config, &self.network);
+        // A default route that goes for a moment doesn't end forwarding.
+        if !present.is_empty() || !self.config.interfaces.is_empty() {
+            let (loaded, network) = (&mut self.loaded, &self.network);
+            self.interfaces
+                .attach(loaded, &self.pins, &self.config, network, &present)
+                .map_err(|error| error.to_string())?;
+        }
+        all
     }
 
     fn answer(&mut self, request: Request) -> Response {
@@ -271,8 +273,12 @@ impl Controller {
         let services = &self.there.services;
         let swept = match sweep::sweep(&mut self.loaded.maps, services, dataplane::now()) {
             Ok(swept) => swept,
-            Err(error) => return tracing::error!(%error, "looking for idle flows"),
+            Err(error) => {
+                let trouble = format!("looking for idle flows: {error}");
+                return self.troubles.note("sweep", Err(trouble));
+            }
         };
+        self.troubles.note("sweep", Ok(()));
         if swept.removed > 0 {
             tracing::debug!(entries = swept.removed, "forgot idle flows");
         }

@@ -9,28 +9,45 @@ use crate::{
     netlink::{self, Network},
 };
 
-/// Which interfaces the configuration means.
+/// Which interfaces the configuration means, by index and name.
 ///
 /// # Errors
 ///
 /// One of them doesn't exist, or there is no default route to choose by: the text says which.
 pub(super) fn wanted(config: &Config, network: &Network) -> Result<Vec<(u32, String)>, String> {
-    if config.interfaces.is_empty() {
-        let index = network.default_interface.ok_or(
-            "no interface is named and there is no default route to choose one by: set \
-             interfaces = [\"eth0\"], or use --interface",
-        )?;
-        let name = network.links.get(&index).map(|link| link.name.clone()).unwrap_or_default();
-        return Ok(vec![(index, name)]);
+    let (present, all) = present(config, network);
+    all.map(|()| present)
+}
+
+/// Those of the wanted interfaces that there are, and an error that says what is missing.
+pub(super) fn present(
+    config: &Config,
+    network: &Network,
+) -> (Vec<(u32, String)>, Result<(), String>) {
+    let mut present = Vec::new();
+    let mut all = Ok(());
+    for name in &config.interfaces {
+        match network.index(name) {
+            Some(index) => present.push((index, name.clone())),
+            None => {
+                let names: Vec<&str> =
+                    network.links.values().map(|link| link.name.as_str()).collect();
+                all = Err(format!("no such interface: {name}; there are {}", names.join(", ")));
+            }
+        }
     }
-    let find = |name: &String| {
-        let index = network.index(name).ok_or_else(|| {
-            let names: Vec<&str> = network.links.values().map(|link| link.name.as_str()).collect();
-            format!("no such interface: {name}; there are {}", names.join(", "))
-        })?;
-        Ok((index, name.clone()))
-    };
-    config.interfaces.iter().map(find).collect()
+    if config.interfaces.is_empty() {
+        let default = network.default_interface;
+        match default.and_then(|index| Some((index, network.links.get(&index)?))) {
+            Some((index, link)) => present.push((index, link.name.clone())),
+            None => {
+                all = Err("no interface is named and there is no default route to choose one by: \
+                           set interfaces = [\"eth0\"], or use --interface"
+                    .to_owned());
+            }
+        }
+    }
+    (present, all)
 }
 
 /// The interfaces that the program is attached to.

@@ -17,6 +17,7 @@ mod start;
 pub mod state;
 mod store;
 mod sweep;
+mod troubles;
 
 pub use preflight::PreflightError;
 pub use start::{Overrides, StartError, run};

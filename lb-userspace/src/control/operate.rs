@@ -87,7 +87,11 @@ impl Controller {
             &self.network,
             &interfaces,
         ) {
-            return Response::Failed(error.to_string());
+            // Back to what was: what is attached beyond that is detached again.
+            return Response::Failed(match self.attach_present() {
+                Ok(()) => format!("{error}; nothing was changed"),
+                Err(other) => format!("{error}; and undoing it failed: {other}"),
+            });
         }
         self.config = config;
         self.wanted = wanted;

@@ -49,8 +49,8 @@ pub enum Change {
     Bind(SocketAddrV4, Service),
     /// No longer.
     Unbind(SocketAddrV4),
-    /// Give a range of slots back.
-    FreeRing(u32, Ring),
+    /// Forget a service's ring.
+    ForgetRing(u32),
 }
 
 /// The rings of all services together don't fit.
@@ -66,7 +66,8 @@ pub struct NoRingSpace(u32);
 ///
 /// # Errors
 ///
-/// A ring finds no place. Then nothing has been given out.
+/// A ring finds no place. Those that found one before it keep theirs until
+/// [`RingSpace::keep`] finds them unused.
 pub fn plan(
     wanted: &State,
     there: &State,
@@ -123,8 +124,6 @@ fn plan_rings(
     now: Instant,
     changes: &mut Vec<Change>,
 ) -> Result<(), NoRingSpace> {
-    let mut freed = Vec::new();
-    let mut given = Vec::new();
     let mut in_force = std::collections::BTreeMap::new();
     for (service, state) in &wanted.rings {
         let known = there.rings.get(service).cloned().unwrap_or_default();
@@ -135,41 +134,23 @@ fn plan_rings(
         let size = state.slots.len() as u32;
         let offset = match size {
             0 => 0,
-            _ => match space.allocate(size, now) {
-                Some(offset) => offset,
-                None => {
-                    for offset in given {
-                        space.free(offset, now);
-                    }
-                    return Err(NoRingSpace(size));
-                }
-            },
+            _ => space.allocate(size, now).ok_or(NoRingSpace(size))?,
         };
-        if size > 0 {
-            given.push(offset);
-        }
         let ring = Ring::new(offset, size, known.ring.generation() + 1);
         changes.push(Change::WriteRing(*service, ring, Arc::clone(&state.slots)));
         in_force.insert(*service, ring);
-        freed.push(Change::FreeRing(*service, known.ring));
     }
-    for (bind, index) in &wanted.binds {
-        let ring = in_force.get(index).copied().unwrap_or_default();
-        let known = there.binds.get(bind).map(|index| {
-            (*index, there.rings.get(index).map(|known| known.ring).unwrap_or_default())
-        });
-        if known != Some((*index, ring)) {
-            changes.push(Change::Bind(*bind, Service { ring, index: *index, reserved: 0 }));
+    for (bind, wanted) in &wanted.binds {
+        let ring = in_force.get(&wanted.index).copied().unwrap_or_default();
+        let service = Service { ring, ..*wanted };
+        if there.binds.get(bind) != Some(&service) {
+            changes.push(Change::Bind(*bind, service));
         }
     }
     let gone = there.binds.keys().filter(|bind| !wanted.binds.contains_key(bind));
     changes.extend(gone.map(|bind| Change::Unbind(*bind)));
-    for (service, state) in &there.rings {
-        if !wanted.rings.contains_key(service) {
-            freed.push(Change::FreeRing(*service, state.ring));
-        }
-    }
-    changes.extend(freed);
+    let gone = there.rings.keys().filter(|service| !wanted.rings.contains_key(service));
+    changes.extend(gone.map(|service| Change::ForgetRing(*service)));
     Ok(())
 }
 
@@ -182,4 +163,49 @@ fn plan_departures(wanted: &State, there: &State, changes: &mut Vec<Change>) {
     changes.extend(gone.map(|(index, mac)| Change::RemoveMac(*index, *mac)));
     let gone = there.egress.difference(&wanted.egress);
     changes.extend(gone.map(|index| Change::RemoveEgress(*index)));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::control::state::RingState;
+
+    const FIRST: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 80);
+    const SECOND: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 2), 80);
+
+    fn service(ring: Ring) -> Service {
+        Service { ring, index: 7, reserved: 0 }
+    }
+
+    fn state(binds: [(SocketAddrV4, Service); 2], slots: Vec<u32>, ring: Ring) -> State {
+        State {
+            binds: binds.into(),
+            rings: [(7, RingState { slots: Arc::new(slots), ring })].into(),
+            ..State::default()
+        }
+    }
+
+    #[test]
+    fn a_swap_that_was_cut_short_between_two_binds_is_completed() {
+        let (old, new) = (Ring::new(0, 3, 1), Ring::new(3, 3, 2));
+        let slots = vec![1, 2, 2];
+        let there = state([(FIRST, service(new)), (SECOND, service(old))], slots.clone(), new);
+        let unplaced = service(Ring::default());
+        let wanted = state([(FIRST, unplaced), (SECOND, unplaced)], slots, Ring::default());
+        assert_eq!(there.ring_offsets(), BTreeSet::from([0, 3]), "both are in use");
+        let changes = plan(&wanted, &there, &mut RingSpace::new(9), Instant::now());
+        assert_eq!(changes, Ok(vec![Change::Bind(SECOND, service(new))]));
+    }
+
+    #[test]
+    fn what_finds_no_room_changes_nothing() {
+        let there = State::default();
+        let unplaced = service(Ring::default());
+        let wanted = state([(FIRST, unplaced), (SECOND, unplaced)], vec![1; 10], Ring::default());
+        let mut space = RingSpace::new(9);
+        assert_eq!(plan(&wanted, &there, &mut space, Instant::now()), Err(NoRingSpace(10)));
+        assert_eq!(space.allocate(9, Instant::now()), Some(0));
+    }
 }

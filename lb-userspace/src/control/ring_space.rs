@@ -1,6 +1,9 @@
 //! Which part of the map of all rings belongs to which ring.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 /// How long a range rests before it is given out again: far longer than a packet that still reads
 /// the old ring can take.
@@ -27,8 +30,12 @@ impl RingSpace {
         Self { slots, ranges: Vec::new() }
     }
 
-    /// Marks a range as in use that was given out by an earlier controller.
+    /// Marks a range as in use that was given out by an earlier controller, perhaps not for the
+    /// first time.
     pub fn adopt(&mut self, offset: u32, size: u32) {
+        if self.ranges.iter().any(|range| range.offset == offset) {
+            return;
+        }
         self.ranges.push(Range { offset, size, freed: None });
         self.ranges.sort_by_key(|range| range.offset);
     }
@@ -52,11 +59,12 @@ impl RingSpace {
         Some(offset)
     }
 
-    /// Takes back the range that begins at `offset`; it rests from `now` on.
-    pub fn free(&mut self, offset: u32, now: Instant) {
-        let used = |range: &&mut Range| range.offset == offset && range.freed.is_none();
-        if let Some(range) = self.ranges.iter_mut().find(used) {
-            range.freed = Some(now);
+    /// Takes back the ranges that don't begin at any of `used`; they rest from `now` on.
+    pub fn keep(&mut self, used: &BTreeSet<u32>, now: Instant) {
+        for range in &mut self.ranges {
+            if !used.contains(&range.offset) {
+                range.freed.get_or_insert(now);
+            }
         }
     }
 }
@@ -71,7 +79,7 @@ mod tests {
         let mut space = RingSpace::new(300);
         assert_eq!(space.allocate(100, start), Some(0));
         assert_eq!(space.allocate(100, start), Some(100));
-        space.free(0, start);
+        space.keep(&BTreeSet::from([100]), start);
         assert_eq!(space.allocate(100, start), Some(200));
         assert_eq!(space.allocate(100, start + GRACE / 2), None);
         assert_eq!(space.allocate(101, start + GRACE), None);

@@ -21,6 +21,7 @@ use super::{
     controller::{Controller, Event},
     interfaces::{self, Interfaces},
     preflight, ring, store,
+    troubles::Troubles,
 };
 use crate::{
     admin, api,
@@ -174,6 +175,8 @@ async fn start(
         source,
     })?;
     let (events, receiver) = mpsc::channel(1024);
+    // A signal during the start is heard after it.
+    watch_signals(&events)?;
     let controller = match assemble(source, config, pins.clone(), events.clone()).await {
         Ok(controller) => controller,
         Err(error) => {
@@ -191,7 +194,6 @@ async fn start(
         }
     });
     watch_network(&controller, events.clone());
-    watch_signals(&events)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         services = controller.config.services.len(),
@@ -266,6 +268,7 @@ async fn assemble(
         addresses: watch::channel(Vec::new()).0,
         events,
         started: Instant::now(),
+        troubles: Troubles::default(),
         network,
         loaded,
     };

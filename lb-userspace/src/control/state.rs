@@ -7,7 +7,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{Backend, BackendInfo, Lifecycle, Link, Ring, ServiceInfo, Settings},
+    abi::{Backend, BackendInfo, Lifecycle, Link, Ring, Service, ServiceInfo, Settings},
     wire::{Address, Ipv4Address, MacAddress},
 };
 
@@ -23,8 +23,9 @@ pub struct State {
     pub services: BTreeMap<u32, ServiceInfo>,
     /// Backends in use, by index.
     pub backends: BTreeMap<u32, BackendState>,
-    /// Index of the service that is reached under an address and port.
-    pub binds: BTreeMap<SocketAddrV4, u32>,
+    /// The service that is reached under an address and port. Its ring is only known of what is
+    /// there, not of what is wanted.
+    pub binds: BTreeMap<SocketAddrV4, Service>,
     /// Rings by service.
     pub rings: BTreeMap<u32, RingState>,
     /// Addresses that full NAT sends from, by index.
@@ -76,6 +77,14 @@ impl State {
                 && of_service(state)
         });
         found.map(|(index, _)| *index)
+    }
+
+    /// Where the rings lie that are written, or that packets are still led to.
+    pub fn ring_offsets(&self) -> BTreeSet<u32> {
+        let written = self.rings.values().map(|state| state.ring);
+        let led_to = self.binds.values().map(|service| service.ring);
+        let used = written.chain(led_to).filter(|ring| ring.size() > 0);
+        used.map(Ring::offset).collect()
     }
 
     /// Builds the rings anew whose members have changed since `members` was filled.

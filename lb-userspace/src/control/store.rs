@@ -4,7 +4,6 @@
 use std::{
     collections::btree_map::Entry,
     net::{Ipv4Addr, SocketAddrV4},
-    time::Instant,
 };
 
 use aya::maps::MapError;
@@ -48,12 +47,13 @@ pub(super) fn observe(maps: &Maps) -> Result<(State, RingSpace), DataplaneError>
     for entry in &maps.services {
         let (key, service) = entry.map_err(DataplaneError::map(maps::SERVICES))?;
         let bind = SocketAddrV4::new(key.address.into(), key.port.get());
-        state.binds.insert(bind, service.index);
+        state.binds.insert(bind, service);
+        let ring = service.ring;
+        if ring.size() > 0 {
+            space.adopt(ring.offset(), ring.size());
+        }
+        // Of a service whose ring was just being replaced, one bind may lead to the old one.
         if let Entry::Vacant(place) = state.rings.entry(service.index) {
-            let ring = service.ring;
-            if ring.size() > 0 {
-                space.adopt(ring.offset(), ring.size());
-            }
             let slots = maps.rings.read(ring.offset(), ring.size()).into();
             place.insert(RingState { slots, ring });
         }
@@ -88,8 +88,6 @@ pub(super) fn apply(
     change: &Change,
     maps: &mut Maps,
     there: &mut State,
-    space: &mut RingSpace,
-    now: Instant,
 ) -> Result<(), DataplaneError> {
     match change {
         Change::Settings(settings) => {
@@ -166,19 +164,14 @@ pub(super) fn apply(
         }
         Change::Bind(bind, service) => {
             done(maps.services.insert(service_key(*bind), service, 0), maps::SERVICES)?;
-            there.binds.insert(*bind, service.index);
+            there.binds.insert(*bind, *service);
         }
         Change::Unbind(bind) => {
             gone(maps.services.remove(&service_key(*bind)), maps::SERVICES)?;
             there.binds.remove(bind);
         }
-        Change::FreeRing(service, ring) => {
-            if ring.size() > 0 {
-                space.free(ring.offset(), now);
-            }
-            if there.rings.get(service).is_some_and(|known| known.ring == *ring) {
-                there.rings.remove(service);
-            }
+        Change::ForgetRing(service) => {
+            there.rings.remove(service);
         }
     }
     Ok(())
