@@ -15,7 +15,7 @@ use xtask::netns::Namespace;
 
 use crate::{
     bed::{Bed, SERVICE},
-    wait::PATIENCE,
+    wait::{PATIENCE, wait_until},
 };
 
 /// A keep-alive connection of an HTTP client.
@@ -64,20 +64,40 @@ impl Connection {
     }
 }
 
+/// Opens connections from the client, and says which backend each of them goes to.
+///
+/// # Errors
+///
+/// One of them fails.
+pub fn held(bed: &Bed, count: usize) -> Result<Vec<(String, Connection)>> {
+    let open = |_| {
+        let mut connection = bed.open()?;
+        Ok((connection.request()?, connection))
+    };
+    (0..count).map(open).collect()
+}
+
 /// `wrk` under way.
 pub struct Load(Child);
 
 impl Load {
-    /// Starts requests from the client over keep-alive connections.
+    /// Starts requests from the client over keep-alive connections, and waits until all are open.
     ///
     /// # Errors
     ///
     /// It can't be started.
-    pub fn start(bed: &Bed, connections: u32, seconds: u32) -> Result<Self> {
+    pub fn start(bed: &Bed, connections: u64, seconds: u32) -> Result<Self> {
+        let opened = || -> Result<u64> {
+            let services = bed.json(&["list", "services", "--json"])?;
+            services[0]["new_flows"].as_u64().context("new_flows")
+        };
+        let before = opened()?;
         let mut command = bed.client.command("wrk");
         command.args(["-t1", &format!("-c{connections}"), &format!("-d{seconds}s")]);
         command.args(["--timeout", "5s", &format!("http://{SERVICE}/client/")]);
-        Ok(Self(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?))
+        let load = Self(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?);
+        wait_until("load flows", || Ok(opened()? >= before + connections))?;
+        Ok(load)
     }
 
     /// Waits for its end, and demands that no request failed. Returns how many there were.

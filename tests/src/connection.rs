@@ -47,7 +47,25 @@ impl Connection {
         client: (Ipv4Addr, u16),
         vip: (Ipv4Addr, u16),
     ) -> Result<Self> {
-        let outcome = pair.expect("SYN", &Tcp::syn(client, vip).build(), Reason::Opened)?;
+        Self::from_syn(pair, client, vip, Reason::Opened)
+    }
+
+    /// Sends the SYN of a connection again.
+    ///
+    /// # Errors
+    ///
+    /// It isn't forwarded as it should be.
+    pub fn again(pair: &mut Pair, client: (Ipv4Addr, u16), vip: (Ipv4Addr, u16)) -> Result<Self> {
+        Self::from_syn(pair, client, vip, Reason::ToBackend)
+    }
+
+    fn from_syn(
+        pair: &mut Pair,
+        client: (Ipv4Addr, u16),
+        vip: (Ipv4Addr, u16),
+        reason: Reason,
+    ) -> Result<Self> {
+        let outcome = pair.expect("SYN", &Tcp::syn(client, vip).build(), reason)?;
         let seen = Seen::new(&outcome.frame);
         let backend = (1..=3).find(|index| backend_address(*index) == seen.destination);
         let Some(backend) = backend else { anyhow::bail!("no backend: {seen:?}") };

@@ -41,7 +41,8 @@ type FlowTable = RefCell<HashMap<Key, Box<UnsafeCell<Value>>>>;
 
 /// The tables, in memory.
 pub struct Host {
-    world: World,
+    /// What it was set up with; the rings may be changed.
+    pub world: World,
     established: FlowTable,
     embryonic: FlowTable,
     /// Removed entries; the packet that removed them may still hold their place.

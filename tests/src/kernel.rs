@@ -66,6 +66,21 @@ impl Kernel {
         Ok(kernel)
     }
 
+    /// How many instructions the verifier looked at, by all paths together.
+    ///
+    /// # Errors
+    ///
+    /// The kernel doesn't say.
+    pub fn verified_instructions(&mut self) -> Result<u32> {
+        let info = self.loaded.program()?.info()?;
+        info.verified_instruction_count().context("the kernel doesn't say")
+    }
+
+    /// Writes the slots of all rings.
+    pub fn write_rings(&mut self, slots: &[u32]) {
+        self.loaded.maps.rings.write(0, slots);
+    }
+
     /// Runs one frame through the program.
     ///
     /// # Errors

@@ -70,6 +70,15 @@ impl Pair {
         Ok(outcome)
     }
 
+    /// Gives a backend's slots in all rings to another one.
+    pub fn hand_slots(&mut self, from: u32, to: u32) {
+        let ring = &mut self.host.world.ring;
+        for slot in ring.iter_mut().filter(|slot| **slot == from) {
+            *slot = to;
+        }
+        self.kernel.write_rings(ring);
+    }
+
     /// Demands that both have the same flows, but for times, and that every packet was counted
     /// once.
     ///

@@ -3,7 +3,11 @@
 use std::{collections::HashMap, fs, os::unix::net::UnixListener};
 
 use anyhow::{Context, Result, ensure};
-use lb_tests::{bed::Bed, client::Load, wait::wait_until};
+use lb_tests::{
+    bed::Bed,
+    client::{self, Load},
+    wait::wait_until,
+};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -23,14 +27,9 @@ fn slots(bed: &Bed) -> Result<Value> {
 #[test]
 fn a_reload_changes_what_differs_and_disturbs_nothing_else() -> Result<()> {
     let bed = Bed::new(LB, "native", 3)?;
-    let mut held = Vec::new();
-    for _ in 0..24 {
-        let mut connection = bed.open()?;
-        held.push((connection.request()?, connection));
-    }
+    let mut held = client::held(&bed, 24)?;
     ensure!(held.iter().any(|(name, _)| name == "mgmt03"), "no connection to leave behind");
     let load = Load::start(&bed, 16, 5)?;
-    wait_until("load flows", || Ok(bed.new_flows("mgmt01")? > 10))?;
 
     bed.write_config_with("", |name| name != "mgmt03")?;
     let said = bed.lb_ok(&["reload"])?;

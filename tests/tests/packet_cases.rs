@@ -3,22 +3,15 @@
 
 use std::net::Ipv4Addr;
 
-use anyhow::{Result, ensure};
-use lb_common::{
-    abi::FlowState,
-    datapath::{NAT_TRIES, Reason, Table},
-};
+use anyhow::Result;
+use lb_common::datapath::Reason;
 use lb_tests::{
-    connection::Connection,
-    frame::{Seen, Tcp, flags},
+    frame::{Tcp, flags},
     pair::Pair,
-    world::{
-        CLIENT, EMPTY_VIP, NAT_PORTS, NAT_SOURCE, NAT_VIP, OWN_MAC, UNRESOLVED_VIP, VIP, World,
-    },
+    world::{CLIENT, EMPTY_VIP, NAT_SOURCE, UNRESOLVED_VIP, VIP, World},
 };
 
 type Case = (&'static str, Vec<u8>, Reason);
-type Change = fn(&mut Tcp);
 
 /// A SYN to the service with something changed.
 fn syn(change: impl FnOnce(&mut Tcp)) -> Vec<u8> {
@@ -156,6 +149,7 @@ fn cases() -> Vec<Case> {
         ("PSH alone", syn(|s| s.flags = flags::PSH), InvalidFlags),
         ("all flags", syn(|s| s.flags = 0xff), InvalidFlags),
         ("from the service's own address (LAND)", syn(|s| s.source = VIP.0), InvalidSource),
+        ("from a group's hardware address", syn(|s| s.source_mac = [0xff; 6]), InvalidSource),
         ("an unresolved backend", Tcp::syn(CLIENT, UNRESOLVED_VIP).build(), NextHopUnknown),
     ];
     for source in [[0, 0, 0, 0], [127, 0, 0, 1], [224, 0, 0, 1], [255, 255, 255, 255]] {
@@ -182,7 +176,7 @@ fn single_frames() -> Result<()> {
 fn every_reason_has_a_case() {
     // What can't be brought about by packets alone.
     let without = [Reason::PortCollision, Reason::TablesIncomplete, Reason::NoEgress];
-    // What needs more than one frame.
+    // What needs more than one frame: see connections.rs.
     let scenarios =
         [Reason::ToBackend, Reason::ToClient, Reason::NatPortsExhausted, Reason::FlowTableFull];
     for reason in Reason::ALL {
@@ -190,208 +184,4 @@ fn every_reason_has_a_case() {
         let elsewhere = without.contains(reason) || scenarios.contains(reason);
         assert!(has_case != elsewhere, "{reason:?}");
     }
-}
-
-#[test]
-fn a_connection_from_syn_to_fin() -> Result<()> {
-    let mut pair = Pair::new(&World::default())?;
-    let connection = Connection::open(&mut pair, VIP)?;
-    connection.establish(&mut pair)?;
-    ensure!(pair.host.flows(Table::Embryonic).is_empty());
-    let states = |pair: &Pair| -> Vec<FlowState> {
-        pair.host.flows(Table::Established).values().map(|flow| flow.state).collect()
-    };
-    ensure!(states(&pair) == [FlowState::ESTABLISHED; 2]);
-    connection.request(&mut pair, "request", &connection.from_client(flags::ACK | flags::PSH))?;
-    connection.reply(&mut pair, "answer", &connection.from_backend(flags::ACK | flags::PSH))?;
-    connection.reply(&mut pair, "FIN", &connection.from_backend(flags::ACK | flags::FIN))?;
-    ensure!(states(&pair) == [FlowState::CLOSING; 2]);
-    connection.request(&mut pair, "FIN", &connection.from_client(flags::ACK | flags::FIN))?;
-    ensure!(states(&pair) == [FlowState::CLOSED; 2]);
-    connection.reply(&mut pair, "last ACK", &connection.from_backend(flags::ACK))?;
-    pair.compare_tables()
-}
-
-#[test]
-fn a_wrong_tcp_checksum_stays_wrong_in_both_directions() -> Result<()> {
-    let mut pair = Pair::new(&World::default())?;
-    let connection = Connection::open(&mut pair, VIP)?;
-    connection.establish(&mut pair)?;
-    for error in [1, 0x100, 0x8000, 0xfffe] {
-        let mut segment = connection.from_client(flags::ACK);
-        segment.tcp_checksum_error = error;
-        connection.request(&mut pair, "wrong checksum", &segment)?;
-        let mut segment = connection.from_backend(flags::ACK);
-        segment.tcp_checksum_error = error;
-        connection.reply(&mut pair, "wrong checksum", &segment)?;
-    }
-    Ok(())
-}
-
-#[test]
-fn what_is_malformed_within_a_flow_is_counted_and_not_forwarded() -> Result<()> {
-    let mut pair = Pair::new(&World::default())?;
-    let connection = Connection::open(&mut pair, VIP)?;
-    connection.establish(&mut pair)?;
-    let changes: [(Change, Reason); 7] = [
-        (|segment| segment.fragment = 0x2000, Reason::Fragment),
-        (|segment| segment.ip_checksum_error = 1, Reason::BadIpChecksum),
-        (|segment| segment.time_to_live = 1, Reason::TimeToLiveExpired),
-        (|segment| segment.payload = vec![0; 1500], Reason::TooBig),
-        (|segment| segment.flags = flags::PSH, Reason::InvalidFlags),
-        (|segment| segment.length_error = 4, Reason::BadIpLength),
-        (|segment| segment.data_offset_error = -1, Reason::BadTcpHeader),
-    ];
-    for (change, reason) in changes {
-        for mut segment in [connection.from_client(flags::ACK), connection.from_backend(flags::ACK)]
-        {
-            change(&mut segment);
-            pair.expect("malformed", &segment.build(), reason)?;
-        }
-    }
-    connection.request(&mut pair, "afterwards", &connection.from_client(flags::ACK))
-}
-
-#[test]
-fn options_of_every_length_are_forwarded() -> Result<()> {
-    let mut pair = Pair::new(&World::default())?;
-    let connection = Connection::open(&mut pair, VIP)?;
-    connection.establish(&mut pair)?;
-    for words in 0..=10 {
-        let mut segment = connection.from_client(flags::ACK);
-        segment.ip_options = vec![1; words * 4];
-        segment.tcp_options = vec![1; 40 - words * 4];
-        connection.request(&mut pair, "options", &segment)?;
-        let mut segment = connection.from_backend(flags::ACK);
-        segment.ip_options = vec![1; words * 4];
-        connection.reply(&mut pair, "options", &segment)?;
-    }
-    Ok(())
-}
-
-#[test]
-fn a_syn_again_goes_to_the_same_backend_by_the_same_port() -> Result<()> {
-    let mut pair = Pair::new(&World::default())?;
-    let connection = Connection::open(&mut pair, VIP)?;
-    connection.request(&mut pair, "again", &Tcp::syn(CLIENT, VIP))?;
-    connection.reply(&mut pair, "SYN-ACK", &connection.syn_ack())?;
-    connection.request(&mut pair, "again, after the answer", &Tcp::syn(CLIENT, VIP))?;
-    connection.request(&mut pair, "ACK", &connection.ack())?;
-    connection.request(&mut pair, "again, when established", &Tcp::syn(CLIENT, VIP))?;
-    pair.compare_tables()
-}
-
-#[test]
-fn a_blind_acknowledgement_establishes_nothing() -> Result<()> {
-    let mut pair = Pair::new(&World::default())?;
-    let connection = Connection::open(&mut pair, VIP)?;
-    connection.request(&mut pair, "before the answer", &connection.ack())?;
-    connection.reply(&mut pair, "SYN-ACK", &connection.syn_ack())?;
-    let mut guess = connection.ack();
-    guess.acknowledgement = guess.acknowledgement.wrapping_add(1);
-    connection.request(&mut pair, "a wrong guess", &guess)?;
-    ensure!(pair.host.flows(Table::Established).is_empty());
-    connection.request(&mut pair, "the right one", &connection.ack())?;
-    ensure!(pair.host.flows(Table::Established).len() == 2);
-    pair.compare_tables()
-}
-
-#[test]
-fn a_refused_connection_is_forgotten() -> Result<()> {
-    let mut pair = Pair::new(&World::default())?;
-    let connection = Connection::open(&mut pair, VIP)?;
-    let refusal = connection.from_backend(flags::RST | flags::ACK);
-    connection.reply(&mut pair, "RST", &refusal)?;
-    ensure!(pair.host.flows(Table::Embryonic).is_empty());
-    pair.expect("RST again", &refusal.build(), Reason::NoService)?;
-    let connection = Connection::open(&mut pair, VIP)?;
-    let withdrawal = connection.from_client(flags::RST);
-    connection.request(&mut pair, "the client's RST", &withdrawal)?;
-    ensure!(pair.host.flows(Table::Embryonic).is_empty());
-    pair.compare_tables()
-}
-
-#[test]
-fn a_port_used_again_opens_a_new_connection() -> Result<()> {
-    let mut pair = Pair::new(&World::default())?;
-    let first = Connection::open(&mut pair, VIP)?;
-    first.establish(&mut pair)?;
-    first.request(&mut pair, "RST", &first.from_client(flags::RST))?;
-    let second = Connection::open(&mut pair, VIP)?;
-    ensure!(second.nat != first.nat, "the port rests: {second:?}");
-    second.establish(&mut pair)?;
-    pair.expect("to the old one", &first.from_backend(flags::ACK).build(), Reason::NoService)?;
-    pair.compare_tables()
-}
-
-#[test]
-fn replies_follow_a_client_whose_router_changed() -> Result<()> {
-    let mut pair = Pair::new(&World::default())?;
-    let connection = Connection::open(&mut pair, VIP)?;
-    connection.establish(&mut pair)?;
-    let mut segment = connection.from_client(flags::ACK);
-    segment.source_mac = [2, 0, 0, 0, 9, 9];
-    connection.request(&mut pair, "by another router", &segment)?;
-    let reply = connection.from_backend(flags::ACK).build();
-    let outcome = pair.expect("reply", &reply, Reason::ToClient)?;
-    let seen = Seen::new(&outcome.frame);
-    ensure!(seen.destination_mac == [2, 0, 0, 0, 9, 9] && seen.source_mac == OWN_MAC, "{seen:?}");
-
-    segment.destination_mac = [2, 0, 0, 0, 9, 8];
-    pair.expect("flooded to us", &segment.build(), Reason::OtherStation)?;
-    pair.compare_tables()
-}
-
-#[test]
-fn a_service_on_the_address_and_ports_of_nat_works() -> Result<()> {
-    ensure!(NAT_PORTS.contains(&u32::from(NAT_VIP.1)));
-    let mut pair = Pair::new(&World::default())?;
-    let connection = Connection::open(&mut pair, NAT_VIP)?;
-    connection.establish(&mut pair)?;
-    connection.reply(&mut pair, "answer", &connection.from_backend(flags::ACK))?;
-    pair.compare_tables()
-}
-
-#[test]
-fn no_two_flows_share_a_port_and_at_the_end_of_the_range_new_ones_are_refused() -> Result<()> {
-    let mut world = World::default();
-    world.settings.nat_port_count = NAT_TRIES / 2;
-    let mut pair = Pair::new(&world)?;
-    let mut taken = std::collections::HashSet::new();
-    let mut refused = 0;
-    for port in 20_000..20_100 {
-        let client = (CLIENT.0, port);
-        let outcome = pair.run(&Tcp::syn(client, VIP).build())?;
-        match outcome.reason {
-            Reason::Opened => {
-                let seen = Seen::new(&outcome.frame);
-                ensure!(taken.insert((seen.source, seen.destination)), "shared: {seen:?}");
-            }
-            Reason::NatPortsExhausted => refused += 1,
-            reason => anyhow::bail!("{reason:?}"),
-        }
-    }
-    ensure!(taken.len() == 3 * NAT_TRIES as usize / 2, "{} taken", taken.len());
-    ensure!(refused == 100 - taken.len());
-    pair.compare_tables()
-}
-
-#[test]
-fn a_full_table_refuses_new_connections_and_keeps_the_old() -> Result<()> {
-    const ROOM: u32 = 16;
-    let mut pair = Pair::new(&World { flows: ROOM, ..World::default() })?;
-    let mut established = Vec::new();
-    for port in 20_000..20_000 + ROOM as u16 {
-        let connection = Connection::open_from(&mut pair, (CLIENT.0, port), VIP)?;
-        connection.establish(&mut pair)?;
-        established.push(connection);
-    }
-    let late = Connection::open(&mut pair, VIP)?;
-    late.reply(&mut pair, "SYN-ACK", &late.syn_ack())?;
-    pair.expect("one too many", &late.ack().build(), Reason::FlowTableFull)?;
-    for connection in &established {
-        connection.request(&mut pair, "an old one", &connection.from_client(flags::ACK))?;
-        connection.reply(&mut pair, "an old one", &connection.from_backend(flags::ACK))?;
-    }
-    pair.compare_tables()
 }

@@ -82,7 +82,7 @@ fn in_trait(lines: &[&str], index: usize) -> bool {
 
 #[test]
 fn the_program_is_one_function_within_its_budget() {
-    const MOST_INSTRUCTIONS: usize = 3000;
+    const MOST_INSTRUCTIONS: usize = 3500;
     let instructions = object::instructions();
     // memset, memcpy and memmove, or a function that wasn't inlined.
     let calls = instructions.iter().filter(|instruction| instruction.calls_function()).count();

@@ -6,7 +6,7 @@ use std::{collections::HashMap, fs};
 use anyhow::{Context, Result, ensure};
 use lb_tests::{
     bed::{BALANCER, Bed, SERVICE},
-    client::{Connection, Load, sha256},
+    client::{self, Connection, Load, sha256},
     wait::wait_until,
 };
 use nix::sys::signal::Signal;
@@ -67,22 +67,12 @@ fn large_files_arrive_whole_in_both_modes() -> Result<()> {
     Ok(())
 }
 
-/// Opens connections, and says where each of them goes.
-fn held(bed: &Bed, count: usize) -> Result<Vec<(String, Connection)>> {
-    let open = |_| {
-        let mut connection = bed.open()?;
-        Ok((connection.request()?, connection))
-    };
-    (0..count).map(open).collect()
-}
-
 #[test]
 fn a_draining_backend_keeps_its_connections_and_gets_no_new_ones() -> Result<()> {
     let bed = Bed::new(LB, "native", 3)?;
-    let mut held = held(&bed, 30)?;
+    let mut held = client::held(&bed, 30)?;
     ensure!(held.iter().any(|(name, _)| name == "mgmt02"), "no connection to drain");
     let load = Load::start(&bed, 32, 4)?;
-    wait_until("load flows", || Ok(bed.new_flows("mgmt02")? > 12))?;
 
     let said = bed.lb_ok(&["drain", "ui/mgmt02"])?;
     ensure!(said == "ui/mgmt02: drain, weight 1\n", "{said}");
@@ -106,7 +96,7 @@ fn a_draining_backend_keeps_its_connections_and_gets_no_new_ones() -> Result<()>
 #[test]
 fn a_killed_backend_leaves_and_comes_back_and_the_others_notice_nothing() -> Result<()> {
     let bed = Bed::new(LB, "native", 3)?;
-    let mut held = held(&bed, 30)?;
+    let mut held = client::held(&bed, 30)?;
     bed.kill_backend("mgmt01")?;
     bed.wait_for_state("mgmt01", "down")?;
     let shown = bed.shown("mgmt01")?;
@@ -168,7 +158,6 @@ fn forwarding_outlives_the_controller_and_the_next_one_takes_over() -> Result<()
     let holder = held.request()?;
     bed.lb_ok(&["drain", "ui/mgmt03"])?;
     let load = Load::start(&bed, 16, 8)?;
-    wait_until("load flows", || Ok(bed.new_flows("mgmt01")? > 2))?;
 
     bed.stop_controller(Signal::SIGKILL)?;
     for _ in 0..50 {

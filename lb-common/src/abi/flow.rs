@@ -57,7 +57,7 @@ pub struct Flow<A> {
     pub direction: u8,
     /// Where the connection stands.
     pub state: FlowState,
-    /// Which ends have sent FIN: bits of [`finished`].
+    /// Which ends have sent FIN or RST: bits of [`finished`].
     pub finished: u8,
     /// 1 once the backend of a half-open flow has answered, so that
     /// [`Self::expected_acknowledgement`] is valid.
@@ -76,6 +76,10 @@ pub mod finished {
     pub const BACKEND: u8 = 2;
     /// Both have.
     pub const BOTH: u8 = CLIENT | BACKEND;
+    /// The newest that came from the client was RST.
+    pub const CLIENT_RESET: u8 = 4;
+    /// The newest that came from the backend was RST.
+    pub const BACKEND_RESET: u8 = 8;
 }
 
 impl<A: Address> Flow<A> {
@@ -106,6 +110,18 @@ impl FlowState {
     pub const CLOSING: Self = Self(3);
     /// Both ends have sent FIN, or one of them RST.
     pub const CLOSED: Self = Self(4);
+
+    /// Where a connection stands whose handshake is complete, by the bits of [`finished`].
+    #[inline(always)]
+    pub const fn after(finished: u8) -> Self {
+        if finished & finished::BOTH == finished::BOTH || finished > finished::BOTH {
+            Self::CLOSED
+        } else if finished != 0 {
+            Self::CLOSING
+        } else {
+            Self::ESTABLISHED
+        }
+    }
 
     /// Whether a new connection may take the place of this one.
     #[inline(always)]

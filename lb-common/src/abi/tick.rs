@@ -20,6 +20,7 @@ impl Tick {
 
     /// Whole ticks from `earlier` to this one; zero where `earlier` lies ahead, as it may when
     /// another CPU just wrote it.
+    #[inline(always)]
     pub const fn since(self, earlier: Self) -> u32 {
         let ticks = self.0.wrapping_sub(earlier.0);
         if ticks > u32::MAX / 2 { 0 } else { ticks }

@@ -47,6 +47,9 @@ pub(super) fn learn_link<A: Address, T: Tables<A>>(
     if link.same(flow.link) {
         return Ok(());
     }
+    if link.station.is_group() {
+        return Err(Reason::InvalidSource);
+    }
     let own = LocalMac { interface: link.interface, address: link.own, reserved: 0 };
     if !tables.is_local_mac(&own) {
         return Err(Reason::OtherStation);
@@ -59,6 +62,9 @@ pub(super) fn learn_link<A: Address, T: Tables<A>>(
 }
 
 /// Follows the connection's end, in both directions' entries (RFC 9293, section 3.6).
+///
+/// Sequence numbers aren't followed, so whoever knows the ports can send RST in another's name. The
+/// ends don't believe it; what the named one sends next takes it back here.
 #[inline(always)]
 fn follow_state<A: Address, T: Tables<A>>(
     tables: &T,
@@ -67,23 +73,30 @@ fn follow_state<A: Address, T: Tables<A>>(
     flow: &Flow<A>,
     direction: Direction,
 ) {
-    if !segment.flags.has(TcpFlags::FIN.union(TcpFlags::RST)) {
-        return;
-    }
+    let (fin, reset) = match direction {
+        Direction::ToBackend => (finished::CLIENT, finished::CLIENT_RESET),
+        Direction::ToClient => (finished::BACKEND, finished::BACKEND_RESET),
+    };
     let mut ended = flow.finished;
-    if segment.flags.has(TcpFlags::FIN) {
-        ended |= match direction {
-            Direction::ToBackend => finished::CLIENT,
-            Direction::ToClient => finished::BACKEND,
-        };
+    if segment.flags.has(TcpFlags::RST) {
+        ended |= reset;
+    } else if !segment.flags.opens() {
+        ended &= !reset;
+        if segment.flags.has(TcpFlags::FIN) {
+            ended |= fin;
+        }
+        if segment.flags.answers() && direction == Direction::ToClient {
+            // The client's port in use again, and the backend's agreement.
+            ended = 0;
+        }
     }
-    let closed = segment.flags.has(TcpFlags::RST)
-        || ended == finished::BOTH
-        || flow.state == FlowState::CLOSED;
-    let state = if closed { FlowState::CLOSED } else { FlowState::CLOSING };
-    if state == flow.state && ended == flow.finished {
+    if ended == flow.finished {
         return;
     }
+    if ended == 0 && segment.flags.answers() {
+        tables.count_new_flow(flow.service, flow.backend);
+    }
+    let state = FlowState::after(ended);
     entry.set_state(state, ended);
     if let Some(peer) = tables.find(Table::Established, &flow.peer_key(segment.key.protocol)) {
         peer.set_state(state, ended);

@@ -1,43 +1,57 @@
 //! Packets of a handshake that isn't complete: the client's SYN was forwarded.
 
 use super::{
-    InsertError, Packet, Reason, Table, Tables, Verdict, established, parse::Segment, rewrite,
+    InsertError, Packet, Reason, Table, Tables, Verdict, established, opening, parse::Segment,
+    rewrite,
 };
 use crate::{
-    abi::{Direction, Entry, Flow, FlowKey, FlowState},
+    abi::{Direction, Entry, Flow, FlowKey, FlowState, finished},
     wire::{Address, TcpFlags},
 };
 
-/// The entry of the half-open handshake that a segment belongs to.
+/// The two entries of a half-open handshake.
+#[derive(Clone, Copy)]
+pub(super) struct Handshake<'t, A: Address> {
+    /// The segment's own direction.
+    entry: Entry<'t, Flow<A>>,
+    /// The other one.
+    peer: Entry<'t, Flow<A>>,
+}
+
+/// How much the client's first acknowledgement may acknowledge beside the SYN, in bytes: a backend
+/// that takes data with the SYN (RFC 7413) answers with data before the handshake is complete.
+const EARLY_DATA: u32 = 1 << 16;
+
+/// The half-open handshake that a segment belongs to.
 ///
-/// The direction back may have been evicted on its own; a client's SYN then starts afresh.
+/// One of them may have been evicted, or its port given to another client: then there is no
+/// handshake any longer, and a client's SYN starts afresh. So it does where the backend hasn't
+/// answered and new connections go elsewhere by now.
 #[inline(always)]
 pub(super) fn find<'t, A: Address, T: Tables<A>>(
     tables: &'t T,
     segment: &Segment<A>,
-) -> Option<Entry<'t, Flow<A>>> {
+) -> Option<Handshake<'t, A>> {
     let entry = tables.find(Table::Embryonic, &segment.key)?;
     let flow = entry.read();
+    let peer_key = flow.peer_key(segment.key.protocol);
+    let peer = tables
+        .find(Table::Embryonic, &peer_key)
+        .filter(|peer| peer.read().peer_key(segment.key.protocol) == segment.key);
+    let Some(peer) = peer else {
+        tables.remove(Table::Embryonic, &segment.key);
+        return None;
+    };
     if segment.flags.opens()
         && flow.direction == Direction::ToBackend as u8
-        && reply(tables, segment, &flow).is_none()
+        && flow.answered == 0
+        && !opening::would_pick(tables, segment, flow.backend)
     {
+        tables.remove(Table::Embryonic, &peer_key);
         tables.remove(Table::Embryonic, &segment.key);
         return None;
     }
-    Some(entry)
-}
-
-/// The direction back to the client, unless it was evicted and its port given to another client.
-#[inline(always)]
-fn reply<'t, A: Address, T: Tables<A>>(
-    tables: &'t T,
-    segment: &Segment<A>,
-    flow: &Flow<A>,
-) -> Option<Entry<'t, Flow<A>>> {
-    let protocol = segment.key.protocol;
-    let reply = tables.find(Table::Embryonic, &flow.peer_key(protocol))?;
-    (reply.read().peer_key(protocol) == segment.key).then_some(reply)
+    Some(Handshake { entry, peer })
 }
 
 /// Forwards a segment of a half-open handshake. Its direction is the entry's: a service may lie on
@@ -47,14 +61,14 @@ pub(super) fn forward<A: Address, P: Packet, T: Tables<A>>(
     packet: &mut P,
     tables: &T,
     segment: &Segment<A>,
-    entry: Entry<'_, Flow<A>>,
+    handshake: Handshake<'_, A>,
 ) -> Result<Verdict, Reason> {
-    let mut flow = entry.read();
+    let mut flow = handshake.entry.read();
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
     segment.admit(packet, &settings)?;
     match Direction::from_u8(flow.direction) {
-        Direction::ToBackend => from_client(packet, tables, segment, entry, &mut flow),
-        Direction::ToClient => from_backend(packet, tables, segment, &flow),
+        Direction::ToBackend => from_client(packet, tables, segment, handshake, &mut flow),
+        Direction::ToClient => from_backend(packet, tables, segment, handshake, &flow),
     }
 }
 
@@ -65,24 +79,24 @@ fn from_client<A: Address, P: Packet, T: Tables<A>>(
     packet: &mut P,
     tables: &T,
     segment: &Segment<A>,
-    entry: Entry<'_, Flow<A>>,
+    handshake: Handshake<'_, A>,
     flow: &mut Flow<A>,
 ) -> Result<Verdict, Reason> {
     let backend = tables.backend(flow.backend).ok_or(Reason::TablesIncomplete)?;
     if backend.link.interface == 0 {
         return Err(Reason::NextHopUnknown);
     }
-    established::learn_link(tables, segment, Table::Embryonic, entry, flow)?;
+    established::learn_link(tables, segment, Table::Embryonic, handshake.entry, flow)?;
 
     if segment.flags.has(TcpFlags::RST) {
         forget(tables, segment, flow);
     } else if flow.answered == 1
         && segment.flags.has(TcpFlags::ACK)
-        && segment.acknowledgement == flow.expected_acknowledgement
+        && segment.acknowledgement.wrapping_sub(flow.expected_acknowledgement) < EARLY_DATA
     {
-        establish(tables, segment, flow)?;
+        establish(tables, segment, handshake, flow)?;
     } else {
-        entry.touch(tables.now());
+        handshake.entry.touch(tables.now());
     }
     rewrite::forward(packet, tables, segment, flow, backend.link, Reason::ToBackend)
 }
@@ -94,16 +108,14 @@ fn from_backend<A: Address, P: Packet, T: Tables<A>>(
     packet: &mut P,
     tables: &T,
     segment: &Segment<A>,
+    handshake: Handshake<'_, A>,
     flow: &Flow<A>,
 ) -> Result<Verdict, Reason> {
     if segment.flags.has(TcpFlags::RST) {
         forget(tables, segment, flow);
     } else if segment.flags.answers() {
-        let peer = tables
-            .find(Table::Embryonic, &flow.peer_key(segment.key.protocol))
-            .ok_or(Reason::NoService)?;
-        peer.set_answered(segment.sequence.wrapping_add(1));
-        peer.touch(tables.now());
+        handshake.peer.set_answered(segment.sequence.wrapping_add(1));
+        handshake.peer.touch(tables.now());
     }
     rewrite::forward(packet, tables, segment, flow, flow.link, Reason::ToClient)
 }
@@ -113,19 +125,23 @@ fn from_backend<A: Address, P: Packet, T: Tables<A>>(
 fn establish<A: Address, T: Tables<A>>(
     tables: &T,
     segment: &Segment<A>,
+    handshake: Handshake<'_, A>,
     flow: &mut Flow<A>,
 ) -> Result<(), Reason> {
     let key = &segment.key;
     let reply_key = flow.peer_key(key.protocol);
-    let mut reply = reply(tables, segment, flow).ok_or(Reason::PortCollision)?.read();
+    let mut reply = handshake.peer.read();
     let now = tables.now();
-    reply.state = FlowState::ESTABLISHED;
+    let finished = if segment.flags.has(TcpFlags::FIN) { finished::CLIENT } else { 0 };
+    reply.state = FlowState::after(finished);
+    reply.finished = finished;
     reply.last_seen = now;
     reply.link = segment.link;
     insert(tables, &reply_key, &reply)?;
 
     // Changed in place: a copy of the whole becomes a call of memmove.
-    flow.state = FlowState::ESTABLISHED;
+    flow.state = FlowState::after(finished);
+    flow.finished = finished;
     flow.last_seen = now;
     flow.link = segment.link;
     if let Err(reason) = insert(tables, key, flow) {

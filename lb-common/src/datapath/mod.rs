@@ -29,7 +29,7 @@ pub use tables::{InsertError, Table, Tables};
 pub use verdict::{Action, Kind, Reason, Verdict};
 
 use crate::{
-    abi::ServiceKey,
+    abi::Direction,
     wire::{EthernetHeader, Ipv4Address},
 };
 
@@ -53,19 +53,20 @@ fn forward<P: Packet, T: Tables<Ipv4Address>>(
 
     if let Some(entry) = tables.find(Table::Established, &segment.key) {
         let flow = entry.read();
-        if !(segment.flags.opens() && flow.state.may_be_replaced()) {
+        // A client uses its port again. The backend judges whether the old connection is over, but
+        // one that takes no new connections gets none in this way either.
+        let moves = segment.flags.opens()
+            && flow.direction == Direction::ToBackend as u8
+            && flow.state.may_be_replaced()
+            && !opening::would_pick(tables, &segment, flow.backend);
+        if !moves {
             return established::forward(packet, tables, &segment, entry, &flow);
         }
-        // A client uses its port again: the old connection is over.
         tables.remove(Table::Established, &flow.peer_key(segment.key.protocol));
         tables.remove(Table::Established, &segment.key);
     }
 
-    let service = tables.service(&ServiceKey {
-        address: segment.key.destination,
-        port: segment.key.destination_port,
-        protocol: segment.key.protocol as u16,
-    });
+    let service = opening::service(tables, &segment);
     if service.is_none() {
         // Most of what isn't ours ends here, without a look at half-open handshakes.
         let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
@@ -73,8 +74,8 @@ fn forward<P: Packet, T: Tables<Ipv4Address>>(
             return Err(Reason::NoService);
         }
     }
-    if let Some(entry) = handshake::find(tables, &segment) {
-        return handshake::forward(packet, tables, &segment, entry);
+    if let Some(handshake) = handshake::find(tables, &segment) {
+        return handshake::forward(packet, tables, &segment, handshake);
     }
     let service = service.ok_or(Reason::NoService)?;
     opening::forward(packet, tables, &segment, &service)

@@ -1,8 +1,10 @@
 //! Source ports for full NAT.
 
+use core::num::NonZeroU32;
+
 use super::{InsertError, Reason, Table, Tables, rewrite};
 use crate::{
-    abi::{Backend, Flow, FlowKey, Settings},
+    abi::{Backend, Flow, FlowKey, FlowState, Settings},
     wire::{Address, NetworkU16},
 };
 
@@ -19,7 +21,10 @@ pub(super) const fn is_ours(settings: &Settings, port: NetworkU16) -> bool {
 /// direction back to the client, and records it under them in the table of half-open handshakes.
 /// Returns the key of that direction.
 ///
-/// The search goes round all ports, so that the one that rested longest comes first.
+/// The search goes round all ports, so that the one that rested longest comes first; further tries
+/// are spread over the whole range, since long-lived flows that were opened together lie together.
+/// The first one is taken from a connection that is closed, and from a half-open handshake where
+/// all others are in use as well: a flood of those must not keep everyone out.
 #[inline(always)]
 pub(super) fn reserve<A: Address, T: Tables<A>>(
     tables: &T,
@@ -28,23 +33,39 @@ pub(super) fn reserve<A: Address, T: Tables<A>>(
     protocol: u32,
     reply: &mut Flow<A>,
 ) -> Result<FlowKey<A>, Reason> {
-    if settings.nat_port_count == 0 {
-        return Err(Reason::TablesIncomplete);
-    }
-    for _ in 0..NAT_TRIES {
-        let cursor = tables.next_nat_cursor(reply.backend).ok_or(Reason::TablesIncomplete)?;
-        let port = settings.nat_port_first + cursor % settings.nat_port_count;
-        let source = cursor / settings.nat_port_count % backend.nat_sources;
-        let words =
-            tables.nat_source(backend.nat_source + source).ok_or(Reason::TablesIncomplete)?;
-        let key = FlowKey {
+    let ports = NonZeroU32::new(settings.nat_port_count).ok_or(Reason::TablesIncomplete)?;
+    let choices =
+        NonZeroU32::new(ports.get() * backend.nat_sources).ok_or(Reason::TablesIncomplete)?;
+    let key = |number: u32| {
+        let choice = number % choices;
+        let port = settings.nat_port_first + choice % ports;
+        let words = tables
+            .nat_source(backend.nat_source + choice / ports)
+            .ok_or(Reason::TablesIncomplete)?;
+        Ok(FlowKey {
             source: A::from_words(backend.address),
             destination: A::from_words(words),
             source_port: backend.port,
             destination_port: NetworkU16::new(port as u16),
             protocol,
-        };
-        if tables.find(Table::Established, &key).is_some() {
+        })
+    };
+    let cursor = tables.next_nat_cursor(reply.backend).ok_or(Reason::TablesIncomplete)?;
+    let stride = (choices.get() / NAT_TRIES) | 1;
+    let first = key(cursor)?;
+    if let Some(entry) = tables.find(Table::Established, &first) {
+        let flow = entry.read();
+        if flow.state == FlowState::CLOSED {
+            tables.remove(Table::Established, &flow.peer_key(protocol));
+            tables.remove(Table::Established, &first);
+        }
+    }
+    for attempt in 0..NAT_TRIES {
+        let key = key(cursor.wrapping_add(attempt * stride))?;
+        // Looked up before: the table makes room for an insertion even where it then fails.
+        if tables.find(Table::Established, &key).is_some()
+            || tables.find(Table::Embryonic, &key).is_some()
+        {
             continue;
         }
         rewrite::prepare(reply, &key);
@@ -52,6 +73,13 @@ pub(super) fn reserve<A: Address, T: Tables<A>>(
             Ok(()) => return Ok(key),
             Err(InsertError::Exists) => {}
             Err(InsertError::Full) => return Err(Reason::FlowTableFull),
+        }
+    }
+    if tables.find(Table::Established, &first).is_none() {
+        tables.remove(Table::Embryonic, &first);
+        rewrite::prepare(reply, &first);
+        if tables.insert(Table::Embryonic, &first, reply).is_ok() {
+            return Ok(first);
         }
     }
     Err(Reason::NatPortsExhausted)

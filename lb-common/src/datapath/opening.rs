@@ -2,7 +2,9 @@
 
 use super::{Packet, Reason, Table, Tables, Verdict, hash, nat, parse::Segment, rewrite};
 use crate::{
-    abi::{Backend, Direction, Flow, FlowState, LocalMac, NO_BACKEND, Service, Settings},
+    abi::{
+        Backend, Direction, Flow, FlowState, LocalMac, NO_BACKEND, Service, ServiceKey, Settings,
+    },
     wire::{Address, ChecksumDelta},
 };
 
@@ -25,7 +27,10 @@ pub(super) fn forward<A: Address, P: Packet, T: Tables<A>>(
         return Err(Reason::NoFlow);
     }
     let key = &segment.key;
-    if key.source.is_invalid_source() || key.source == key.destination {
+    if key.source.is_invalid_source()
+        || key.source == key.destination
+        || segment.link.station.is_group()
+    {
         return Err(Reason::InvalidSource);
     }
 
@@ -63,6 +68,31 @@ pub(super) fn forward<A: Address, P: Packet, T: Tables<A>>(
     }
 
     rewrite::forward(packet, tables, segment, &flow, backend.link, Reason::Opened)
+}
+
+/// The service that a segment is for.
+#[inline(always)]
+pub(super) fn service<A: Address, T: Tables<A>>(
+    tables: &T,
+    segment: &Segment<A>,
+) -> Option<Service> {
+    tables.service(&ServiceKey {
+        address: segment.key.destination,
+        port: segment.key.destination_port,
+        protocol: segment.key.protocol as u16,
+    })
+}
+
+/// Whether a new connection of this client would go to the backend as well.
+#[inline(always)]
+pub(super) fn would_pick<A: Address, T: Tables<A>>(
+    tables: &T,
+    segment: &Segment<A>,
+    backend: u32,
+) -> bool {
+    let Some(service) = service(tables, segment) else { return false };
+    let Some(settings) = tables.settings() else { return false };
+    pick(tables, segment, &service, &settings).is_ok_and(|(index, _)| index == backend)
 }
 
 /// The backend that the service's ring holds for this flow, and its index.

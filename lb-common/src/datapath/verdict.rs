@@ -127,7 +127,8 @@ reasons! {
     TooBig "too_big" Refused Drop,
     /// Flags that no TCP sends: SYN with FIN or RST, or none of SYN, ACK, FIN and RST.
     InvalidFlags "invalid_flags" Refused Drop,
-    /// A source address that can't be on a wire: 0/8, 127/8, 224/3, or the service's own.
+    /// A source address that can't be on a wire: 0/8, 127/8, 224/3, the service's own, or the
+    /// hardware address of a group.
     InvalidSource "invalid_source" Refused Drop,
     /// The backend's hardware address or interface isn't known yet.
     NextHopUnknown "next_hop_unknown" Refused Drop,

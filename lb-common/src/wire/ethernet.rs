@@ -39,6 +39,13 @@ impl MacAddress {
         self.0[0] | self.0[1] | self.0[2] == 0
     }
 
+    /// Whether it is a group's: broadcast or multicast (IEEE 802, section 8.2.2). No station sends
+    /// from such an address.
+    #[inline(always)]
+    pub const fn is_group(self) -> bool {
+        self.0[0].to_ne_bytes()[0] & 1 != 0
+    }
+
     /// Whether both are the same address, by words: derived equality of arrays becomes a call to
     /// `memcmp`, which a BPF program doesn't have.
     #[inline(always)]
