@@ -123,12 +123,6 @@ impl FlowState {
         }
     }
 
-    /// Whether a new connection may take the place of this one.
-    #[inline(always)]
-    pub const fn may_be_replaced(self) -> bool {
-        self.0 >= Self::CLOSING.0
-    }
-
     /// The word for it in the CLI and in JSON.
     pub const fn name(self) -> &'static str {
         match self {

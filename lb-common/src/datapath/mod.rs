@@ -29,7 +29,7 @@ pub use tables::{InsertError, Table, Tables};
 pub use verdict::{Action, Kind, Reason, Verdict};
 
 use crate::{
-    abi::Direction,
+    abi::{Direction, FlowState},
     wire::{EthernetHeader, Ipv4Address},
 };
 
@@ -57,7 +57,7 @@ fn forward<P: Packet, T: Tables<Ipv4Address>>(
         // one that takes no new connections gets none in this way either.
         let moves = segment.flags.opens()
             && flow.direction == Direction::ToBackend as u8
-            && flow.state.may_be_replaced()
+            && flow.state == FlowState::CLOSED
             && !opening::would_pick(tables, &segment, flow.backend);
         if !moves {
             return established::forward(packet, tables, &segment, entry, &flow);

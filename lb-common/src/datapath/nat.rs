@@ -23,8 +23,8 @@ pub(super) const fn is_ours(settings: &Settings, port: NetworkU16) -> bool {
 ///
 /// The search goes round all ports, so that the one that rested longest comes first; further tries
 /// are spread over the whole range, since long-lived flows that were opened together lie together.
-/// The first one is taken from a connection that is closed, and from a half-open handshake where
-/// all others are in use as well: a flood of those must not keep everyone out.
+/// A connection that is closed gives its port away. So does a half-open handshake where nothing
+/// better was found: a flood of those must not keep everyone out.
 #[inline(always)]
 pub(super) fn reserve<A: Address, T: Tables<A>>(
     tables: &T,
@@ -52,20 +52,20 @@ pub(super) fn reserve<A: Address, T: Tables<A>>(
     };
     let cursor = tables.next_nat_cursor(reply.backend).ok_or(Reason::TablesIncomplete)?;
     let stride = (choices.get() / NAT_TRIES) | 1;
-    let first = key(cursor)?;
-    if let Some(entry) = tables.find(Table::Established, &first) {
-        let flow = entry.read();
-        if flow.state == FlowState::CLOSED {
-            tables.remove(Table::Established, &flow.peer_key(protocol));
-            tables.remove(Table::Established, &first);
-        }
-    }
+    let mut half_open = None;
     for attempt in 0..NAT_TRIES {
         let key = key(cursor.wrapping_add(attempt * stride))?;
+        if let Some(entry) = tables.find(Table::Established, &key) {
+            let flow = entry.read();
+            if flow.state != FlowState::CLOSED {
+                continue;
+            }
+            tables.remove(Table::Established, &flow.peer_key(protocol));
+            tables.remove(Table::Established, &key);
+        }
         // Looked up before: the table makes room for an insertion even where it then fails.
-        if tables.find(Table::Established, &key).is_some()
-            || tables.find(Table::Embryonic, &key).is_some()
-        {
+        if tables.find(Table::Embryonic, &key).is_some() {
+            half_open = Some(half_open.unwrap_or(key));
             continue;
         }
         rewrite::prepare(reply, &key);
@@ -75,11 +75,11 @@ pub(super) fn reserve<A: Address, T: Tables<A>>(
             Err(InsertError::Full) => return Err(Reason::FlowTableFull),
         }
     }
-    if tables.find(Table::Established, &first).is_none() {
-        tables.remove(Table::Embryonic, &first);
-        rewrite::prepare(reply, &first);
-        if tables.insert(Table::Embryonic, &first, reply).is_ok() {
-            return Ok(first);
+    if let Some(key) = half_open {
+        tables.remove(Table::Embryonic, &key);
+        rewrite::prepare(reply, &key);
+        if tables.insert(Table::Embryonic, &key, reply).is_ok() {
+            return Ok(key);
         }
     }
     Err(Reason::NatPortsExhausted)

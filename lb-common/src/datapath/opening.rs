@@ -21,11 +21,11 @@ pub(super) fn forward<A: Address, P: Packet, T: Tables<A>>(
     if !tables.is_local_mac(&own) {
         return Err(Reason::OtherStation);
     }
-    let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
-    segment.admit(packet, &settings)?;
-    if !segment.flags.opens() {
+    if !segment.flags.opens() && !segment.flags.is_invalid() {
         return Err(Reason::NoFlow);
     }
+    let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
+    segment.admit(packet, &settings)?;
     let key = &segment.key;
     if key.source.is_invalid_source()
         || key.source == key.destination

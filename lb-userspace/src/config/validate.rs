@@ -1,6 +1,12 @@
 //! From what a file says to a configuration that holds together, or to everything that is wrong.
 
-use std::{collections::HashMap, net::SocketAddr, ops::Range, path::PathBuf, time::Duration};
+use std::{
+    collections::HashMap,
+    net::{Ipv4Addr, SocketAddr},
+    ops::Range,
+    path::PathBuf,
+    time::Duration,
+};
 
 use toml::Spanned;
 
@@ -218,11 +224,18 @@ impl Validator {
         })
     }
 
-    fn nat_addresses(&mut self, addresses: &[Spanned<String>]) -> Vec<std::net::Ipv4Addr> {
+    fn nat_addresses(&mut self, addresses: &[Spanned<String>]) -> Vec<Ipv4Addr> {
         let parse = |text: &str| {
-            text.parse().map_err(|_| {
-                (format!("\"{text}\" is no IPv4 address"), "write one as in \"192.0.2.10\"")
-            })
+            let wrong = |what| (format!("\"{text}\" {what}"), "write one as in \"192.0.2.10\"");
+            let address: Ipv4Addr = text.parse().map_err(|_| wrong("is no IPv4 address"))?;
+            if address.is_unspecified()
+                || address.is_loopback()
+                || address.is_multicast()
+                || address.is_broadcast()
+            {
+                return Err(wrong("is no address that a host sends from"));
+            }
+            Ok(address)
         };
         addresses.iter().filter_map(|address| self.value(address, parse)).collect()
     }

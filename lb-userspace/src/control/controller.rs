@@ -239,9 +239,20 @@ impl Controller {
         self.wanted.apply_network(&self.config, &self.network, &attached);
     }
 
+    /// The interfaces that a configuration means, as [`interfaces::present`]. What was chosen by
+    /// the default route stays: another one, such as a VPN's, moves nothing.
+    pub(super) fn wanted_interfaces(
+        &self,
+        config: &Config,
+    ) -> (Vec<(u32, String)>, Result<(), String>) {
+        let by_default = self.config.interfaces.is_empty();
+        let chosen = self.interfaces.first(&self.network).filter(|_| by_default);
+        interfaces::present(config, &self.network, chosen)
+    }
+
     /// Attaches the program to those of the wanted interfaces that there are, and to no others.
     pub(super) fn attach_present(&mut self) -> Result<(), String> {
-        let (present, all) = interfaces::present(&self.config, &self.network);
+        let (present, all) = self.wanted_interfaces(&self.config);
         // A default route that goes for a moment doesn't end forwarding.
         if !present.is_empty() || !self.config.interfaces.is_empty() {
             let (loaded, network) = (&mut self.loaded, &self.network);

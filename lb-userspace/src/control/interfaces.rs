@@ -9,20 +9,13 @@ use crate::{
     netlink::{self, Network},
 };
 
-/// Which interfaces the configuration means, by index and name.
-///
-/// # Errors
-///
-/// One of them doesn't exist, or there is no default route to choose by: the text says which.
-pub(super) fn wanted(config: &Config, network: &Network) -> Result<Vec<(u32, String)>, String> {
-    let (present, all) = present(config, network);
-    all.map(|()| present)
-}
-
-/// Those of the wanted interfaces that there are, and an error that says what is missing.
+/// Which interfaces the configuration means, by index and name, as far as there are such, and an
+/// error that says what is missing. Where it names none, it's `chosen`, or else the one of the
+/// default route.
 pub(super) fn present(
     config: &Config,
     network: &Network,
+    chosen: Option<u32>,
 ) -> (Vec<(u32, String)>, Result<(), String>) {
     let mut present = Vec::new();
     let mut all = Ok(());
@@ -37,7 +30,7 @@ pub(super) fn present(
         }
     }
     if config.interfaces.is_empty() {
-        let default = network.default_interface;
+        let default = chosen.or(network.default_interface);
         match default.and_then(|index| Some((index, network.links.get(&index)?))) {
             Some((index, link)) => present.push((index, link.name.clone())),
             None => {
@@ -90,7 +83,8 @@ impl Interfaces {
                      off gro on`, or they drop what is forwarded to them"
                 );
             }
-            for trouble in netlink::trouble(name, attached.mode) {
+            let has_vlans = network.links.values().any(|link| link.vlan_of == Some(*index));
+            for trouble in netlink::trouble(name, attached.mode, has_vlans) {
                 tracing::warn!("{trouble}");
             }
             self.attached.insert(
@@ -108,6 +102,11 @@ impl Interfaces {
         }
         self.attached.retain(|index, _| keep.contains(index));
         Ok(())
+    }
+
+    /// The first that there still is.
+    pub(super) fn first(&self, network: &Network) -> Option<u32> {
+        self.attached.keys().find(|index| network.links.contains_key(index)).copied()
     }
 
     /// Their indices.

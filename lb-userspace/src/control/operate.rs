@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use lb_common::abi::{CheckKind, CheckResult, OperatorState, Text};
 
-use super::{controller::Controller, interfaces, plan::plan};
+use super::{controller::Controller, plan::plan, preflight};
 use crate::{
     api::{Operation, Response},
     config::Config,
@@ -64,15 +64,21 @@ impl Controller {
                 "{key} can't be changed by a reload; nothing was changed: restart `lb run` for it"
             ));
         }
-        let interfaces = match interfaces::wanted(&config, &self.network) {
-            Ok(interfaces) => interfaces,
-            Err(why) => return Response::Refused(format!("{why}; nothing was changed")),
-        };
+        if let Err(error) = preflight::check_ports(&config) {
+            return Response::Refused(format!("{error}; nothing was changed"));
+        }
+        let (interfaces, all) = self.wanted_interfaces(&config);
+        if let Err(why) = all {
+            return Response::Refused(format!("{why}; nothing was changed"));
+        }
         let mut wanted = match self.wanted.configured(&config, self.room) {
             Ok(wanted) => wanted,
             Err(error) => return Response::Refused(format!("{error}; nothing was changed")),
         };
         let mut members = self.members.clone();
+        if config.hash_seed != self.config.hash_seed {
+            members.clear();
+        }
         wanted.build_rings(&mut members);
         let now = Instant::now();
         // Whether the rings fit is found out on a copy.

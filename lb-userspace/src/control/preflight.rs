@@ -45,8 +45,17 @@ pub(super) fn check(config: &Config) -> Result<(), PreflightError> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     check_kernel(release.trim())?;
     check_capabilities(&fs::read_to_string("/proc/self/status").unwrap_or_default())?;
+    check_ports(config)
+}
+
+/// Demands that the ports of full NAT aren't those of this host's own connections.
+///
+/// # Errors
+///
+/// They are.
+pub(super) fn check_ports(config: &Config) -> Result<(), PreflightError> {
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    check_ports(config.nat_ports, &range)
+    compare_ports(config.nat_ports, &range)
 }
 
 fn check_kernel(release: &str) -> Result<(), PreflightError> {
@@ -80,7 +89,7 @@ fn check_capabilities(status: &str) -> Result<(), PreflightError> {
     if missing.is_empty() { Ok(()) } else { Err(PreflightError::Capabilities(missing)) }
 }
 
-fn check_ports((first, last): (u16, u16), local: &str) -> Result<(), PreflightError> {
+fn compare_ports((first, last): (u16, u16), local: &str) -> Result<(), PreflightError> {
     let mut numbers = local.split_whitespace().filter_map(|text| text.parse::<u16>().ok());
     match (numbers.next(), numbers.next()) {
         (Some(local_first), Some(local_last)) if first <= local_last && local_first <= last => {
@@ -117,9 +126,9 @@ mod tests {
 
     #[test]
     fn overlapping_ports_are_refused() {
-        assert_eq!(check_ports((1024, 32_767), "32768\t60999\n"), Ok(()));
-        assert!(check_ports((1024, 32_768), "32768\t60999\n").is_err());
-        assert!(check_ports((50_000, 50_001), "32768\t60999\n").is_err());
-        assert_eq!(check_ports((61_000, 65_535), "32768\t60999\n"), Ok(()));
+        assert_eq!(compare_ports((1024, 32_767), "32768\t60999\n"), Ok(()));
+        assert!(compare_ports((1024, 32_768), "32768\t60999\n").is_err());
+        assert!(compare_ports((50_000, 50_001), "32768\t60999\n").is_err());
+        assert_eq!(compare_ports((61_000, 65_535), "32768\t60999\n"), Ok(()));
     }
 }

@@ -235,7 +235,8 @@ async fn assemble(
     let backends = config.services.iter().flat_map(|service| &service.backends);
     let addresses: Vec<_> = backends.map(|backend| *backend.address.ip()).collect();
     let network = Reader::connect()?.read(addresses).await?;
-    let wanted = interfaces::wanted(&config, &network).map_err(StartError::Unusable)?;
+    let (wanted, all) = interfaces::present(&config, &network, None);
+    all.map_err(StartError::Unusable)?;
 
     let loaded = load(&pins, &capacity(&config))?;
     let (there, space) = store::observe(&loaded.maps)?;

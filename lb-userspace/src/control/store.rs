@@ -136,7 +136,8 @@ pub(super) fn apply(
         Change::ClearBackend(index) => {
             clear(&mut maps.backend_counters, *index)
                 .map_err(DataplaneError::map(maps::BACKEND_COUNTERS))?;
-            done(maps.nat_cursors.set(*index, 0, 0), maps::NAT_CURSORS)?;
+            // Anywhere: what had this address before may have left connections at the backend.
+            done(maps.nat_cursors.set(*index, fastrand::u32(..), 0), maps::NAT_CURSORS)?;
         }
         Change::Backend(index, backend) => {
             done(maps.backends.set(*index, backend, 0), maps::BACKENDS)?;

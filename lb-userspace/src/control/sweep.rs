@@ -80,11 +80,16 @@ fn is_expired(flow: &Entry, services: &BTreeMap<u32, ServiceInfo>, now: Tick) ->
     let timeout = match flow.state {
         FlowState::SYN => syn,
         FlowState::ESTABLISHED => established,
+        // One end may still wait for the other's answer.
+        FlowState::CLOSING => closing.max(HALF_CLOSED),
         _ => closing,
     };
     // A tick is longer than a second: what was seen in the one before may be a moment old.
     dataplane::seconds(now.since(flow.last_seen).saturating_sub(1)) >= u64::from(timeout)
 }
+
+/// Least timeout of a connection that one end has closed, in seconds (RFC 5382, REQ-5).
+const HALF_CLOSED: u32 = 240;
 
 /// Seconds, as in the configuration's defaults.
 const TIMEOUTS_OF_UNKNOWN_SERVICE: [u32; 3] = [10, 3600, 30];
@@ -117,7 +122,7 @@ mod tests {
         for (state, timeout) in [
             (FlowState::SYN, 10),
             (FlowState::ESTABLISHED, 3600),
-            (FlowState::CLOSING, 30),
+            (FlowState::CLOSING, 240),
             (FlowState::CLOSED, 30),
         ] {
             for seen in 5000..5010 {

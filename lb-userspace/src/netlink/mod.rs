@@ -38,6 +38,8 @@ pub struct Link {
     pub up: bool,
     /// The interface below it, if it is a macvlan: Keepalived puts its virtual addresses on such.
     pub macvlan_of: Option<u32>,
+    /// The interface below it, if it is a VLAN.
+    pub vlan_of: Option<u32>,
     /// Whether it is one end of a virtual cable.
     pub is_veth: bool,
     /// How an XDP program is attached to it.

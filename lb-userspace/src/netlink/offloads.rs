@@ -19,16 +19,24 @@ const GET_GRO: u32 = 0x2b;
 const GET_FLAGS: u32 = 0x25;
 /// `ETH_FLAG_LRO`.
 const FLAG_LRO: u32 = 1 << 15;
+/// `ETH_FLAG_RXVLAN`.
+const FLAG_VLAN: u32 = 1 << 8;
 
 /// What is set up on an interface in a way that forwarding suffers from, with the command that
-/// puts it right.
-pub fn trouble(interface: &str, mode: Mode) -> Vec<String> {
+/// puts it right. `has_vlans` says whether VLANs are set up on it.
+pub fn trouble(interface: &str, mode: Mode, has_vlans: bool) -> Vec<String> {
     let mut trouble = Vec::new();
     let is_on = |command, bits| get(interface, command).is_ok_and(|value| value & bits != 0);
     if is_on(GET_FLAGS, FLAG_LRO) {
         trouble.push(format!(
             "{interface} merges received segments (LRO), which can't be forwarded: \
              `ethtool -K {interface} lro off`"
+        ));
+    }
+    if has_vlans && is_on(GET_FLAGS, FLAG_VLAN) {
+        trouble.push(format!(
+            "{interface} hides VLAN tags from the program, which then takes tagged frames for its \
+             own: `ethtool -K {interface} rxvlan off`"
         ));
     }
     // In native mode the program sees frames before GRO does.

@@ -183,11 +183,12 @@ fn link(message: &LinkMessage) -> Link {
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
         macvlan_of: None,
+        vlan_of: None,
         is_veth: false,
         xdp: None,
     };
     let mut below = None;
-    let mut is_macvlan = false;
+    let mut kind = None;
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
@@ -195,14 +196,18 @@ fn link(message: &LinkMessage) -> Link {
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Link(index) => below = Some(*index),
             LinkAttribute::LinkInfo(info) => {
-                is_macvlan = info.contains(&LinkInfo::Kind(InfoKind::MacVlan));
-                link.is_veth = info.contains(&LinkInfo::Kind(InfoKind::Veth));
+                kind = info.iter().find_map(|part| match part {
+                    LinkInfo::Kind(kind) => Some(kind),
+                    _ => None,
+                });
             }
             LinkAttribute::Xdp(xdp) => link.xdp = xdp.iter().find_map(mode),
             _ => {}
         }
     }
-    link.macvlan_of = below.filter(|_| is_macvlan);
+    link.macvlan_of = below.filter(|_| kind == Some(&InfoKind::MacVlan));
+    link.vlan_of = below.filter(|_| kind == Some(&InfoKind::Vlan));
+    link.is_veth = kind == Some(&InfoKind::Veth);
     link
 }
 
