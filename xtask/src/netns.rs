@@ -166,7 +166,7 @@ pub struct Switch {
 }
 
 /// Settings of both ends of a cable, as arguments of `ethtool -K`.
-const OFFLOADS: &[&str] = &["tx", "off", "tso", "off", "gso", "off", "gro", "on"];
+const OFFLOADS: &[&str] = &["tx", "off", "tso", "off", "gso", "off", "gro", "on", "txvlan", "off"];
 
 /// One end of a cable to a switch.
 #[derive(Clone, Copy, Debug)]
@@ -245,7 +245,8 @@ impl Switch {
         // Frames that a program redirects to a veth vanish unless its peer polls (NAPI), which GRO
         // turns on.
         // What it merges, the switch must take apart again before it passes it on, and must compute
-        // the checksums of: XDP knows neither merged segments nor unfinished checksums.
+        // the checksums of: XDP knows neither merged segments nor unfinished checksums, nor VLAN tags
+        // that go beside the frame.
         self.namespace.run("ethtool", &[&["-K", end.port], OFFLOADS].concat())?;
 
         let command = |program: &str| match end.namespace {
