@@ -2,7 +2,7 @@
 
 use core::arch::asm;
 
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::{helpers::generated::bpf_xdp_adjust_head, programs::XdpContext};
 use bytemuck::Pod;
 use lb_common::datapath::Packet;
 
@@ -49,6 +49,13 @@ impl Packet for Frame<'_> {
         // SAFETY: as in `read`; nothing else accesses the frame while the program runs.
         unsafe { place.write(value) };
         Some(())
+    }
+
+    #[inline(always)]
+    fn grow<const BYTES: usize>(&mut self) -> Option<()> {
+        // SAFETY: the context is the kernel's; every access reads the frame's bounds anew.
+        let result = unsafe { bpf_xdp_adjust_head(self.0.ctx, -(BYTES as i32)) };
+        (result == 0).then_some(())
     }
 
     #[inline(always)]

@@ -23,6 +23,7 @@ use crate::{frame::Frame, tables::MapTables};
 
 /// Entry point: decides what becomes of a frame, counts the reason and acts on it.
 #[xdp]
+#[inline(always)]
 pub fn lb(context: XdpContext) -> u32 {
     let mut frame = Frame::new(&context);
     let verdict = datapath::process(&mut frame, &MapTables);

@@ -131,6 +131,29 @@ fn every_problem_is_told_at_once_in_the_files_order() {
 }
 
 #[test]
+fn another_port_is_refused_where_it_cant_be_translated() {
+    let changed = |forwarding: &str| {
+        VALID
+            .replace("[service.check]", &format!("forwarding = \"{forwarding}\"\n[service.check]"))
+            .replace("192.0.2.102:8080", "192.0.2.102:8081")
+    };
+    for translating in ["full-nat", "nat"] {
+        assert_eq!(check(&changed(translating)), (Some(0), String::new()));
+    }
+    for forwarding in ["dsr", "ipip", "gue"] {
+        let wanted = format!(
+            r#"FILE:17:11: port 8081 of the backend differs from port 8080 that the service is bound to, and forwarding "{forwarding}" doesn't translate ports
+    address = "192.0.2.102:8081"
+              ^~~~~~~~~~~~~~~~~~
+    hint: give both the same port, or write forwarding = "full-nat" or "nat"
+lb: the configuration has a problem
+"#
+        );
+        assert_eq!(check(&changed(forwarding)), (Some(2), wanted));
+    }
+}
+
+#[test]
 fn what_comes_later_is_told_apart_from_what_is_misspelt() {
     wrong(
         "[service.check]",

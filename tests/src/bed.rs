@@ -18,7 +18,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use xtask::netns::{Namespace, Port, Switch};
 
-use crate::{client::Connection, kernel::pin_directory, wait::wait_until};
+use crate::{client::Connection, kernel::pin_directory, nginx, wait::wait_until};
 
 /// The service's address and port.
 pub const SERVICE: &str = "10.91.0.100:8080";
@@ -111,8 +111,8 @@ impl Bed {
         })
     }
 
-    /// Starts a backend's nginx: `/client/` says its name, `/big` is large, and what is put to
-    /// `/upload/` is kept.
+    /// Starts a backend's nginx: `/client/` says its name, `/peer` who connected, `/big` is large,
+    /// and what is put to `/upload/` is kept.
     ///
     /// # Errors
     ///
@@ -132,7 +132,7 @@ impl Bed {
         fs::create_dir_all(home.join("upload"))?;
         fs::create_dir_all(home.join("tmp"))?;
         let config = home.join("nginx.conf");
-        fs::write(&config, nginx_config(&home, name, address))?;
+        fs::write(&config, nginx::configuration(&home, name, address))?;
         namespace.run("nginx", &["-c", path(&config)?])?;
         let url = format!("http://{address}/client/");
         wait_until("nginx listens", || Ok(namespace.run("curl", &["-sf", &url]).is_ok()))
@@ -154,7 +154,16 @@ impl Bed {
     ///
     /// There is no such backend, or the program fails.
     pub fn on_backend(&self, name: &str, program: &str, arguments: &[&str]) -> Result<String> {
-        self.backend(name)?.namespace.run(program, arguments)
+        self.backend_namespace(name)?.run(program, arguments)
+    }
+
+    /// Where a backend is.
+    ///
+    /// # Errors
+    ///
+    /// There is no such backend.
+    pub fn backend_namespace(&self, name: &str) -> Result<&Namespace> {
+        Ok(&self.backend(name)?.namespace)
     }
 
     /// A file of a backend's.
@@ -383,17 +392,4 @@ impl Drop for Bed {
 
 fn path(path: &Path) -> Result<&str> {
     path.to_str().context("not UTF-8")
-}
-
-fn nginx_config(home: &Path, name: &str, address: &str) -> String {
-    let home = home.display();
-    format!(
-        "user root;\nworker_processes 1;\npid {home}/pid;\nerror_log {home}/error.log;\n\
-         events {{ worker_connections 4096; }}\nhttp {{\n  access_log off;\n  \
-         keepalive_requests 100000000;\n  client_max_body_size 0;\n  client_body_temp_path \
-         {home}/tmp;\n  proxy_temp_path {home}/tmp;\n  fastcgi_temp_path {home}/tmp;\n  \
-         uwsgi_temp_path {home}/tmp;\n  scgi_temp_path {home}/tmp;\n  server {{\n    listen \
-         {address};\n    location /client/ {{ return 200 \"{name}\\n\"; }}\n    location /big {{ root \
-         {home}/..; }}\n    location /upload/ {{ root {home}; dav_methods PUT; }}\n  }}\n}}\n"
-    )
 }

@@ -2,6 +2,8 @@
 
 use std::net::Ipv4Addr;
 
+use anyhow::{Result, bail, ensure};
+
 /// TCP flag bits.
 pub mod flags {
     #![expect(missing_docs, reason = "the names of RFC 9293")]
@@ -182,6 +184,61 @@ impl Seen {
             rest,
         }
     }
+}
+
+/// What an independent reader sees in an outer header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names of the headers' fields")]
+pub struct Outer {
+    pub source: Ipv4Addr,
+    pub destination: Ipv4Addr,
+    pub service: u8,
+    pub identification: [u8; 2],
+    /// The don't-fragment bit.
+    pub is_whole: bool,
+    pub time_to_live: u8,
+    /// Source port of Generic UDP Encapsulation.
+    pub udp_source: Option<u16>,
+}
+
+/// Takes the outer header off a frame, if it has one.
+///
+/// # Errors
+///
+/// The outer header isn't right.
+pub fn decapsulate(frame: &[u8]) -> Result<(Option<Outer>, Vec<u8>)> {
+    const IPIP: u8 = 4;
+    const UDP: u8 = 17;
+    const GUE: u16 = 6080;
+    let ip = &frame[14..];
+    let word = |at: usize| u16::from_be_bytes([ip[at], ip[at + 1]]);
+    let (udp_source, outer) = match ip[9] {
+        IPIP => (None, 20),
+        UDP if word(22) == GUE => (Some(word(20)), 28),
+        _ => return Ok((None, frame.to_vec())),
+    };
+    ensure!(ip[0] == 0x45 && sum(&[&ip[..20]]) == 0xffff, "outer header: {ip:02x?}");
+    let inner = &ip[outer..];
+    let length = outer + usize::from(u16::from_be_bytes([inner[2], inner[3]]));
+    ensure!(usize::from(word(2)) == length, "outer length: {ip:02x?}");
+    if udp_source.is_some() {
+        ensure!(usize::from(word(24)) == length - 20 && word(26) == 0, "UDP: {ip:02x?}");
+    }
+    let address = |at: usize| Ipv4Addr::new(ip[at], ip[at + 1], ip[at + 2], ip[at + 3]);
+    let outer = Outer {
+        source: address(12),
+        destination: address(16),
+        service: ip[1],
+        identification: [ip[4], ip[5]],
+        is_whole: match word(6) {
+            0 => false,
+            0x4000 => true,
+            _ => bail!("outer fragment: {ip:02x?}"),
+        },
+        time_to_live: ip[8],
+        udp_source,
+    };
+    Ok((Some(outer), [&frame[..14], inner].concat()))
 }
 
 /// Makes the IP checksum of a frame right, if it holds a header.

@@ -198,6 +198,11 @@ impl Packet for Frame {
         Some(())
     }
 
+    fn grow<const BYTES: usize>(&mut self) -> Option<()> {
+        self.0.splice(0..0, [0; BYTES]);
+        Some(())
+    }
+
     fn length(&self) -> usize {
         self.0.len()
     }

@@ -4,15 +4,18 @@
 //! * [`host`] and [`kernel`] run the same packet logic over in-memory tables and in the kernel, and
 //!   [`pair`] demands the same of both; [`world`] is what they are set up with.
 //! * [`object`] reads the program's instructions.
-//! * [`bed`] is a network of namespaces with a balancer in it, and [`client`] its clients.
+//! * [`bed`] is a network of namespaces with a balancer in it, and [`client`] its clients;
+//!   [`capture`] reads what crosses it.
 //! * [`connection`] plays a TCP connection from both ends, and [`random`] makes random frames.
 
 pub mod bed;
+pub mod capture;
 pub mod client;
 pub mod connection;
 pub mod frame;
 pub mod host;
 pub mod kernel;
+mod nginx;
 pub mod object;
 pub mod pair;
 pub mod random;

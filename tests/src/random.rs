@@ -7,9 +7,9 @@ use fastrand::Rng;
 use lb_common::datapath::Reason;
 
 use crate::{
-    frame::{Seen, Tcp, fix_ip_checksum, flags},
+    frame::{self, Seen, Tcp, fix_ip_checksum, flags},
     host::Outcome,
-    world::{EMPTY_VIP, NAT_SOURCE, NAT_VIP, UNRESOLVED_VIP, VIP},
+    world::{EMPTY_VIP, NAT_SOURCE, NAT_VIP, OTHER_FORWARDINGS, UNRESOLVED_VIP, VIP},
 };
 
 /// How many of the latest connections are played on.
@@ -55,7 +55,8 @@ impl Generator {
         if outcome.reason != Reason::Opened {
             return;
         }
-        let (before, after) = (Seen::new(frame), Seen::new(&outcome.frame));
+        let Ok((_, inner)) = frame::decapsulate(&outcome.frame) else { return };
+        let (before, after) = (Seen::new(frame), Seen::new(&inner));
         let peer = Peer {
             client: before.source,
             vip: before.destination,
@@ -74,7 +75,9 @@ impl Generator {
         let random = &mut self.random;
         let client = (Ipv4Addr::new(198, 51, 100, random.u8(..)), random.u16(1024..1224));
         let vips = [VIP, VIP, VIP, NAT_VIP, EMPTY_VIP, UNRESOLVED_VIP, (NAT_SOURCE, 22)];
-        let vip = vips[random.usize(0..vips.len())];
+        let others = OTHER_FORWARDINGS.iter().map(|(_, vip, _)| *vip);
+        let choices: Vec<_> = vips.into_iter().chain(others).collect();
+        let vip = choices[random.usize(0..choices.len())];
         let mut segment = Tcp::syn(client, vip);
         if random.u8(0..10) == 0 {
             segment.flags = random.u8(..);

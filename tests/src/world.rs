@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use lb_common::{
-    abi::{Backend, Link, LocalMac, Ring, Service, ServiceKey, Settings, VERSION},
+    abi::{Backend, Forwarding, Link, LocalMac, Ring, Service, ServiceKey, Settings, VERSION},
     wire::{Ipv4Address, MacAddress, NetworkU16},
 };
 
@@ -15,6 +15,15 @@ pub const EMPTY_VIP: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 77, 0, 100), 8081);
 pub const NAT_VIP: (Ipv4Addr, u16) = (NAT_SOURCE, 8082);
 /// A service whose backend isn't resolved yet.
 pub const UNRESOLVED_VIP: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 77, 0, 100), 8083);
+/// Services of the other forwardings, each with the backend of the number beside it. The last two
+/// share one.
+pub const OTHER_FORWARDINGS: [(Forwarding, (Ipv4Addr, u16), u32); 5] = [
+    (Forwarding::Nat, (VIP.0, 8084), 5),
+    (Forwarding::Dsr, (VIP.0, 8085), 6),
+    (Forwarding::Ipip, (VIP.0, 8086), 7),
+    (Forwarding::Gue, (VIP.0, 8087), 8),
+    (Forwarding::Nat, (VIP.0, 8088), 5),
+];
 /// A client.
 pub const CLIENT: (Ipv4Addr, u16) = (Ipv4Addr::new(198, 51, 100, 7), 40_000);
 /// The address that full NAT sends from.
@@ -51,7 +60,11 @@ pub struct World {
 
 /// A backend's address and port.
 pub fn backend_address(index: u32) -> (Ipv4Addr, u16) {
-    (Ipv4Addr::new(10, 77, 0, 100 + index as u8), 8080)
+    let service = OTHER_FORWARDINGS
+        .iter()
+        .find(|(forwarding, _, backend)| *backend == index && !forwarding.sees_replies());
+    let port = service.map_or(8080, |(_, (_, port), _)| *port);
+    (Ipv4Addr::new(10, 77, 0, 100 + index as u8), port)
 }
 
 /// A backend's hardware address.
@@ -60,7 +73,8 @@ pub fn backend_mac(index: u32) -> [u8; 6] {
 }
 
 impl Default for World {
-    /// Three backends, the third behind the other interface, and a fourth that isn't resolved.
+    /// Three backends, the third behind the other interface, a fourth that isn't resolved, and
+    /// those of [`OTHER_FORWARDINGS`].
     fn default() -> Self {
         let key = |(address, port): (Ipv4Addr, u16)| ServiceKey {
             address: address.into(),
@@ -81,10 +95,25 @@ impl Default for World {
                 nat_source: 0,
                 nat_sources: 1,
                 port: NetworkU16::new(port),
+                maximum_datagram: 1500,
+                forwarding: Forwarding::FullNat,
                 reserved: [0; 3],
             }
         };
         let unresolved = Backend { link: Link::default(), ..backend(4) };
+        let mut backends = vec![backend(1), backend(2), backend(3), unresolved];
+        let mut services = vec![
+            (key(VIP), service(0, Ring::new(32, 251, 1))),
+            (key(EMPTY_VIP), service(1, Ring::new(0, 0, 1))),
+            (key(NAT_VIP), service(2, Ring::new(32, 251, 1))),
+            (key(UNRESOLVED_VIP), service(3, Ring::new(300, 1, 1))),
+        ];
+        for (forwarding, vip, index) in OTHER_FORWARDINGS {
+            if index as usize > backends.len() {
+                backends.push(Backend { forwarding, ..backend(index) });
+            }
+            services.push((key(vip), service(services.len() as u32, Ring::new(300 + index, 1, 1))));
+        }
         Self {
             settings: Settings {
                 abi_version: VERSION,
@@ -93,19 +122,16 @@ impl Default for World {
                 nat_port_count: NAT_PORTS.len() as u32,
                 maximum_datagram: 1500,
                 redirect_always: 0,
+                replies_anywhere: 1,
                 controller: 0,
             },
-            services: vec![
-                (key(VIP), service(0, Ring::new(32, 251, 1))),
-                (key(EMPTY_VIP), service(1, Ring::new(0, 0, 1))),
-                (key(NAT_VIP), service(2, Ring::new(32, 251, 1))),
-                (key(UNRESOLVED_VIP), service(3, Ring::new(300, 1, 1))),
-            ],
-            backends: vec![backend(1), backend(2), backend(3), unresolved],
+            services,
+            backends,
             ring: (0..320)
                 .map(|slot| match slot {
                     32..283 => 1 + slot % 3,
                     300 => 4,
+                    305..309 => slot - 300,
                     _ => 0,
                 })
                 .collect(),

@@ -8,7 +8,7 @@ use lb_common::datapath::Reason;
 use lb_tests::{
     frame::{Tcp, flags},
     pair::Pair,
-    world::{CLIENT, EMPTY_VIP, NAT_SOURCE, UNRESOLVED_VIP, VIP, World},
+    world::{CLIENT, EMPTY_VIP, NAT_SOURCE, OTHER_FORWARDINGS, UNRESOLVED_VIP, VIP, World},
 };
 
 type Case = (&'static str, Vec<u8>, Reason);
@@ -143,6 +143,11 @@ fn cases() -> Vec<Case> {
         ("the last hop", syn(|s| s.time_to_live = 1), TimeToLiveExpired),
         ("no hop", syn(|s| s.time_to_live = 0), TimeToLiveExpired),
         ("a datagram longer than the MTU", syn(|s| s.payload = vec![0; 1461]), TooBig),
+        (
+            "a datagram that is too long within an outer header",
+            Tcp { payload: vec![0; 1441], ..Tcp::syn(CLIENT, OTHER_FORWARDINGS[2].1) }.build(),
+            NeedsFragmentation,
+        ),
         ("SYN and FIN", syn(|s| s.flags = flags::SYN | flags::FIN), InvalidFlags),
         ("SYN and RST", syn(|s| s.flags = flags::SYN | flags::RST), InvalidFlags),
         ("no flags", syn(|s| s.flags = 0), InvalidFlags),
@@ -175,10 +180,16 @@ fn single_frames() -> Result<()> {
 #[test]
 fn every_reason_has_a_case() {
     // What can't be brought about by packets alone.
-    let without = [Reason::PortCollision, Reason::TablesIncomplete, Reason::NoEgress];
-    // What needs more than one frame: see connections.rs.
-    let scenarios =
-        [Reason::ToBackend, Reason::ToClient, Reason::NatPortsExhausted, Reason::FlowTableFull];
+    let without =
+        [Reason::PortCollision, Reason::TablesIncomplete, Reason::NoEgress, Reason::NoHeadroom];
+    // What needs more than one frame: see connections.rs and forwarding.rs.
+    let scenarios = [
+        Reason::ToBackend,
+        Reason::ToClient,
+        Reason::NatPortsExhausted,
+        Reason::TupleInUse,
+        Reason::FlowTableFull,
+    ];
     for reason in Reason::ALL {
         let has_case = cases().iter().any(|(_, _, wanted)| wanted == reason);
         let elsewhere = without.contains(reason) || scenarios.contains(reason);

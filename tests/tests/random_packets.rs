@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use lb_common::datapath::{Action, Reason};
 use lb_tests::{
-    frame::Seen,
     pair::{Pair, check_forwarded},
     random::Generator,
     world::World,
@@ -42,6 +41,7 @@ fn host_and_kernel_agree_on_random_packets() -> Result<()> {
         Reason::PortCollision,
         Reason::TablesIncomplete,
         Reason::NoEgress,
+        Reason::NoHeadroom,
         Reason::NatPortsExhausted,
         Reason::FlowTableFull,
     ];
@@ -60,7 +60,7 @@ fn run(seed: u64, packets: u64, reasons: &mut BTreeMap<Reason, u64>) -> Result<(
         let outcome = pair.run(&frame).with_context(|| format!("packet {packet}"))?;
         *reasons.entry(outcome.reason).or_default() += 1;
         if outcome.action == Action::Transmit {
-            check_forwarded(&Seen::new(&frame), &Seen::new(&outcome.frame))?;
+            check_forwarded(&frame, &outcome.frame)?;
         }
         generator.learn(&frame, &outcome);
         if packet % ROUND == 0 {

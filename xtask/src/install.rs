@@ -17,7 +17,13 @@ pub(crate) const LAB: &[Tool] =
     &[("ip", "iproute2"), ("ethtool", "ethtool"), ("sysctl", "procps"), ("mount", "mount")];
 
 /// What the tests need beside that.
-pub(crate) const TESTS: &[Tool] = &[("curl", "curl"), ("nginx", "nginx-light"), ("wrk", "wrk")];
+pub(crate) const TESTS: &[Tool] = &[
+    ("curl", "curl"),
+    ("nginx", "nginx-light"),
+    ("tcpdump", "tcpdump"),
+    ("tshark", "tshark"),
+    ("wrk", "wrk"),
+];
 
 /// Installs the toolchain that `rust-toolchain.toml` names, with its components, unless it is there.
 pub(crate) fn toolchain() -> Result<()> {

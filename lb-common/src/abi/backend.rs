@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::Link;
+use super::{Forwarding, Link};
 use crate::wire::{NetworkU16, NetworkU32};
 
 /// What the packet path needs to know of a backend. Index 0 is never a backend.
@@ -19,6 +19,10 @@ pub struct Backend {
     pub nat_sources: u32,
     /// Port that it listens on.
     pub port: NetworkU16,
+    /// Longest IP datagram that can be sent to it, in bytes: the MTU of the interface it is behind.
+    pub maximum_datagram: u16,
+    /// How new flows reach it.
+    pub forwarding: Forwarding,
     /// Zero.
-    pub reserved: [u16; 3],
+    pub reserved: [u8; 3],
 }

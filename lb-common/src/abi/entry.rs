@@ -66,9 +66,8 @@ impl<A: Address> Entry<'_, Flow<A>> {
     pub fn set_answered(self, expected_acknowledgement: u32) {
         // SAFETY: fields of a value that is valid by the contract of `new`.
         unsafe {
-            (&raw mut (*self.0.as_ptr()).expected_acknowledgement)
-                .write_volatile(expected_acknowledgement);
-            (&raw mut (*self.0.as_ptr()).answered).write_volatile(1);
+            (&raw mut (*self.0.as_ptr()).expected).write_volatile(expected_acknowledgement);
+            (&raw mut (*self.0.as_ptr()).state).write_volatile(FlowState::ANSWERED);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::Tick;
+use super::{Forwarding, Tick};
 use crate::wire::{Address, ChecksumDelta, Ipv4Address, MacAddress, NetworkU16};
 
 /// What identifies the packets of one direction of a flow, as they arrive.
@@ -49,8 +49,10 @@ pub struct Flow<A> {
     pub opened: Tick,
     /// When this direction's newest packet came.
     pub last_seen: Tick,
-    /// The acknowledgement that completes the handshake, once the backend has answered.
-    pub expected_acknowledgement: u32,
+    /// What completes the handshake: the acknowledgement of the backend's SYN, in state
+    /// [`FlowState::ANSWERED`]; where replies don't pass through us, the sequence number that
+    /// follows the client's SYN.
+    pub expected: u32,
     /// Where the client is reached.
     pub link: Link,
     /// See [`super::Direction`].
@@ -59,9 +61,8 @@ pub struct Flow<A> {
     pub state: FlowState,
     /// Which ends have sent FIN or RST: bits of [`finished`].
     pub finished: u8,
-    /// 1 once the backend of a half-open flow has answered, so that
-    /// [`Self::expected_acknowledgement`] is valid.
-    pub answered: u8,
+    /// How its packets reach the backend.
+    pub forwarding: Forwarding,
 }
 
 // SAFETY: repr(C) of addresses (4 bytes, aligned to 4) and integers that follow without padding;
@@ -110,6 +111,8 @@ impl FlowState {
     pub const CLOSING: Self = Self(3);
     /// Both ends have sent FIN, or one of them RST.
     pub const CLOSED: Self = Self(4);
+    /// The backend has answered the client's SYN; the handshake isn't complete.
+    pub const ANSWERED: Self = Self(5);
 
     /// Where a connection stands whose handshake is complete, by the bits of [`finished`].
     #[inline(always)]
@@ -123,10 +126,16 @@ impl FlowState {
         }
     }
 
+    /// Whether the handshake isn't complete.
+    #[inline(always)]
+    pub const fn is_half_open(self) -> bool {
+        self.0 == Self::SYN.0 || self.0 == Self::ANSWERED.0
+    }
+
     /// The word for it in the CLI and in JSON.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::SYN => "syn",
+            Self::SYN | Self::ANSWERED => "syn",
             Self::ESTABLISHED => "established",
             Self::CLOSING => "closing",
             Self::CLOSED => "closed",

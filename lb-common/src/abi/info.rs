@@ -3,33 +3,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::Text;
+use super::{Forwarding, Text, word::word};
 
 /// Stands for "no service" in [`BackendInfo::service`].
 pub const UNUSED_SERVICE: u32 = u32::MAX;
-
-/// A number in a map that stands for one of a few words.
-macro_rules! word {
-    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $value:literal $word:literal),* $(,)? }) => {
-        $(#[$meta])*
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-        #[repr(transparent)]
-        pub struct $name(u8);
-
-        #[allow(non_upper_case_globals, reason = "the constants read like variants of an enum")]
-        impl $name {
-            $($(#[$doc])* pub const $variant: Self = Self($value);)*
-
-            /// The word for it.
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $word,)*
-                    _ => "invalid",
-                }
-            }
-        }
-    };
-}
 
 word! {
     /// Whether an index is in use.
@@ -87,8 +64,10 @@ pub struct ServiceInfo {
     pub name: Text<64>,
     /// Whether the index is in use.
     pub lifecycle: Lifecycle,
+    /// How its packets reach the backends.
+    pub forwarding: Forwarding,
     /// Zero.
-    pub reserved: [u8; 3],
+    pub reserved: [u8; 2],
     /// Idle timeouts in seconds: half-open, established, closing.
     pub timeouts: [u32; 3],
 }

@@ -8,17 +8,20 @@ mod backend;
 mod counters;
 mod entry;
 mod flow;
+mod forwarding;
 mod info;
 mod ring;
 mod service;
 mod settings;
 mod text;
 mod tick;
+mod word;
 
 pub use backend::Backend;
 pub use counters::{Counters, Direction};
 pub use entry::Entry;
 pub use flow::{Flow, FlowKey, FlowState, Link, finished};
+pub use forwarding::Forwarding;
 pub use info::{
     BackendInfo, CheckKind, CheckResult, Lifecycle, OperatorState, ServiceInfo, UNUSED_SERVICE,
 };
@@ -29,7 +32,7 @@ pub use text::Text;
 pub use tick::Tick;
 
 /// Version of everything in this module.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Names of the maps, which are also the names of their pins.
 pub mod maps {
@@ -105,5 +108,5 @@ plain_data! {
     Service: 16,
     ServiceInfo: 80,
     ServiceKey<crate::wire::Ipv4Address>: 8,
-    Settings: 28,
+    Settings: 32,
 }

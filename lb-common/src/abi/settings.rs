@@ -22,6 +22,9 @@ pub struct Settings {
     /// leave by another. A veth whose other end has no XDP program leaves what is sent by `XDP_TX`
     /// lying until something else comes along (`veth_xdp_flush` in drivers/net/veth.c).
     pub redirect_always: u32,
+    /// 1: some backends answer to the client's own address and port, so a packet to any port may
+    /// belong to a half-open handshake.
+    pub replies_anywhere: u32,
     /// Process id of the controller that wrote this last.
     pub controller: u32,
 }

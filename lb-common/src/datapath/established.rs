@@ -1,37 +1,56 @@
 //! Packets of a connection whose handshake is complete.
 
-use super::{Packet, Reason, Table, Tables, Verdict, parse::Segment, rewrite};
+use super::{Reason, Table, Tables, parse::Segment, tables::find_peer};
 use crate::{
     abi::{Direction, Entry, Flow, FlowState, LocalMac, finished},
     wire::{Address, TcpFlags},
 };
 
-/// Forwards a segment of the flow that `flow` is a copy of and `entry` the place.
+/// Follows a segment of the flow that `flow` is a copy of and `entry` the place.
 #[inline(always)]
-pub(super) fn forward<A: Address, P: Packet, T: Tables<A>>(
-    packet: &mut P,
+pub(super) fn follow<A: Address, T: Tables<A>>(
     tables: &T,
     segment: &Segment<A>,
     entry: Entry<'_, Flow<A>>,
     flow: &Flow<A>,
-) -> Result<Verdict, Reason> {
-    let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
-    segment.admit(packet, &settings)?;
+) -> Result<Reason, Reason> {
     let direction = Direction::from_u8(flow.direction);
-    let (link, reason) = match direction {
+    let reason = match direction {
         Direction::ToBackend => {
             learn_link(tables, segment, Table::Established, entry, flow)?;
-            let backend = tables.backend(flow.backend).ok_or(Reason::TablesIncomplete)?;
-            if backend.link.interface == 0 {
-                return Err(Reason::NextHopUnknown);
-            }
-            (backend.link, Reason::ToBackend)
+            Reason::ToBackend
         }
-        Direction::ToClient => (flow.link, Reason::ToClient),
+        Direction::ToClient => {
+            if !flow.forwarding.hides_client() {
+                // To the client's own address: it may also have been flooded to us.
+                demand_own_station(tables, segment)?;
+            }
+            Reason::ToClient
+        }
     };
     follow_state(tables, segment, entry, flow, direction);
     entry.touch(tables.now());
-    rewrite::forward(packet, tables, segment, flow, link, reason)
+    Ok(reason)
+}
+
+/// Whether a SYN of its client begins another connection for certain.
+#[inline(always)]
+pub(super) fn is_over<A: Address>(flow: &Flow<A>) -> bool {
+    // Where replies aren't seen, a client that has sent FIN and begins anew is all there is to
+    // know.
+    flow.state == FlowState::CLOSED
+        || (flow.state == FlowState::CLOSING && !flow.forwarding.sees_replies())
+}
+
+/// Demands that the frame was sent to our own hardware address.
+#[inline(always)]
+pub(super) fn demand_own_station<A: Address, T: Tables<A>>(
+    tables: &T,
+    segment: &Segment<A>,
+) -> Result<(), Reason> {
+    let own =
+        LocalMac { interface: segment.link.interface, address: segment.link.own, reserved: 0 };
+    if tables.is_local_mac(&own) { Ok(()) } else { Err(Reason::OtherStation) }
 }
 
 /// Notes where the client's packets come from, when that has changed: replies go back there.
@@ -50,12 +69,9 @@ pub(super) fn learn_link<A: Address, T: Tables<A>>(
     if link.station.is_group() {
         return Err(Reason::InvalidSource);
     }
-    let own = LocalMac { interface: link.interface, address: link.own, reserved: 0 };
-    if !tables.is_local_mac(&own) {
-        return Err(Reason::OtherStation);
-    }
+    demand_own_station(tables, segment)?;
     entry.set_link(link);
-    if let Some(peer) = tables.find(table, &flow.peer_key(segment.key.protocol)) {
+    if let Some(peer) = find_peer(tables, table, &segment.key, flow) {
         peer.set_link(link);
     }
     Ok(())
@@ -98,7 +114,7 @@ fn follow_state<A: Address, T: Tables<A>>(
     }
     let state = FlowState::after(ended);
     entry.set_state(state, ended);
-    if let Some(peer) = tables.find(Table::Established, &flow.peer_key(segment.key.protocol)) {
+    if let Some(peer) = find_peer(tables, Table::Established, &segment.key, flow) {
         peer.set_state(state, ended);
     }
 }

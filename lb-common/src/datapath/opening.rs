@@ -1,31 +1,26 @@
 //! A client opens a connection: a backend is picked and the flow is recorded.
 
-use super::{Packet, Reason, Table, Tables, Verdict, hash, nat, parse::Segment, rewrite};
+use super::{
+    Reason, Table, Tables, established, hash, nat, parse::Segment, rewrite, tables::forget,
+};
 use crate::{
-    abi::{
-        Backend, Direction, Flow, FlowState, LocalMac, NO_BACKEND, Service, ServiceKey, Settings,
-    },
-    wire::{Address, ChecksumDelta},
+    abi::{Backend, Direction, Flow, FlowState, NO_BACKEND, Service, ServiceKey, Settings},
+    wire::Address,
 };
 
-/// Forwards a connection's first segment.
+/// Demands that a segment may open a connection to the service, picks a backend, and writes down the
+/// flow's direction to it.
 #[inline(always)]
-pub(super) fn forward<A: Address, P: Packet, T: Tables<A>>(
-    packet: &mut P,
+pub(super) fn choose<A: Address, T: Tables<A>>(
     tables: &T,
     segment: &Segment<A>,
     service: &Service,
-) -> Result<Verdict, Reason> {
-    let own =
-        LocalMac { interface: segment.link.interface, address: segment.link.own, reserved: 0 };
-    if !tables.is_local_mac(&own) {
-        return Err(Reason::OtherStation);
-    }
+    flow: &mut Flow<A>,
+) -> Result<(), Reason> {
+    established::demand_own_station(tables, segment)?;
     if !segment.flags.opens() && !segment.flags.is_invalid() {
         return Err(Reason::NoFlow);
     }
-    let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
-    segment.admit(packet, &settings)?;
     let key = &segment.key;
     if key.source.is_invalid_source()
         || key.source == key.destination
@@ -33,41 +28,56 @@ pub(super) fn forward<A: Address, P: Packet, T: Tables<A>>(
     {
         return Err(Reason::InvalidSource);
     }
-
+    let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
     let (index, backend) = pick(tables, segment, service, &settings)?;
-    let now = tables.now();
-    let mut flow = Flow {
-        source: key.destination,
-        destination: key.source,
-        source_port: key.destination_port,
-        destination_port: key.source_port,
-        network_delta: ChecksumDelta::ZERO,
-        transport_delta: ChecksumDelta::ZERO,
-        backend: index,
-        service: service.index,
-        opened: now,
-        last_seen: now,
-        expected_acknowledgement: 0,
-        link: segment.link,
-        direction: Direction::ToClient as u8,
-        state: FlowState::SYN,
-        finished: 0,
-        answered: 0,
-    };
-    let reply_key = nat::reserve(tables, &settings, &backend, key.protocol, &mut flow)?;
-
-    flow.source = reply_key.destination;
-    flow.destination = reply_key.source;
-    flow.source_port = reply_key.destination_port;
-    flow.destination_port = reply_key.source_port;
+    flow.backend = index;
+    flow.service = service.index;
+    flow.forwarding = backend.forwarding;
     flow.direction = Direction::ToBackend as u8;
-    rewrite::prepare(&mut flow, key);
-    if tables.insert(Table::Embryonic, key, &flow).is_err() {
-        tables.remove(Table::Embryonic, &reply_key);
+    Ok(())
+}
+
+/// Records the flow that a segment opens, as a half-open handshake, and completes `flow`.
+#[inline(always)]
+pub(super) fn record<A: Address, T: Tables<A>>(
+    tables: &T,
+    settings: &Settings,
+    segment: &Segment<A>,
+    backend: &Backend,
+    flow: &mut Flow<A>,
+) -> Result<Reason, Reason> {
+    let key = &segment.key;
+    let now = tables.now();
+    flow.source = key.destination;
+    flow.destination = key.source;
+    flow.source_port = key.destination_port;
+    flow.destination_port = key.source_port;
+    flow.opened = now;
+    flow.last_seen = now;
+    flow.expected = segment.sequence.wrapping_add(1);
+    flow.link = segment.link;
+    flow.state = FlowState::SYN;
+    flow.finished = 0;
+    if flow.forwarding.sees_replies() {
+        flow.direction = Direction::ToClient as u8;
+        let reply_key = nat::reserve(tables, settings, backend, key.protocol, flow)?;
+        flow.source = reply_key.destination;
+        flow.destination = reply_key.source;
+        flow.source_port = reply_key.destination_port;
+        flow.destination_port = reply_key.source_port;
+    } else {
+        flow.source = key.source;
+        flow.destination = key.destination;
+        flow.source_port = key.source_port;
+        flow.destination_port = key.destination_port;
+    }
+    flow.direction = Direction::ToBackend as u8;
+    rewrite::prepare(flow, key);
+    if tables.insert(Table::Embryonic, key, flow).is_err() {
+        forget(tables, Table::Embryonic, key, flow);
         return Err(Reason::FlowTableFull);
     }
-
-    rewrite::forward(packet, tables, segment, &flow, backend.link, Reason::Opened)
+    Ok(Reason::Opened)
 }
 
 /// The service that a segment is for.
@@ -112,8 +122,5 @@ fn pick<A: Address, T: Tables<A>>(
         return Err(Reason::TablesIncomplete);
     }
     let backend = tables.backend(index).ok_or(Reason::TablesIncomplete)?;
-    if backend.link.interface == 0 || backend.nat_sources == 0 {
-        return Err(Reason::NextHopUnknown);
-    }
     Ok((index, backend))
 }

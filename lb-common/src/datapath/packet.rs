@@ -12,6 +12,11 @@ pub trait Packet {
     /// beyond the frame. The same holds of `T` and `offset` as in [`Self::read`].
     fn write<T: Pod>(&mut self, offset: usize, value: T) -> Option<()>;
 
+    /// Makes room for `BYTES` bytes, an even number, before the frame: offsets count from the new
+    /// start, and the new bytes have any value. `None`, with the frame unchanged, where there is no
+    /// room.
+    fn grow<const BYTES: usize>(&mut self) -> Option<()>;
+
     /// Length of the frame in bytes, without its check sequence.
     fn length(&self) -> usize;
 

@@ -1,8 +1,8 @@
-//! Last step: the headers of a segment are changed as its flow says.
+//! The headers of a segment are changed as its flow says.
 
-use super::{NETWORK_OFFSET, Packet, Reason, Tables, Verdict, parse::Segment};
+use super::{NETWORK_OFFSET, Packet, parse::Segment};
 use crate::{
-    abi::{Direction, Flow, FlowKey, Link},
+    abi::{Flow, FlowKey, Link},
     wire::{Address, Checksum, ChecksumDelta, Ipv4Header, NetworkHeader, TcpHeader},
 };
 
@@ -17,37 +17,21 @@ pub(super) fn prepare<A: Address>(flow: &mut Flow<A>, key: &FlowKey<A>) {
     flow.transport_delta = addresses.and(ports);
 }
 
-/// Rewrites the segment for the way that `link` says, and counts it.
+/// Changes the segment's headers as its flow says, and sends the frame on by `link`.
 #[inline(always)]
-pub(super) fn forward<A: Address, P: Packet, T: Tables<A>>(
-    packet: &mut P,
-    tables: &T,
-    segment: &Segment<A>,
-    flow: &Flow<A>,
-    link: Link,
-    reason: Reason,
-) -> Result<Verdict, Reason> {
-    write_headers(packet, segment, flow, link).ok_or(Reason::ShortFrame)?;
-    tables.count_packet(
-        flow.service,
-        flow.backend,
-        Direction::from_u8(flow.direction),
-        segment.datagram_length as u64,
-    );
-    Ok(Verdict { reason, egress: link.interface })
-}
-
-#[inline(always)]
-fn write_headers<A: Address, P: Packet>(
+pub(super) fn headers<A: Address, P: Packet>(
     packet: &mut P,
     segment: &Segment<A>,
     flow: &Flow<A>,
     link: Link,
 ) -> Option<()> {
-    let transport = segment.transport_offset;
-    let checksum: Checksum = packet.read(transport + TcpHeader::CHECKSUM_OFFSET)?;
-    packet.write(transport + TcpHeader::CHECKSUM_OFFSET, checksum.updated(flow.transport_delta))?;
-    packet.write(transport, [flow.source_port, flow.destination_port])?;
+    if flow.forwarding.sees_replies() {
+        let transport = segment.transport_offset;
+        let place = transport + TcpHeader::CHECKSUM_OFFSET;
+        let checksum: Checksum = packet.read(place)?;
+        packet.write(place, checksum.updated(flow.transport_delta))?;
+        packet.write(transport, [flow.source_port, flow.destination_port])?;
+    }
     let route = segment.network.forwarded(flow.source, flow.destination, flow.network_delta);
     packet.write(NETWORK_OFFSET + A::Header::ROUTE_OFFSET, route)?;
     packet.write(0, [link.station, link.own])

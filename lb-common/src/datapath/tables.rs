@@ -66,3 +66,31 @@ pub trait Tables<A: Address> {
     /// Counts a completed handshake.
     fn count_new_flow(&self, service: u32, backend: u32);
 }
+
+/// Removes a flow's entries: the one of `key`, whose value is `flow`, and the other direction's.
+#[inline(always)]
+pub(super) fn forget<A: Address, T: Tables<A>>(
+    tables: &T,
+    table: Table,
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+) {
+    if flow.forwarding.sees_replies() {
+        tables.remove(table, &flow.peer_key(key.protocol));
+    }
+    tables.remove(table, key);
+}
+
+/// The entry of a flow's other direction, where it has one.
+#[inline(always)]
+pub(super) fn find_peer<'t, A: Address, T: Tables<A>>(
+    tables: &'t T,
+    table: Table,
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+) -> Option<Entry<'t, Flow<A>>> {
+    if !flow.forwarding.sees_replies() {
+        return None;
+    }
+    tables.find(table, &flow.peer_key(key.protocol))
+}

@@ -125,6 +125,9 @@ reasons! {
     /// The datagram is longer than any interface's MTU: segments were merged before the program saw
     /// them (LRO, GRO or TSO in generic mode).
     TooBig "too_big" Refused Drop,
+    /// The datagram is longer than the MTU on the way to the backend, with the outer header where
+    /// there is one.
+    NeedsFragmentation "needs_fragmentation" Refused Drop,
     /// Flags that no TCP sends: SYN with FIN or RST, or none of SYN, ACK, FIN and RST.
     InvalidFlags "invalid_flags" Refused Drop,
     /// A source address that can't be on a wire: 0/8, 127/8, 224/3, the service's own, or the
@@ -134,6 +137,8 @@ reasons! {
     NextHopUnknown "next_hop_unknown" Refused Drop,
     /// No free source port was found for the backend.
     NatPortsExhausted "nat_ports_exhausted" Refused Drop,
+    /// By `nat`: the client has a connection to the backend from the same port by another service.
+    TupleInUse "tuple_in_use" Refused Drop,
     /// The table of flows is full.
     FlowTableFull "flow_table_full" Refused Drop,
 
@@ -141,6 +146,8 @@ reasons! {
     PortCollision "port_collision" Error Drop,
     /// A table lacks an entry that another one names.
     TablesIncomplete "tables_incomplete" Error Drop,
+    /// The driver left no room before the frame for an outer header.
+    NoHeadroom "no_headroom" Error Drop,
     /// The interface to send on isn't in the table of interfaces.
     NoEgress "no_egress" Error Drop,
 }

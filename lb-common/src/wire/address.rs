@@ -4,7 +4,7 @@ use core::hash::Hash;
 
 use bytemuck::Pod;
 
-use super::{ChecksumDelta, NetworkU32};
+use super::{ChecksumDelta, NetworkU16, NetworkU32};
 
 /// An address of one family.
 pub trait Address: Pod + Eq + Hash {
@@ -24,6 +24,17 @@ pub trait Address: Pod + Eq + Hash {
     fn is_invalid_source(self) -> bool;
 }
 
+/// What an outer header takes from the one within.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inherited {
+    /// Differentiated services and congestion notification (RFC 2983, uniform; RFC 6040).
+    pub service: u8,
+    /// Identification, for IPv4.
+    pub identification: NetworkU16,
+    /// Whether routers mustn't fragment it.
+    pub whole: bool,
+}
+
 /// What the headers of both families have in common.
 pub trait NetworkHeader: Pod {
     /// The family's addresses.
@@ -34,6 +45,12 @@ pub trait NetworkHeader: Pod {
 
     /// Offset of that part within the header, in bytes.
     const ROUTE_OFFSET: usize;
+
+    /// The protocol number of such a datagram within another.
+    const ENCAPSULATED_PROTOCOL: u8;
+
+    /// What an outer header takes from this one.
+    fn inherited(&self) -> Inherited;
 
     /// Whether more fragments follow, or this isn't the first.
     fn is_fragment(&self) -> bool;

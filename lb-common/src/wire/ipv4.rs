@@ -5,10 +5,15 @@ use core::{fmt, net::Ipv4Addr};
 use bytemuck::{Pod, Zeroable};
 use network_types::ip::IpProto;
 
-use super::{Address, Checksum, ChecksumDelta, NetworkHeader, NetworkU16, NetworkU32};
+use super::{Address, Checksum, ChecksumDelta, Inherited, NetworkHeader, NetworkU16, NetworkU32};
 
 /// TCP's protocol number.
 pub const PROTOCOL_TCP: u8 = IpProto::Tcp as u8;
+/// UDP's protocol number.
+pub const PROTOCOL_UDP: u8 = IpProto::Udp as u8;
+
+/// The bit in the fragment field that forbids routers to fragment.
+const DONT_FRAGMENT: NetworkU16 = NetworkU16::new(0x4000);
 
 /// An IPv4 address in network byte order.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
@@ -94,6 +99,24 @@ pub struct Ipv4Route {
     destination: Ipv4Address,
 }
 
+/// What differs between one outer header and another.
+#[derive(Clone, Copy, Debug)]
+pub struct OuterIpv4 {
+    /// Taken from the header within.
+    pub inherited: Inherited,
+    /// Length of the outer datagram in bytes, with its header.
+    pub length: u16,
+    /// Protocol of what is within.
+    pub protocol: u8,
+    /// The sender.
+    pub source: Ipv4Address,
+    /// The receiver.
+    pub destination: Ipv4Address,
+}
+
+/// Hops that an outer datagram may make (RFC 1700's default).
+const OUTER_TIME_TO_LIVE: u8 = 64;
+
 impl Ipv4Header {
     /// Bytes that the header takes without options.
     pub const MINIMUM_LENGTH: usize = 20;
@@ -141,6 +164,27 @@ impl Ipv4Header {
         self.route.destination
     }
 
+    /// A header without options around a datagram.
+    #[inline(always)]
+    pub fn around(outer: OuterIpv4) -> Self {
+        let mut header = Self {
+            version_and_length: 0x45,
+            service: outer.inherited.service,
+            total_length: NetworkU16::new(outer.length),
+            identification: outer.inherited.identification,
+            fragment: if outer.inherited.whole { DONT_FRAGMENT } else { NetworkU16::new(0) },
+            route: Ipv4Route {
+                time_to_live: OUTER_TIME_TO_LIVE,
+                protocol: outer.protocol,
+                checksum: Checksum::default(),
+                source: outer.source,
+                destination: outer.destination,
+            },
+        };
+        header.route.checksum = Checksum::from_sum(header.sum());
+        header
+    }
+
     /// The one's-complement sum of the fixed part's words, checksum included.
     #[inline(always)]
     fn sum(&self) -> u32 {
@@ -158,6 +202,16 @@ impl NetworkHeader for Ipv4Header {
     type Route = Ipv4Route;
 
     const ROUTE_OFFSET: usize = 8;
+    const ENCAPSULATED_PROTOCOL: u8 = IpProto::Ipv4 as u8;
+
+    #[inline(always)]
+    fn inherited(&self) -> Inherited {
+        Inherited {
+            service: self.service,
+            identification: self.identification,
+            whole: self.fragment.raw() & DONT_FRAGMENT.raw() != 0,
+        }
+    }
 
     #[inline(always)]
     fn is_fragment(&self) -> bool {

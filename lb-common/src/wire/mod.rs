@@ -9,10 +9,12 @@ mod checksum;
 mod ethernet;
 mod ipv4;
 mod tcp;
+mod udp;
 
-pub use address::{Address, NetworkHeader};
+pub use address::{Address, Inherited, NetworkHeader};
 pub use byte_order::{NetworkU16, NetworkU32};
 pub use checksum::{Checksum, ChecksumDelta};
 pub use ethernet::{EtherType, EthernetHeader, MacAddress};
-pub use ipv4::{Ipv4Address, Ipv4Header, Ipv4Route, PROTOCOL_TCP};
+pub use ipv4::{Ipv4Address, Ipv4Header, Ipv4Route, OuterIpv4, PROTOCOL_TCP, PROTOCOL_UDP};
 pub use tcp::{TcpFlags, TcpHeader};
+pub use udp::UdpHeader;

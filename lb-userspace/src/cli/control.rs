@@ -6,10 +6,7 @@ use super::{
     Outcome, Place,
     output::{self, Failure},
 };
-use crate::{
-    api::{self, Operation, Request, Response},
-    dataplane::DataplaneError,
-};
+use crate::api::{self, Operation, Request, Response};
 
 /// `SERVICE/BACKEND`.
 #[derive(Clone, Debug)]
@@ -73,7 +70,7 @@ pub(super) fn detach(place: &Place) -> Outcome {
         )));
     }
     match pins.remove()? {
-        0 => Err(DataplaneError::NotLoaded(pins.directory().to_path_buf()).into()),
+        0 => Err(pins.absence().into()),
         _ => {
             output::print("detached: nothing is forwarded any longer\n");
             Ok(())

@@ -3,6 +3,7 @@
 mod check;
 mod file;
 mod problem;
+mod service;
 mod validate;
 mod values;
 
@@ -14,6 +15,8 @@ use std::{
 
 pub use problem::{Invalid, Problem};
 pub use values::StatusRanges;
+
+use lb_common::abi::Forwarding;
 
 use crate::dataplane::ModeChoice;
 
@@ -73,6 +76,8 @@ pub struct Service {
     pub name: String,
     /// Addresses and ports that clients reach.
     pub binds: Vec<SocketAddrV4>,
+    /// How packets reach the backends.
+    pub forwarding: Forwarding,
     /// Idle timeouts.
     pub timeouts: Timeouts,
     /// How its backends are checked.

@@ -11,16 +11,12 @@ use std::{
 use toml::Spanned;
 
 use super::{
-    Backend, Config, DEFAULT_PIN_PATH, DEFAULT_SOCKET, Problem, Service, Timeouts, file,
+    Config, DEFAULT_PIN_PATH, DEFAULT_SOCKET, Problem, Service, Timeouts, file,
     values::{self, Wrong},
 };
 
 /// Longest name of a service or backend, in bytes: what fits into a map.
 const LONGEST_NAME: usize = 63;
-/// Largest weight, as in HAProxy.
-const LARGEST_WEIGHT: i64 = 256;
-/// Most backends of one service: a ring has 100 slots for each, and 2^20 - 1 in all.
-const MOST_BACKENDS: usize = 10_000;
 
 pub(super) fn validate(file: &file::File) -> Result<Config, Vec<Problem>> {
     let mut validator = Validator::default();
@@ -81,98 +77,7 @@ impl Validator {
         }
     }
 
-    fn service(&mut self, service: &file::Service, timeouts: Timeouts) -> Service {
-        self.name(&service.name);
-        self.choice(service.protocol.as_ref(), "protocol", &["tcp"], &["udp"]);
-        self.choice(
-            service.forwarding.as_ref(),
-            "forwarding",
-            &["full-nat"],
-            &["nat", "dsr", "ipip", "gue"],
-        );
-        self.choice(
-            service.balance.as_ref(),
-            "balance",
-            &["maglev"],
-            &["source", "roundrobin", "leastconn"],
-        );
-        self.choice(service.on_down.as_ref(), "on_down", &["keep"], &["reset", "move"]);
-        self.unavailable(service.affinity.as_ref().map(Spanned::span), "affinity", "leave it out");
-        if let Some(slow_start) = &service.slow_start
-            && self.value(slow_start, values::duration).is_some_and(|duration| !duration.is_zero())
-        {
-            self.unavailable(
-                Some(slow_start.span()),
-                "slow_start",
-                "leave it out, or write \"0s\"",
-            );
-        }
-        for (list, name) in [(&service.allow, "allow"), (&service.deny, "deny")] {
-            let filled = list.as_ref().filter(|list| !list.get_ref().is_empty());
-            self.unavailable(
-                filled.map(Spanned::span),
-                name,
-                "leave it empty, and filter before the balancer",
-            );
-        }
-        if service.bind.get_ref().is_empty() {
-            self.problem(service.bind.span(), "no address", "write bind = [\"192.0.2.1:8080\"]");
-        }
-        let binds = service.bind.get_ref();
-        let binds = binds.iter().filter_map(|bind| self.value(bind, values::address_and_port));
-        Service {
-            name: service.name.get_ref().clone(),
-            binds: binds.collect(),
-            timeouts: service
-                .timeouts
-                .as_ref()
-                .map_or(timeouts, |own| self.timeouts(own, timeouts)),
-            check: self.check(&service.check),
-            backends: self.backends(service),
-        }
-    }
-
-    fn backends(&mut self, service: &file::Service) -> Vec<Backend> {
-        if service.backend.is_empty() {
-            self.problem(
-                service.name.span(),
-                format!("service \"{}\" has no backend", service.name.get_ref()),
-                "add a [[service.backend]] with name and address",
-            );
-        }
-        if service.backend.len() > MOST_BACKENDS {
-            self.problem(
-                service.name.span(),
-                format!("{} backends; {MOST_BACKENDS} at most", service.backend.len()),
-                "split the service",
-            );
-        }
-        self.unique(&service.backend, |backend| &backend.name, "backend");
-        let mut addresses = HashMap::new();
-        let mut backends = Vec::new();
-        for backend in service.backend.iter().map(Spanned::get_ref) {
-            self.name(&backend.name);
-            let backup = backend.backup.as_ref().filter(|backup| *backup.get_ref());
-            self.unavailable(backup.map(Spanned::span), "backup", "leave it out");
-            let weight =
-                self.number(backend.weight.as_ref(), 1, 0..=LARGEST_WEIGHT, "weight") as u16;
-            let Some(address) = self.value(&backend.address, values::address_and_port) else {
-                continue;
-            };
-            let name = backend.name.get_ref();
-            if let Some(first) = addresses.insert(address, name) {
-                self.problem(
-                    backend.address.span(),
-                    format!("{address} is given twice: as \"{first}\" and as \"{name}\""),
-                    "remove one of them; a larger weight gives a backend more flows",
-                );
-            }
-            backends.push(Backend { name: name.clone(), address, weight });
-        }
-        backends
-    }
-
-    fn timeouts(&mut self, file: &file::Timeouts, default: Timeouts) -> Timeouts {
+    pub(super) fn timeouts(&mut self, file: &file::Timeouts, default: Timeouts) -> Timeouts {
         if let Some(udp) = &file.udp {
             // Allowed, so that a file with every timeout can be used before UDP is.
             self.value(udp, values::duration);
@@ -240,7 +145,7 @@ impl Validator {
         addresses.iter().filter_map(|address| self.value(address, parse)).collect()
     }
 
-    fn name(&mut self, name: &Spanned<String>) {
+    pub(super) fn name(&mut self, name: &Spanned<String>) {
         let text = name.get_ref();
         let allowed = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
         if text.is_empty() || text.len() > LONGEST_NAME || !text.chars().all(allowed) {
@@ -252,7 +157,7 @@ impl Validator {
         }
     }
 
-    fn unique<T>(
+    pub(super) fn unique<T>(
         &mut self,
         items: &[Spanned<T>],
         name: impl Fn(&T) -> &Spanned<String>,

@@ -4,8 +4,8 @@ use std::net::SocketAddrV4;
 
 use lb_common::{
     abi::{
-        Backend, BackendInfo, CheckKind, CheckResult, Lifecycle, OperatorState, Service,
-        ServiceInfo, Text,
+        Backend, BackendInfo, CheckKind, CheckResult, Forwarding, Lifecycle, OperatorState,
+        Service, ServiceInfo, Text,
     },
     wire::{Ipv4Address, NetworkU16},
 };
@@ -56,6 +56,9 @@ impl State {
         }
         state.binds.clear();
 
+        let answers_to_client = |service: &config::Service| service.forwarding == Forwarding::Nat;
+        state.settings.replies_anywhere = config.services.iter().any(answers_to_client).into();
+
         let mut kept = Vec::new();
         for service in &config.services {
             let index = state.place_service(service, room)?;
@@ -85,7 +88,8 @@ impl State {
         let info = ServiceInfo {
             name: Text::new(&service.name),
             lifecycle: Lifecycle::Active,
-            reserved: [0; 3],
+            forwarding: service.forwarding,
+            reserved: [0; 2],
             timeouts: [timeouts.syn, timeouts.established, timeouts.closing].map(seconds),
         };
         let same = |known: &ServiceInfo| known.name == info.name;
@@ -132,6 +136,7 @@ impl State {
             state.info.forget_runtime();
         }
         state.info.lifecycle = Lifecycle::Active;
+        state.backend.forwarding = configured.forwarding;
         state.info.configured_weight = u32::from(backend.weight);
         if state.info.check != check {
             state.info.result = CheckResult::Unknown;

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use lb_common::abi::{CheckResult, Lifecycle, OperatorState, Text};
+use lb_common::abi::{CheckResult, Forwarding, Lifecycle, OperatorState, Text};
 use tokio::{
     sync::{mpsc, watch},
     time,
@@ -237,6 +237,25 @@ impl Controller {
         self.interfaces.warn_of_detours(&self.network, &before);
         let attached = self.interfaces.indices();
         self.wanted.apply_network(&self.config, &self.network, &attached);
+        let result = self.demand_direct_reach();
+        self.troubles.note("dsr", result);
+    }
+
+    /// Demands that backends whose hardware address is all that changes are on our own network.
+    fn demand_direct_reach(&self) -> Result<(), String> {
+        let hop = |address: &Ipv4Addr| self.network.next_hops.get(address)?.as_ref().ok();
+        for state in self.wanted.backends.values() {
+            let (address, forwarding) = (*state.address().ip(), state.backend.forwarding);
+            if forwarding == Forwarding::Dsr
+                && let Some(router) = hop(&address).and_then(|hop| hop.router)
+            {
+                return Err(format!(
+                    "backend {address} is behind the router {router}, and forwarding \"dsr\" \
+                     reaches only its own network: use \"ipip\" or \"gue\""
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// The interfaces that a configuration means, as [`interfaces::present`]. What was chosen by

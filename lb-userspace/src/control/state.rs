@@ -7,7 +7,9 @@ use std::{
 };
 
 use lb_common::{
-    abi::{Backend, BackendInfo, Lifecycle, Link, Ring, Service, ServiceInfo, Settings},
+    abi::{
+        Backend, BackendInfo, Forwarding, Lifecycle, Link, Ring, Service, ServiceInfo, Settings,
+    },
     wire::{Address, Ipv4Address, MacAddress},
 };
 
@@ -137,7 +139,13 @@ impl State {
             let Some(state) = self.backends.get(&index) else { continue };
             let Some(Ok(hop)) = network.next_hops.get(state.address().ip()) else { continue };
             let Some(link) = network.links.get(&hop.interface) else { continue };
-            let link = Link { interface: hop.interface, station: hop.station, own: link.mac };
+            let mtu = u16::try_from(link.mtu).unwrap_or(u16::MAX);
+            let out_of_reach = state.backend.forwarding == Forwarding::Dsr && hop.router.is_some();
+            let link = if out_of_reach {
+                Link::default()
+            } else {
+                Link { interface: hop.interface, station: hop.station, own: link.mac }
+            };
             let sources = match config.nat_addresses.as_slice() {
                 [] => vec![hop.source],
                 addresses => addresses.to_vec(),
@@ -145,6 +153,7 @@ impl State {
             let nat_source = self.place_sources(&sources);
             if let Some(state) = self.backends.get_mut(&index) {
                 state.backend.link = link;
+                state.backend.maximum_datagram = mtu;
                 if let Some(nat_source) = nat_source {
                     state.backend.nat_source = nat_source;
                     state.backend.nat_sources = sources.len() as u32;

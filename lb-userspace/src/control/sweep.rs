@@ -78,7 +78,7 @@ fn is_expired(flow: &Entry, services: &BTreeMap<u32, ServiceInfo>, now: Tick) ->
     let [syn, established, closing] =
         services.get(&flow.service).map_or(TIMEOUTS_OF_UNKNOWN_SERVICE, |info| info.timeouts);
     let timeout = match flow.state {
-        FlowState::SYN => syn,
+        FlowState::SYN | FlowState::ANSWERED => syn,
         FlowState::ESTABLISHED => established,
         // One end may still wait for the other's answer.
         FlowState::CLOSING => closing.max(HALF_CLOSED),
@@ -97,7 +97,7 @@ const TIMEOUTS_OF_UNKNOWN_SERVICE: [u32; 3] = [10, 3600, 30];
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lb_common::abi::{Lifecycle, Text};
+    use lb_common::abi::{Forwarding, Lifecycle, Text};
 
     fn flow(state: FlowState, last_seen: u64) -> Entry {
         let mut flow: Entry = bytemuck::Zeroable::zeroed();
@@ -115,12 +115,14 @@ mod tests {
         let info = ServiceInfo {
             name: Text::new("web"),
             lifecycle: Lifecycle::Active,
-            reserved: [0; 3],
+            forwarding: Forwarding::FullNat,
+            reserved: [0; 2],
             timeouts: [10, 3600, 30],
         };
         let services = BTreeMap::from([(0, info)]);
         for (state, timeout) in [
             (FlowState::SYN, 10),
+            (FlowState::ANSWERED, 10),
             (FlowState::ESTABLISHED, 3600),
             (FlowState::CLOSING, 240),
             (FlowState::CLOSED, 30),

@@ -46,7 +46,7 @@ impl Maps {
     pub fn open(pins: &Pins) -> Result<Self, DataplaneError> {
         pins.check_layout()?;
         if !pins.exist() {
-            return Err(DataplaneError::NotLoaded(pins.directory().to_path_buf()));
+            return Err(pins.absence());
         }
         Ok(Self {
             settings: open(pins, maps::SETTINGS)?,

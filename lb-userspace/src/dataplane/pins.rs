@@ -44,13 +44,7 @@ impl Pins {
     ///
     /// The path isn't on a BPF file system, pins of another layout are there, or the user may not.
     pub fn create(&self) -> Result<(), DataplaneError> {
-        let existing = self.root.ancestors().find(|path| path.exists()).unwrap_or(&self.root);
-        let file_system = statfs::statfs(existing)
-            .map_err(io::Error::from)
-            .map_err(DataplaneError::system(format!("{}", existing.display())))?;
-        if file_system.filesystem_type() != BPF_FS_MAGIC {
-            return Err(DataplaneError::NoBpfFileSystem(self.root.clone()));
-        }
+        self.check_file_system()?;
         self.check_layout()?;
         fs::create_dir_all(&self.directory).map_err(|error| match error.kind() {
             io::ErrorKind::PermissionDenied => {
@@ -58,6 +52,26 @@ impl Pins {
             }
             _ => DataplaneError::system(self.directory.display().to_string())(error),
         })
+    }
+
+    /// Why nothing is pinned: no controller made pins, or the file system they are on isn't here.
+    pub fn absence(&self) -> DataplaneError {
+        match self.check_file_system() {
+            Ok(()) => DataplaneError::NotLoaded(self.directory.clone()),
+            Err(error) => error,
+        }
+    }
+
+    /// Demands a BPF file system where the pins are, or are to be.
+    fn check_file_system(&self) -> Result<(), DataplaneError> {
+        let existing = self.root.ancestors().find(|path| path.exists()).unwrap_or(&self.root);
+        let file_system = statfs::statfs(existing)
+            .map_err(io::Error::from)
+            .map_err(DataplaneError::system(format!("{}", existing.display())))?;
+        if file_system.filesystem_type() != BPF_FS_MAGIC {
+            return Err(DataplaneError::NoBpfFileSystem(self.root.clone()));
+        }
+        Ok(())
     }
 
     /// Demands that nothing of another layout is pinned.

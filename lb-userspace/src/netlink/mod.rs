@@ -55,6 +55,8 @@ pub struct NextHop {
     pub station: MacAddress,
     /// The address that this host sends from.
     pub source: Ipv4Addr,
+    /// The router on the way, unless the address is on the interface's own network.
+    pub router: Option<Ipv4Addr>,
 }
 
 /// Why it isn't known how an address is reached.

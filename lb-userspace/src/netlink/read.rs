@@ -75,7 +75,10 @@ impl Reader {
         for address in addresses {
             let next_hop = match self.route(address).await {
                 Ok((gateway, interface, source)) => match neighbours.get(&(interface, gateway)) {
-                    Some(station) => Ok(NextHop { interface, station: *station, source }),
+                    Some(station) => {
+                        let router = (gateway != address).then_some(gateway);
+                        Ok(NextHop { interface, station: *station, source, router })
+                    }
                     None => {
                         self.find_neighbour(interface, gateway).await;
                         Err(Unresolved::NoNeighbour(gateway))

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use ipnet::Ipv4Net;
 use lb_common::{
-    abi::{Direction, Flow, FlowKey, FlowState},
+    abi::{Direction, Flow, FlowKey},
     wire::Ipv4Address,
 };
 use serde::Serialize;
@@ -69,7 +69,7 @@ pub fn flows(
     maps.for_each_embryonic(&mut visit)?;
     let now = dataplane::now();
     let record = |(key, flow): &(Key, Entry)| {
-        let table = if flow.state == FlowState::SYN { &maps.embryonic } else { &maps.flows };
+        let table = if flow.state.is_half_open() { &maps.embryonic } else { &maps.flows };
         let idle = now.since(flow.last_seen);
         let reply = table.get(&flow.peer_key(key.protocol), 0);
         let idle = reply.map_or(idle, |reply| idle.min(now.since(reply.last_seen)));
@@ -79,7 +79,10 @@ pub fn flows(
             protocol: "tcp",
             client: SocketAddrV4::new(key.source.into(), key.source_port.get()),
             vip: SocketAddrV4::new(key.destination.into(), key.destination_port.get()),
-            nat: Some(SocketAddrV4::new(flow.source.into(), flow.source_port.get())),
+            nat: flow
+                .forwarding
+                .hides_client()
+                .then(|| SocketAddrV4::new(flow.source.into(), flow.source_port.get())),
             state: flow.state.name(),
             age_s: dataplane::seconds(now.since(flow.opened)),
             idle_s: dataplane::seconds(idle),

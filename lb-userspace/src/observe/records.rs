@@ -168,7 +168,7 @@ impl Overview {
                     name: info.name.as_str().to_owned(),
                     bind: binds.iter().map(ToString::to_string).collect(),
                     protocol: "tcp",
-                    forwarding: "full-nat",
+                    forwarding: info.forwarding.name(),
                     balance: "maglev",
                     backends_up: backends().filter(|backend| backend.takes_new_flows()).count(),
                     backends_total: backends().count(),

@@ -1,0 +1,44 @@
+//! How packets reach the backend.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::word::word;
+
+word! {
+    /// How packets reach the backend.
+    Forwarding {
+        /// Source and destination are translated, addresses and ports; replies pass through us.
+        FullNat = 0 "full-nat",
+        /// The destination is translated; replies pass through us, by the backend's route.
+        Nat = 1 "nat",
+        /// The frame goes to the backend's hardware address; replies go straight to the client.
+        Dsr = 2 "dsr",
+        /// Within another IP header (RFC 2003); replies go straight to the client.
+        Ipip = 3 "ipip",
+        /// Within UDP (Generic UDP Encapsulation, variant 1); replies go straight to the client.
+        Gue = 4 "gue",
+    }
+}
+
+impl Forwarding {
+    /// Every one, the default first.
+    pub const ALL: [Self; 5] = [Self::FullNat, Self::Nat, Self::Dsr, Self::Ipip, Self::Gue];
+
+    /// Whether replies pass through us.
+    #[inline(always)]
+    pub const fn sees_replies(self) -> bool {
+        self.0 <= Self::Nat.0
+    }
+
+    /// Whether the packet travels within an outer header.
+    #[inline(always)]
+    pub const fn encapsulates(self) -> bool {
+        self.0 >= Self::Ipip.0
+    }
+
+    /// Whether the source address is ours.
+    #[inline(always)]
+    pub const fn hides_client(self) -> bool {
+        self.0 == Self::FullNat.0
+    }
+}

@@ -1,0 +1,128 @@
+//! Frames as they arrive at a host, read by an independent decoder.
+
+use std::{
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+use xtask::netns::Namespace;
+
+/// `tcpdump` under way.
+pub struct Capture {
+    child: Child,
+    file: PathBuf,
+}
+
+/// A frame, as tshark reads it. What stands in it several times, outer headers first, is separated
+/// by commas.
+#[derive(Clone, Debug)]
+pub struct Decoded {
+    /// Names of its protocols, from the link on, separated by colons.
+    pub protocols: String,
+    /// IP senders.
+    pub sources: String,
+    /// IP receivers.
+    pub destinations: String,
+    /// UDP's ports: sender's, `>`, receiver's.
+    pub udp_ports: String,
+    /// TCP's ports, likewise.
+    pub tcp_ports: String,
+    /// Hops left.
+    pub hops: String,
+    /// TCP's flags as a number.
+    pub flags: u16,
+}
+
+/// What tshark is asked for, in the order of [`Decoded`], with the states of checksums at the end.
+const FIELDS: [&str; 13] = [
+    "frame.protocols",
+    "ip.src",
+    "ip.dst",
+    "tcp.srcport",
+    "tcp.dstport",
+    "udp.srcport",
+    "udp.dstport",
+    "ip.ttl",
+    "tcp.flags",
+    "ip.checksum.status",
+    "tcp.checksum.status",
+    "udp.checksum.status",
+    "_ws.malformed",
+];
+
+const GUE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/gue.lua");
+
+/// tshark's word for a checksum that is wrong.
+const BAD_CHECKSUM: &str = "0";
+
+impl Capture {
+    /// Starts to write the IP datagrams that cross a host's `eth0` to a file.
+    ///
+    /// # Errors
+    ///
+    /// It can't be started.
+    pub fn start(namespace: &Namespace, file: &Path) -> Result<Self> {
+        let mut command = namespace.command("tcpdump");
+        command.args(["-n", "-U", "--immediate-mode", "-i", "eth0", "-w"]).arg(file).arg("ip");
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+        let said = child.stderr.take().context("its standard error")?;
+        let capture = Self { child, file: file.to_owned() };
+        let listens =
+            |line: std::io::Result<String>| line.is_ok_and(|line| line.contains("listening on"));
+        ensure!(BufReader::new(said).lines().any(listens), "tcpdump ended");
+        Ok(capture)
+    }
+
+    /// What was captured so far, in order. Demands that every checksum is right.
+    ///
+    /// # Errors
+    ///
+    /// One isn't, a frame is malformed, or the file can't be decoded.
+    pub fn decoded(&self) -> Result<Vec<Decoded>> {
+        let mut command = Command::new("tshark");
+        command.args(["-n", "-X", &format!("lua_script:{GUE}"), "-r"]).arg(&self.file);
+        command.args(["-T", "fields", "-E", "separator=|"]);
+        for protocol in ["ip", "tcp", "udp"] {
+            command.args(["-o", &format!("{protocol}.check_checksum:TRUE")]);
+        }
+        for field in FIELDS {
+            command.args(["-e", field]);
+        }
+        let output = command.output().context("starting tshark")?;
+        let text = String::from_utf8(output.stdout)?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        text.lines().map(decode).collect()
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _: std::io::Result<()> = self.child.kill();
+        let _: std::io::Result<std::process::ExitStatus> = self.child.wait();
+    }
+}
+
+fn decode(line: &str) -> Result<Decoded> {
+    let fields: Vec<&str> = line.split('|').collect();
+    let fields: [&str; FIELDS.len()] =
+        fields.try_into().map_err(|_| anyhow::anyhow!("not what was asked for: {line}"))?;
+    let [protocols, sources, destinations, tcp @ .., malformed] = fields;
+    let [tcp_source, tcp_destination, udp_source, udp_destination, hops, flags, checksums @ ..] =
+        tcp;
+    ensure!(malformed.is_empty(), "malformed: {line}");
+    let mut states = checksums.iter().flat_map(|states| states.split(','));
+    ensure!(states.all(|state| state != BAD_CHECKSUM), "a wrong checksum: {line}");
+    let flags = flags.trim_start_matches("0x");
+    Ok(Decoded {
+        protocols: protocols.to_owned(),
+        sources: sources.to_owned(),
+        destinations: destinations.to_owned(),
+        udp_ports: format!("{udp_source}>{udp_destination}"),
+        tcp_ports: format!("{tcp_source}>{tcp_destination}"),
+        hops: hops.to_owned(),
+        flags: if flags.is_empty() { 0 } else { u16::from_str_radix(flags, 16)? },
+    })
+}
