@@ -16,18 +16,53 @@ mod frame;
 mod maps;
 mod tables;
 
+use core::hint;
+
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use lb_common::datapath::{self, Action, Packet, Reason, Verdict};
+use lb_common::datapath::{self, Action, Decision, Packet, Reason, Verdict};
 
 use crate::{frame::Frame, tables::MapTables};
 
-/// Entry point: decides what becomes of a frame, counts the reason and acts on it.
+/// Entry point: decides what becomes of a frame, or hands it to another stage's program.
 #[xdp]
 #[inline(always)]
 pub fn lb(context: XdpContext) -> u32 {
     let mut frame = Frame::new(&context);
-    let verdict = datapath::process(&mut frame, &MapTables);
-    let (action, reason) = act(verdict, frame.ingress());
+    match datapath::process(&mut frame, &MapTables) {
+        Decision::Made(verdict) => finish(verdict, frame.ingress()),
+        Decision::Left(stage) => {
+            // SAFETY: nothing here has to be dropped.
+            unsafe { maps::STAGES.tail_call(&context, stage as u32) };
+            // Only a program that isn't there is not called.
+            finish(Verdict::refusing(Reason::TablesIncomplete), frame.ingress())
+        }
+    }
+}
+
+/// The program of [`datapath::Stage::Ipv6`].
+#[xdp]
+#[inline(always)]
+pub fn lb_ipv6(context: XdpContext) -> u32 {
+    let mut frame = Frame::new(&context);
+    let verdict = process_ipv6(&mut frame).unwrap_or_else(Verdict::refusing);
+    finish(verdict, frame.ingress())
+}
+
+#[inline(always)]
+fn process_ipv6(frame: &mut Frame<'_>) -> Result<Verdict, Reason> {
+    let scratch = maps::SCRATCH_IPV6.get_ptr_mut(0).ok_or(Reason::TablesIncomplete)?;
+    // SAFETY: the map's value is valid, and this CPU's alone while the program runs.
+    let scratch = unsafe { &mut *scratch };
+    datapath::read(frame, scratch)?;
+    // What was read is read anew from memory, where the verifier knows nothing of it: else it would
+    // go on with one path for each row of extension headers.
+    Ok(datapath::decide(frame, &MapTables, hint::black_box(scratch)))
+}
+
+/// Counts the reason, and acts on the verdict.
+#[inline(always)]
+fn finish(verdict: Verdict, ingress: u32) -> u32 {
+    let (action, reason) = act(verdict, ingress);
     tables::count_reason(reason);
     action
 }

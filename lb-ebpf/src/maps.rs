@@ -4,15 +4,15 @@
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
-    maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray},
+    maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray, ProgramArray},
 };
 use lb_common::{
     abi::{
         Backend, BackendInfo, Counters, Flow, FlowKey, LocalMac, RingChunk, Service, ServiceInfo,
         ServiceKey, Settings,
     },
-    datapath::Reason,
-    wire::{Ipv4Address, NetworkU32},
+    datapath::{Reason, Scratch, Stage},
+    wire::{Ipv4Address, Ipv6Address, NetworkU32},
 };
 
 #[map]
@@ -21,6 +21,10 @@ pub(crate) static SETTINGS: Array<Settings> = Array::pinned(1, 0);
 // Not pre-allocated: an update then replaces a value at once, and no packet sees half of it.
 #[map]
 pub(crate) static SERVICES: HashMap<ServiceKey<Ipv4Address>, Service> =
+    HashMap::pinned(1, BPF_F_NO_PREALLOC);
+
+#[map]
+pub(crate) static SERVICES_IPV6: HashMap<ServiceKey<Ipv6Address>, Service> =
     HashMap::pinned(1, BPF_F_NO_PREALLOC);
 
 #[map]
@@ -36,6 +40,23 @@ pub(crate) static FLOWS: HashMap<FlowKey<Ipv4Address>, Flow<Ipv4Address>> = Hash
 #[map]
 pub(crate) static EMBRYONIC: LruHashMap<FlowKey<Ipv4Address>, Flow<Ipv4Address>> =
     LruHashMap::pinned(1, 0);
+
+// Not pre-allocated: where IPv6 isn't used it takes no memory.
+#[map]
+pub(crate) static FLOWS_IPV6: HashMap<FlowKey<Ipv6Address>, Flow<Ipv6Address>> =
+    HashMap::pinned(1, BPF_F_NO_PREALLOC);
+
+#[map]
+pub(crate) static EMBRYONIC_IPV6: LruHashMap<FlowKey<Ipv6Address>, Flow<Ipv6Address>> =
+    LruHashMap::pinned(1, 0);
+
+#[map]
+pub(crate) static STAGES: ProgramArray = ProgramArray::pinned(Stage::ALL.len() as u32, 0);
+
+// No program runs while another does on the same CPU, and nobody else looks.
+#[map]
+pub(crate) static SCRATCH_IPV6: PerCpuArray<Scratch<Ipv6Address>> =
+    PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 pub(crate) static NAT_SOURCES: Array<[NetworkU32; 4]> = Array::pinned(1, 0);

@@ -8,8 +8,8 @@ use lb_common::{
         Backend, Counters, Direction, Entry, Flow, FlowKey, LocalMac, RING_CHUNK_SLOTS, Service,
         ServiceKey, Settings, Tick,
     },
-    datapath::{InsertError, Reason, Table, Tables},
-    wire::{Ipv4Address, NetworkU32},
+    datapath::{FamilyTables, InsertError, Reason, Table, Tables},
+    wire::{Ipv4Address, Ipv6Address, NetworkU32},
 };
 
 use crate::maps;
@@ -28,7 +28,7 @@ pub(crate) fn count_reason(reason: Reason) {
 
 const EEXIST: i32 = 17;
 
-impl Tables<Ipv4Address> for MapTables {
+impl Tables for MapTables {
     #[inline(always)]
     fn now(&self) -> Tick {
         // SAFETY: the helper takes nothing and can't fail. In Linux since 5.11 (commit
@@ -42,62 +42,14 @@ impl Tables<Ipv4Address> for MapTables {
     }
 
     #[inline(always)]
-    fn find(
-        &self,
-        table: Table,
-        key: &FlowKey<Ipv4Address>,
-    ) -> Option<Entry<'_, Flow<Ipv4Address>>> {
-        let place = match table {
-            Table::Established => maps::FLOWS.get_ptr_mut(key),
-            Table::Embryonic => maps::EMBRYONIC.get_ptr_mut(key),
-        };
-        // SAFETY: the kernel keeps a map's value in place while the program runs.
-        NonNull::new(place?).map(|place| unsafe { Entry::new(place) })
-    }
-
-    #[inline(always)]
-    fn insert(
-        &self,
-        table: Table,
-        key: &FlowKey<Ipv4Address>,
-        flow: &Flow<Ipv4Address>,
-    ) -> Result<(), InsertError> {
-        let flags = u64::from(BPF_NOEXIST);
-        match table {
-            Table::Established => maps::FLOWS.insert(key, flow, flags),
-            Table::Embryonic => maps::EMBRYONIC.insert(key, flow, flags),
-        }
-        .map_err(
-            |error| {
-                if error == -EEXIST { InsertError::Exists } else { InsertError::Full }
-            },
-        )
-    }
-
-    #[inline(always)]
-    fn remove(&self, table: Table, key: &FlowKey<Ipv4Address>) {
-        // An entry that isn't there is as good as removed.
-        let _: Result<(), i32> = match table {
-            Table::Established => maps::FLOWS.remove(key),
-            Table::Embryonic => maps::EMBRYONIC.remove(key),
-        };
-    }
-
-    #[inline(always)]
-    fn service(&self, key: &ServiceKey<Ipv4Address>) -> Option<Service> {
-        // SAFETY: the map isn't pre-allocated, so a value stays what it is while it's read.
-        unsafe { maps::SERVICES.get(key) }.copied()
-    }
-
-    #[inline(always)]
     fn ring_slot(&self, slot: u32) -> Option<u32> {
         let chunk = maps::RINGS.get(slot / RING_CHUNK_SLOTS)?;
         Some(chunk[(slot % RING_CHUNK_SLOTS) as usize])
     }
 
     #[inline(always)]
-    fn backend(&self, index: u32) -> Option<Backend> {
-        maps::BACKENDS.get(index).copied()
+    fn backend(&self, index: u32) -> Option<&Backend> {
+        maps::BACKENDS.get(index)
     }
 
     #[inline(always)]
@@ -136,6 +88,61 @@ impl Tables<Ipv4Address> for MapTables {
         update(maps::BACKEND_COUNTERS.get_ptr_mut(backend), |counters| counters.new_flows += 1);
     }
 }
+
+macro_rules! family_tables {
+    ($address:ty, $services:ident, $flows:ident, $embryonic:ident) => {
+        impl FamilyTables<$address> for MapTables {
+            #[inline(always)]
+            fn find(
+                &self,
+                table: Table,
+                key: &FlowKey<$address>,
+            ) -> Option<Entry<'_, Flow<$address>>> {
+                let place = match table {
+                    Table::Established => maps::$flows.get_ptr_mut(key),
+                    Table::Embryonic => maps::$embryonic.get_ptr_mut(key),
+                };
+                // SAFETY: the kernel keeps a map's value in place while the program runs.
+                NonNull::new(place?).map(|place| unsafe { Entry::new(place) })
+            }
+
+            #[inline(always)]
+            fn insert(
+                &self,
+                table: Table,
+                key: &FlowKey<$address>,
+                flow: &Flow<$address>,
+            ) -> Result<(), InsertError> {
+                let flags = u64::from(BPF_NOEXIST);
+                match table {
+                    Table::Established => maps::$flows.insert(key, flow, flags),
+                    Table::Embryonic => maps::$embryonic.insert(key, flow, flags),
+                }
+                .map_err(|error| {
+                    if error == -EEXIST { InsertError::Exists } else { InsertError::Full }
+                })
+            }
+
+            #[inline(always)]
+            fn remove(&self, table: Table, key: &FlowKey<$address>) {
+                // An entry that isn't there is as good as removed.
+                let _: Result<(), i32> = match table {
+                    Table::Established => maps::$flows.remove(key),
+                    Table::Embryonic => maps::$embryonic.remove(key),
+                };
+            }
+
+            #[inline(always)]
+            fn service(&self, key: &ServiceKey<$address>) -> Option<Service> {
+                // SAFETY: the map isn't pre-allocated, so a value stays what it is while it's read.
+                unsafe { maps::$services.get(key) }.copied()
+            }
+        }
+    };
+}
+
+family_tables!(Ipv4Address, SERVICES, FLOWS, EMBRYONIC);
+family_tables!(Ipv6Address, SERVICES_IPV6, FLOWS_IPV6, EMBRYONIC_IPV6);
 
 #[inline(always)]
 fn update(counters: Option<*mut Counters>, change: impl FnOnce(&mut Counters)) {

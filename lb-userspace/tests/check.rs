@@ -69,7 +69,7 @@ fn a_port_out_of_range() {
 FILE:12:11: port 70000 is out of range: 1 to 65535
     address = "192.0.2.101:70000"
               ^~~~~~~~~~~~~~~~~~~
-    hint: write an IPv4 address and a port, as in "192.0.2.1:8080""#,
+    hint: write an address and a port, as in "192.0.2.1:8080" or "[2001:db8::1]:8080""#,
     );
 }
 
@@ -154,6 +154,44 @@ lb: the configuration has a problem
 }
 
 #[test]
+fn addresses_of_two_families_need_an_outer_header() {
+    let ipv6 = VALID.replace("192.0.2.100", "[2001:db8::100]");
+    let both =
+        ipv6.replace("192.0.2.10", "[2001:db8::10]").replace("]1:", "]:").replace("]2:", "]:");
+    let both = both.replacen("[2001:db8::10]:8080\"\n\n[[", "[2001:db8::11]:8080\"\n\n[[", 1);
+    assert_eq!(check(&both), (Some(0), String::new()));
+    for forwarding in ["full-nat", "nat", "dsr"] {
+        let text = ipv6
+            .replace("[service.check]", &format!("forwarding = \"{forwarding}\"\n[service.check]"));
+        let (status, error) = check(&text);
+        assert_eq!(status, Some(2));
+        let wanted = format!(
+            "FILE:5:9: a backend's address isn't of the same family, IPv4 or IPv6, and forwarding \
+             \"{forwarding}\" doesn't translate between them\n"
+        );
+        assert!(error.starts_with(&wanted), "{error}");
+    }
+    for forwarding in ["ipip", "gue"] {
+        let text = ipv6
+            .replace("[service.check]", &format!("forwarding = \"{forwarding}\"\n[service.check]"));
+        assert_eq!(check(&text), (Some(0), String::new()));
+    }
+    let mixed = VALID.replace("192.0.2.100", "*").replace("192.0.2.102", "[2001:db8::102]");
+    let (_, error) = check(&mixed);
+    assert!(error.starts_with("FILE:5:8: backends of both families, IPv4 and IPv6\n"), "{error}");
+}
+
+#[test]
+fn one_address_and_port_is_for_tcp_and_for_udp() {
+    let second = VALID.replace("interfaces = [\"eth0\"]\n", "").replace("cloudstack-ui", "dns");
+    let second = second.replace("[service.check]\npath = \"/client/\"\n", "protocol = \"udp\"\n");
+    assert_eq!(check(&format!("{VALID}{second}")), (Some(0), String::new()));
+    let (status, error) = check(&format!("{VALID}{second}{}", second.replace("dns", "ntp")));
+    assert_eq!(status, Some(2));
+    assert!(error.contains("192.0.2.100:8080/udp is already bound by service \"dns\""), "{error}");
+}
+
+#[test]
 fn what_comes_later_is_told_apart_from_what_is_misspelt() {
     wrong(
         "[service.check]",
@@ -190,9 +228,15 @@ fn odd_values_are_refused() {
         ("192.0.2.101:8080", "192.0.2.256:8080"),
         ("192.0.2.101:8080", "0.0.0.0:8080"),
         ("192.0.2.101:8080", "127.0.0.1:8080"),
-        ("192.0.2.101:8080", "[2001:db8::1]:8080"),
+        ("192.0.2.101:8080", "2001:db8::1:8080"),
+        ("192.0.2.101:8080", "[2001:db8::g]:8080"),
+        ("192.0.2.101:8080", "[fe80::1]:8080"),
+        ("192.0.2.101:8080", "[::]:8080"),
+        ("192.0.2.101:8080", "[::ffff:192.0.2.1]:8080"),
+        ("192.0.2.101:8080", "*:8080"),
         ("192.0.2.101:8080", "mgmt01.example.com:8080"),
-        ("192.0.2.100:8080", "*:8080"),
+        ("192.0.2.100:8080", "*:0"),
+        ("192.0.2.100:8080", "0.0.0.0:8080"),
         ("\"eth0\"", "\"\""),
         ("\"eth0\"", "\"eth0\", \"eth0\""),
         ("cloudstack-ui", "cloudstack/ui"),

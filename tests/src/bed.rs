@@ -18,7 +18,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use xtask::netns::{Namespace, Port, Switch};
 
-use crate::{client::Connection, kernel::pin_directory, nginx, wait::wait_until};
+use crate::{kernel::pin_directory, nginx, wait::wait_until};
 
 /// The service's address and port.
 pub const SERVICE: &str = "10.91.0.100:8080";
@@ -28,7 +28,7 @@ pub const BALANCER: &str = "10.91.0.10";
 /// The network.
 pub struct Bed {
     /// The program under test.
-    lb: PathBuf,
+    lb: String,
     mode: &'static str,
     /// Where the client is.
     pub client: Namespace,
@@ -119,22 +119,23 @@ impl Bed {
     /// There is no such backend, or it doesn't start.
     pub fn start_backend(&self, name: &str) -> Result<()> {
         let backend = self.backend(name)?;
-        self.start_nginx(&backend.namespace, name, &format!("{}:8080", backend.address))
+        self.start_nginx(&backend.namespace, name, &[&format!("{}:8080", backend.address)])
     }
 
-    /// Starts such a server anywhere.
+    /// Starts such a server anywhere, on some addresses and ports.
     ///
     /// # Errors
     ///
     /// It doesn't start.
-    pub fn start_nginx(&self, namespace: &Namespace, name: &str, address: &str) -> Result<()> {
+    pub fn start_nginx(&self, namespace: &Namespace, name: &str, addresses: &[&str]) -> Result<()> {
         let home = self.directory.path().join(name);
         fs::create_dir_all(home.join("upload"))?;
         fs::create_dir_all(home.join("tmp"))?;
         let config = home.join("nginx.conf");
-        fs::write(&config, nginx::configuration(&home, name, address))?;
-        namespace.run("nginx", &["-c", path(&config)?])?;
-        let url = format!("http://{address}/client/");
+        fs::write(&config, nginx::configuration(&home, name, addresses))?;
+        namespace.run("nginx", &["-c", config.to_str().context("UTF-8")?])?;
+        let first = addresses.first().context("no address")?;
+        let url = format!("http://{first}/client/");
         wait_until("nginx listens", || Ok(namespace.run("curl", &["-sf", &url]).is_ok()))
     }
 
@@ -207,13 +208,8 @@ impl Bed {
     /// The file can't be written.
     pub fn write_config_with(&self, more: &str, keep: impl Fn(&str) -> bool) -> Result<()> {
         let mut text = format!(
-            "interfaces = [\"eth0\"]\nxdp_mode = \"{}\"\nadmin = \"\"\nsocket = \"{}\"\n\
-             pin_path = \"{}\"\n[limits]\nflows = 65536\nembryonic = 65536\n[[service]]\nname = \
-             \"ui\"\nbind = [\"{SERVICE}\"]\n[service.timeouts]\nclosing = \"1s\"\n[service.check]\ninterval = \"200ms\"\ntimeout = \
-             \"1s\"\n",
-            self.mode,
-            self.socket().display(),
-            self.pins.display()
+            "[[service]]\nname = \"ui\"\nbind = [\"{SERVICE}\"]\n[service.timeouts]\nclosing = \
+             \"1s\"\n[service.check]\ninterval = \"200ms\"\ntimeout = \"1s\"\n"
         );
         for backend in self.backends.iter().filter(|backend| keep(&backend.name)) {
             text += &format!(
@@ -221,7 +217,22 @@ impl Bed {
                 backend.name, backend.address
             );
         }
-        text += more;
+        self.write_config_of(&(text + more))
+    }
+
+    /// Writes a configuration with these services.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be written.
+    pub fn write_config_of(&self, services: &str) -> Result<()> {
+        let text = format!(
+            "interfaces = [\"eth0\"]\nxdp_mode = \"{}\"\nadmin = \"\"\nsocket = \"{}\"\n\
+             pin_path = \"{}\"\n[limits]\nflows = 65536\nembryonic = 65536\n{services}",
+            self.mode,
+            self.socket().display(),
+            self.pins.display()
+        );
         Ok(fs::write(self.config(), text)?)
     }
 
@@ -232,7 +243,7 @@ impl Bed {
     /// It ends instead; then with what it said.
     pub fn start_controller(&mut self, arguments: &[&str]) -> Result<()> {
         let log = fs::File::options().create(true).append(true).open(self.log())?;
-        let mut command = self.balancer.command(path(&self.lb)?);
+        let mut command = self.balancer.command(&self.lb);
         command.args(["run", "-c"]).arg(self.config()).args(arguments);
         self.controller =
             Some(command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?);
@@ -270,7 +281,7 @@ impl Bed {
     ///
     /// It can't be started.
     pub fn lb(&self, arguments: &[&str]) -> Result<Output> {
-        let mut command = self.balancer.command(path(&self.lb)?);
+        let mut command = self.balancer.command(&self.lb);
         Ok(command.arg("-c").arg(self.config()).args(arguments).output()?)
     }
 
@@ -347,34 +358,6 @@ impl Bed {
             reasons.as_array().into_iter().flatten().find(|reason| reason["reason"] == name);
         found.and_then(|reason| reason["packets"].as_u64()).context("no such reason")
     }
-
-    /// Does one request on a connection of its own, and returns the name of who answered.
-    ///
-    /// # Errors
-    ///
-    /// It fails.
-    pub fn request(&self) -> Result<String> {
-        self.open()?.request()
-    }
-
-    /// The same, but gives up after a second.
-    ///
-    /// # Errors
-    ///
-    /// It fails.
-    pub fn request_within_a_second(&self) -> Result<String> {
-        let url = format!("http://{SERVICE}/client/");
-        self.client.run("curl", &["-sSf", "--max-time", "1", &url])
-    }
-
-    /// Opens a connection from the client to the service.
-    ///
-    /// # Errors
-    ///
-    /// It fails.
-    pub fn open(&self) -> Result<Connection> {
-        Connection::open(&self.client, SERVICE)
-    }
 }
 
 impl Drop for Bed {
@@ -388,8 +371,4 @@ impl Drop for Bed {
             eprintln!("removing the pins: {error}");
         }
     }
-}
-
-fn path(path: &Path) -> Result<&str> {
-    path.to_str().context("not UTF-8")
 }

@@ -21,30 +21,42 @@ pub struct Capture {
 pub struct Decoded {
     /// Names of its protocols, from the link on, separated by colons.
     pub protocols: String,
-    /// IP senders.
-    pub sources: String,
-    /// IP receivers.
-    pub destinations: String,
+    /// What its IPv4 headers say.
+    pub ipv4: Network,
+    /// What its IPv6 headers say.
+    pub ipv6: Network,
     /// UDP's ports: sender's, `>`, receiver's.
     pub udp_ports: String,
     /// TCP's ports, likewise.
     pub tcp_ports: String,
-    /// Hops left.
-    pub hops: String,
     /// TCP's flags as a number.
     pub flags: u16,
 }
 
+/// What network headers of one family say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Network {
+    /// Senders.
+    pub sources: String,
+    /// Receivers.
+    pub destinations: String,
+    /// Hops left.
+    pub hops: String,
+}
+
 /// What tshark is asked for, in the order of [`Decoded`], with the states of checksums at the end.
-const FIELDS: [&str; 13] = [
+const FIELDS: [&str; 16] = [
     "frame.protocols",
     "ip.src",
     "ip.dst",
+    "ip.ttl",
+    "ipv6.src",
+    "ipv6.dst",
+    "ipv6.hlim",
     "tcp.srcport",
     "tcp.dstport",
     "udp.srcport",
     "udp.dstport",
-    "ip.ttl",
     "tcp.flags",
     "ip.checksum.status",
     "tcp.checksum.status",
@@ -65,7 +77,10 @@ impl Capture {
     /// It can't be started.
     pub fn start(namespace: &Namespace, file: &Path) -> Result<Self> {
         let mut command = namespace.command("tcpdump");
-        command.args(["-n", "-U", "--immediate-mode", "-i", "eth0", "-w"]).arg(file).arg("ip");
+        command
+            .args(["-n", "-U", "--immediate-mode", "-i", "eth0", "-w"])
+            .arg(file)
+            .arg("ip or ip6");
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
         let said = child.stderr.take().context("its standard error")?;
         let capture = Self { child, file: file.to_owned() };
@@ -109,20 +124,30 @@ fn decode(line: &str) -> Result<Decoded> {
     let fields: Vec<&str> = line.split('|').collect();
     let fields: [&str; FIELDS.len()] =
         fields.try_into().map_err(|_| anyhow::anyhow!("not what was asked for: {line}"))?;
-    let [protocols, sources, destinations, tcp @ .., malformed] = fields;
-    let [tcp_source, tcp_destination, udp_source, udp_destination, hops, flags, checksums @ ..] =
-        tcp;
+    let [protocols, source, destination, hops, rest @ ..] = fields;
+    let ipv4 = network(source, destination, hops);
+    let [source, destination, hops, rest @ ..] = rest;
+    let ipv6 = network(source, destination, hops);
+    let [tcp_source, tcp_destination, udp_source, udp_destination, rest @ ..] = rest;
+    let [flags, checksums @ .., malformed] = rest;
     ensure!(malformed.is_empty(), "malformed: {line}");
     let mut states = checksums.iter().flat_map(|states| states.split(','));
     ensure!(states.all(|state| state != BAD_CHECKSUM), "a wrong checksum: {line}");
     let flags = flags.trim_start_matches("0x");
     Ok(Decoded {
         protocols: protocols.to_owned(),
-        sources: sources.to_owned(),
-        destinations: destinations.to_owned(),
+        ipv4,
+        ipv6,
         udp_ports: format!("{udp_source}>{udp_destination}"),
         tcp_ports: format!("{tcp_source}>{tcp_destination}"),
-        hops: hops.to_owned(),
         flags: if flags.is_empty() { 0 } else { u16::from_str_radix(flags, 16)? },
     })
+}
+
+fn network(source: &str, destination: &str, hops: &str) -> Network {
+    Network {
+        sources: source.to_owned(),
+        destinations: destination.to_owned(),
+        hops: hops.to_owned(),
+    }
 }

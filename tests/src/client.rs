@@ -3,10 +3,11 @@
 use std::{
     fs,
     io::{Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpStream, UdpSocket},
     path::Path,
     process::{Child, Command, Stdio},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -29,13 +30,7 @@ impl Connection {
     /// It can't.
     pub fn open(namespace: &Namespace, address: &str) -> Result<Self> {
         let address: SocketAddr = address.parse()?;
-        let path = Path::new("/run/netns").join(namespace.name());
-        // A thread of its own, since a thread that has changed its namespace is of no other use.
-        let stream = thread::spawn(move || -> Result<TcpStream> {
-            setns(fs::File::open(path)?, CloneFlags::CLONE_NEWNET)?;
-            Ok(TcpStream::connect_timeout(&address, PATIENCE)?)
-        });
-        let stream = stream.join().map_err(|_| anyhow::anyhow!("the thread panicked"))??;
+        let stream = within(namespace, move || TcpStream::connect_timeout(&address, PATIENCE))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         Ok(Self(stream))
     }
@@ -62,6 +57,81 @@ impl Connection {
             }
         }
     }
+}
+
+/// What a client of the service does.
+impl Bed {
+    /// Does one request on a connection of its own, and returns the name of who answered.
+    ///
+    /// # Errors
+    ///
+    /// It fails.
+    pub fn request(&self) -> Result<String> {
+        self.open()?.request()
+    }
+
+    /// The same, but gives up after a second.
+    ///
+    /// # Errors
+    ///
+    /// It fails.
+    pub fn request_within_a_second(&self) -> Result<String> {
+        let url = format!("http://{SERVICE}/client/");
+        self.client.run("curl", &["-sSf", "--max-time", "1", &url])
+    }
+
+    /// Opens a connection from the client to the service.
+    ///
+    /// # Errors
+    ///
+    /// It fails.
+    pub fn open(&self) -> Result<Connection> {
+        Connection::open(&self.client, SERVICE)
+    }
+}
+
+/// Does something within a namespace: what is opened there stays there.
+fn within<T: Send + 'static>(
+    namespace: &Namespace,
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T> {
+    let path = Path::new("/run/netns").join(namespace.name());
+    // A thread of its own, since a thread that has changed its namespace is of no other use.
+    let thread = thread::spawn(move || -> Result<T> {
+        setns(fs::File::open(path)?, CloneFlags::CLONE_NEWNET)?;
+        Ok(work()?)
+    });
+    thread.join().map_err(|_| anyhow::anyhow!("the thread panicked"))?
+}
+
+/// Sends a datagram so many times from one port, each after the answer to the one before. Returns the
+/// address and port that it sent from, and the last answer.
+///
+/// # Errors
+///
+/// An answer doesn't come.
+pub fn ask(
+    namespace: &Namespace,
+    address: &str,
+    question: &str,
+    times: usize,
+) -> Result<(SocketAddr, String)> {
+    let address: SocketAddr = address.parse()?;
+    let socket = within(namespace, move || {
+        let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = UdpSocket::bind(any)?;
+        socket.connect(address)?;
+        Ok(socket)
+    })?;
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut buffer = vec![0; 65_535];
+    let mut answer = String::new();
+    for _ in 0..times {
+        socket.send(question.as_bytes())?;
+        let length = socket.recv(&mut buffer)?;
+        answer = String::from_utf8_lossy(&buffer[..length]).into_owned();
+    }
+    Ok((socket.local_addr()?, answer))
 }
 
 /// Opens connections from the client, and says which backend each of them goes to.

@@ -1,14 +1,13 @@
 //! A TCP connection through the balancer, played from both ends.
 
-use std::net::Ipv4Addr;
-
 use anyhow::{Result, ensure};
 use lb_common::datapath::Reason;
 
 use crate::{
-    frame::{Seen, Tcp, flags},
+    frame::{Segment, flags},
     pair::Pair,
-    world::{CLIENT, OWN_MAC, backend_address, backend_mac},
+    seen::Seen,
+    world::{BACKENDS, BACKENDS_IPV6, OWN_MAC, Socket, backend_address, backend_mac, client_of},
 };
 
 /// Sequence number of the backend's SYN.
@@ -18,13 +17,13 @@ const BACKEND_SEQUENCE: u32 = 5000;
 #[derive(Clone, Debug)]
 pub struct Connection {
     /// Client's address and port.
-    pub client: (Ipv4Addr, u16),
+    pub client: Socket,
     /// Where the client connects to.
-    pub vip: (Ipv4Addr, u16),
+    pub vip: Socket,
     /// Number of the backend that was picked.
     pub backend: u32,
     /// Source that the backend sees.
-    pub nat: (Ipv4Addr, u16),
+    pub nat: Socket,
 }
 
 impl Connection {
@@ -33,8 +32,8 @@ impl Connection {
     /// # Errors
     ///
     /// It isn't forwarded as it should be.
-    pub fn open(pair: &mut Pair, vip: (Ipv4Addr, u16)) -> Result<Self> {
-        Self::open_from(pair, CLIENT, vip)
+    pub fn open(pair: &mut Pair, vip: Socket) -> Result<Self> {
+        Self::open_from(pair, client_of(vip.0), vip)
     }
 
     /// Sends a SYN.
@@ -42,11 +41,7 @@ impl Connection {
     /// # Errors
     ///
     /// It isn't forwarded as it should be.
-    pub fn open_from(
-        pair: &mut Pair,
-        client: (Ipv4Addr, u16),
-        vip: (Ipv4Addr, u16),
-    ) -> Result<Self> {
+    pub fn open_from(pair: &mut Pair, client: Socket, vip: Socket) -> Result<Self> {
         Self::from_syn(pair, client, vip, Reason::Opened)
     }
 
@@ -55,19 +50,15 @@ impl Connection {
     /// # Errors
     ///
     /// It isn't forwarded as it should be.
-    pub fn again(pair: &mut Pair, client: (Ipv4Addr, u16), vip: (Ipv4Addr, u16)) -> Result<Self> {
+    pub fn again(pair: &mut Pair, client: Socket, vip: Socket) -> Result<Self> {
         Self::from_syn(pair, client, vip, Reason::ToBackend)
     }
 
-    fn from_syn(
-        pair: &mut Pair,
-        client: (Ipv4Addr, u16),
-        vip: (Ipv4Addr, u16),
-        reason: Reason,
-    ) -> Result<Self> {
-        let outcome = pair.expect("SYN", &Tcp::syn(client, vip).build(), reason)?;
+    fn from_syn(pair: &mut Pair, client: Socket, vip: Socket, reason: Reason) -> Result<Self> {
+        let outcome = pair.expect("SYN", &Segment::syn(client, vip).build(), reason)?;
         let seen = Seen::new(&outcome.frame);
-        let backend = (1..=3).find(|index| backend_address(*index) == seen.destination);
+        let mut backends = BACKENDS.into_iter().chain(BACKENDS_IPV6);
+        let backend = backends.find(|index| backend_address(*index) == seen.destination);
         let Some(backend) = backend else { anyhow::bail!("no backend: {seen:?}") };
         ensure!(seen.destination_mac == backend_mac(backend), "{seen:?}");
         ensure!(outcome.redirected == (backend == 3), "{outcome:?}");
@@ -85,7 +76,7 @@ impl Connection {
     }
 
     /// The backend's answer to the SYN.
-    pub fn syn_ack(&self) -> Tcp {
+    pub fn syn_ack(&self) -> Segment {
         let mut segment = self.from_backend(flags::SYN | flags::ACK);
         segment.sequence = BACKEND_SEQUENCE;
         segment.acknowledgement = 1001;
@@ -93,13 +84,13 @@ impl Connection {
     }
 
     /// The client's acknowledgement that completes the handshake.
-    pub fn ack(&self) -> Tcp {
+    pub fn ack(&self) -> Segment {
         self.from_client(flags::ACK)
     }
 
     /// A segment from the client, with some payload.
-    pub fn from_client(&self, flags: u8) -> Tcp {
-        let mut segment = Tcp::syn(self.client, self.vip).with_flags(flags);
+    pub fn from_client(&self, flags: u8) -> Segment {
+        let mut segment = Segment::syn(self.client, self.vip).with_flags(flags);
         segment.sequence = 1001;
         segment.acknowledgement = BACKEND_SEQUENCE + 1;
         segment.payload = b"GET /client/ HTTP/1.1\r\n".to_vec();
@@ -107,8 +98,8 @@ impl Connection {
     }
 
     /// A segment from the backend, with some payload.
-    pub fn from_backend(&self, flags: u8) -> Tcp {
-        let mut segment = Tcp::syn(backend_address(self.backend), self.nat).with_flags(flags);
+    pub fn from_backend(&self, flags: u8) -> Segment {
+        let mut segment = Segment::syn(backend_address(self.backend), self.nat).with_flags(flags);
         segment.source_mac = backend_mac(self.backend);
         segment.sequence = BACKEND_SEQUENCE + 1;
         segment.acknowledgement = 1001;
@@ -122,7 +113,7 @@ impl Connection {
     /// # Errors
     ///
     /// It doesn't.
-    pub fn request(&self, pair: &mut Pair, what: &str, segment: &Tcp) -> Result<()> {
+    pub fn request(&self, pair: &mut Pair, what: &str, segment: &Segment) -> Result<()> {
         let outcome = pair.expect(what, &segment.build(), Reason::ToBackend)?;
         let seen = Seen::new(&outcome.frame);
         ensure!(seen.source == self.nat, "{what}: {seen:?}");
@@ -137,7 +128,7 @@ impl Connection {
     /// # Errors
     ///
     /// It doesn't.
-    pub fn reply(&self, pair: &mut Pair, what: &str, segment: &Tcp) -> Result<()> {
+    pub fn reply(&self, pair: &mut Pair, what: &str, segment: &Segment) -> Result<()> {
         let outcome = pair.expect(what, &segment.build(), Reason::ToClient)?;
         let seen = Seen::new(&outcome.frame);
         ensure!(seen.source == self.vip, "{what}: {seen:?}");

@@ -1,8 +1,8 @@
-//! Frames, built and read without any of the data path's code.
+//! Frames, built without any of the data path's code.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use anyhow::{Result, bail, ensure};
+use crate::world::Socket;
 
 /// TCP flag bits.
 pub mod flags {
@@ -14,33 +14,47 @@ pub mod flags {
     pub const ACK: u8 = 0x10;
 }
 
-/// A TCP segment in IPv4 in Ethernet, with every field that a test may want to get wrong.
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+/// A TCP segment or a UDP datagram in IPv4 or IPv6 in Ethernet, with every field that a test may
+/// want to get wrong. What only the other protocol or family has is left out.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "the names of the headers' fields")]
-pub struct Tcp {
+pub struct Segment {
     pub destination_mac: [u8; 6],
     pub source_mac: [u8; 6],
     /// 802.1Q or 802.1ad tags: EtherType and tag control information.
     pub tags: Vec<(u16, u16)>,
     pub version: u8,
-    pub source: Ipv4Addr,
-    pub destination: Ipv4Addr,
+    /// The family of the datagram is this address's.
+    pub source: IpAddr,
+    pub destination: IpAddr,
     pub source_port: u16,
     pub destination_port: u16,
+    /// Time to live, or hop limit.
     pub time_to_live: u8,
+    /// Type of service, or traffic class.
     pub service: u8,
-    /// Flags and offset of the IP header's fragment field.
+    /// Flags and offset of IPv4's fragment field.
     pub fragment: u16,
-    /// A multiple of four bytes, at most 40.
+    /// IPv4: a multiple of four bytes, at most 40.
     pub ip_options: Vec<u8>,
-    /// Added to the right header length, in words.
+    /// IPv6: headers by protocol number and bytes; the first byte is set to what follows.
+    pub extensions: Vec<(u8, Vec<u8>)>,
+    /// Added to the right header length of IPv4, in words.
     pub header_length_error: i8,
     /// Added to the right datagram length, in bytes.
     pub length_error: i16,
     /// Added to the right checksums.
     pub ip_checksum_error: u16,
-    pub tcp_checksum_error: u16,
+    pub transport_checksum_error: u16,
+    /// The protocol number as it stands in the header.
     pub protocol: u8,
+    /// Whether it is UDP.
+    pub is_udp: bool,
+    /// UDP: zero stands for the checksum.
+    pub lacks_checksum: bool,
     pub sequence: u32,
     pub acknowledgement: u32,
     pub flags: u8,
@@ -48,19 +62,21 @@ pub struct Tcp {
     pub tcp_options: Vec<u8>,
     /// Added to the right data offset, in words.
     pub data_offset_error: i8,
+    /// Added to the right length in UDP's header, in bytes.
+    pub udp_length_error: i16,
     pub payload: Vec<u8>,
     /// Bytes behind the datagram, such as Ethernet's padding.
     pub trailer: Vec<u8>,
 }
 
-impl Tcp {
+impl Segment {
     /// A SYN.
-    pub fn syn(source: (Ipv4Addr, u16), destination: (Ipv4Addr, u16)) -> Self {
+    pub fn syn(source: Socket, destination: Socket) -> Self {
         Self {
             destination_mac: [0x02, 0, 0, 0, 0, 0x10],
             source_mac: [0x02, 0, 0, 0, 0, 0x01],
             tags: Vec::new(),
-            version: 4,
+            version: if source.0.is_ipv4() { 4 } else { 6 },
             source: source.0,
             destination: destination.0,
             source_port: source.1,
@@ -69,18 +85,32 @@ impl Tcp {
             service: 0,
             fragment: 0x4000,
             ip_options: Vec::new(),
+            extensions: Vec::new(),
             header_length_error: 0,
             length_error: 0,
             ip_checksum_error: 0,
-            tcp_checksum_error: 0,
-            protocol: 6,
+            transport_checksum_error: 0,
+            protocol: TCP,
+            is_udp: false,
+            lacks_checksum: false,
             sequence: 1000,
             acknowledgement: 0,
             flags: flags::SYN,
             tcp_options: Vec::new(),
             data_offset_error: 0,
+            udp_length_error: 0,
             payload: Vec::new(),
             trailer: Vec::new(),
+        }
+    }
+
+    /// A UDP datagram.
+    pub fn udp(source: Socket, destination: Socket) -> Self {
+        Self {
+            protocol: UDP,
+            is_udp: true,
+            payload: b"a question".to_vec(),
+            ..Self::syn(source, destination)
         }
     }
 
@@ -93,9 +123,28 @@ impl Tcp {
 
     /// The frame's bytes.
     pub fn build(&self) -> Vec<u8> {
-        let header = 20 + self.ip_options.len();
-        let segment = 20 + self.tcp_options.len() + self.payload.len();
+        let transport = if self.is_udp { self.udp_bytes() } else { self.tcp_bytes() };
+        let (ether_type, network) = match (self.source, self.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                (0x0800, self.ipv4_bytes(source, destination, transport.len()))
+            }
+            _ => (0x86dd, self.ipv6_bytes(transport.len())),
+        };
+        let mut frame = Vec::new();
+        frame.extend(self.destination_mac);
+        frame.extend(self.source_mac);
+        for (ether_type, control) in &self.tags {
+            frame.extend(ether_type.to_be_bytes());
+            frame.extend(control.to_be_bytes());
+        }
+        frame.extend(u16::to_be_bytes(ether_type));
+        frame.extend(network);
+        frame.extend(transport);
+        frame.extend(&self.trailer);
+        frame
+    }
 
+    fn tcp_bytes(&self) -> Vec<u8> {
         let mut tcp = Vec::new();
         tcp.extend(self.source_port.to_be_bytes());
         tcp.extend(self.destination_port.to_be_bytes());
@@ -107,144 +156,73 @@ impl Tcp {
         tcp.extend([0xff, 0xff, 0, 0, 0, 0]);
         tcp.extend(&self.tcp_options);
         tcp.extend(&self.payload);
-        let checksum = !sum(&[&pseudo_header(self.source, self.destination, segment), &tcp]);
-        put(&mut tcp, 16, checksum.wrapping_add(self.tcp_checksum_error));
+        let checksum = !sum(&[&pseudo_header(self.source, self.destination, TCP, tcp.len()), &tcp]);
+        put(&mut tcp, 16, checksum.wrapping_add(self.transport_checksum_error));
+        tcp
+    }
 
+    fn udp_bytes(&self) -> Vec<u8> {
+        let mut udp = Vec::new();
+        udp.extend(self.source_port.to_be_bytes());
+        udp.extend(self.destination_port.to_be_bytes());
+        let length = (8 + self.payload.len()) as u16;
+        udp.extend(length.wrapping_add_signed(self.udp_length_error).to_be_bytes());
+        udp.extend([0, 0]);
+        udp.extend(&self.payload);
+        if !self.lacks_checksum {
+            let pseudo = pseudo_header(self.source, self.destination, UDP, udp.len());
+            let checksum = match !sum(&[&pseudo, &udp]) {
+                0 => 0xffff,
+                checksum => checksum,
+            };
+            put(&mut udp, 6, checksum.wrapping_add(self.transport_checksum_error));
+        }
+        udp
+    }
+
+    fn ipv4_bytes(&self, source: Ipv4Addr, destination: Ipv4Addr, transport: usize) -> Vec<u8> {
+        let header = 20 + self.ip_options.len();
         let mut ip = Vec::new();
         ip.push((self.version << 4) | (add(header / 4, self.header_length_error) & 0xf));
         ip.push(self.service);
-        let total = (header + segment) as u16;
+        let total = (header + transport) as u16;
         ip.extend(total.wrapping_add_signed(self.length_error).to_be_bytes());
         ip.extend([0x12, 0x34]);
         ip.extend(self.fragment.to_be_bytes());
         ip.extend([self.time_to_live, self.protocol, 0, 0]);
-        ip.extend(self.source.octets());
-        ip.extend(self.destination.octets());
+        ip.extend(source.octets());
+        ip.extend(destination.octets());
         ip.extend(&self.ip_options);
         let checksum = !sum(&[&ip]);
         put(&mut ip, 10, checksum.wrapping_add(self.ip_checksum_error));
+        ip
+    }
 
-        let mut frame = Vec::new();
-        frame.extend(self.destination_mac);
-        frame.extend(self.source_mac);
-        for (ether_type, control) in &self.tags {
-            frame.extend(ether_type.to_be_bytes());
-            frame.extend(control.to_be_bytes());
+    fn ipv6_bytes(&self, transport: usize) -> Vec<u8> {
+        let mut extensions = Vec::new();
+        for (index, (_, bytes)) in self.extensions.iter().enumerate() {
+            let next = self.extensions.get(index + 1).map_or(self.protocol, |(kind, _)| *kind);
+            extensions.push(next);
+            extensions.extend(&bytes[1..]);
         }
-        frame.extend([0x08, 0x00]);
-        frame.extend(ip);
-        frame.extend(tcp);
-        frame.extend(&self.trailer);
-        frame
+        let first = self.extensions.first().map_or(self.protocol, |(kind, _)| *kind);
+        let mut ip = Vec::new();
+        let (class, label) = (u32::from(self.service), 0x12345);
+        ip.extend(((u32::from(self.version) << 28) | (class << 20) | label).to_be_bytes());
+        let length = (extensions.len() + transport) as u16;
+        ip.extend(length.wrapping_add_signed(self.length_error).to_be_bytes());
+        ip.extend([first, self.time_to_live]);
+        ip.extend(octets(self.source));
+        ip.extend(octets(self.destination));
+        ip.extend(extensions);
+        ip
     }
 }
 
-/// What an independent reader sees in an untagged frame with a TCP segment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names of the headers' fields")]
-pub struct Seen {
-    pub destination_mac: [u8; 6],
-    pub source_mac: [u8; 6],
-    pub source: (Ipv4Addr, u16),
-    pub destination: (Ipv4Addr, u16),
-    pub time_to_live: u8,
-    pub ip_checksum_is_right: bool,
-    pub tcp_checksum_is_right: bool,
-    /// Everything that forwarding must leave alone.
-    pub rest: Vec<u8>,
-}
-
-impl Seen {
-    /// Reads a frame that holds whole headers.
-    pub fn new(frame: &[u8]) -> Self {
-        let ip = &frame[14..];
-        let header = usize::from(ip[0] & 0xf) * 4;
-        let total = usize::from(u16::from_be_bytes([ip[2], ip[3]]));
-        let tcp = &ip[header..total];
-        let address = |at: usize| Ipv4Addr::new(ip[at], ip[at + 1], ip[at + 2], ip[at + 3]);
-        let port = |at: usize| u16::from_be_bytes([tcp[at], tcp[at + 1]]);
-        let mac = |at: usize| -> [u8; 6] { std::array::from_fn(|index| frame[at + index]) };
-
-        let mut rest = frame[12..].to_vec();
-        // Time to live, IP checksum and addresses; ports and TCP checksum.
-        for range in
-            [8 + 2..9 + 2, 10 + 2..20 + 2, header + 2..header + 6, header + 18..header + 20]
-        {
-            rest[range].fill(0);
-        }
-        Self {
-            destination_mac: mac(0),
-            source_mac: mac(6),
-            source: (address(12), port(0)),
-            destination: (address(16), port(2)),
-            time_to_live: ip[8],
-            ip_checksum_is_right: sum(&[&ip[..header]]) == 0xffff,
-            tcp_checksum_is_right: sum(&[&pseudo_header(address(12), address(16), tcp.len()), tcp])
-                == 0xffff,
-            rest,
-        }
-    }
-}
-
-/// What an independent reader sees in an outer header.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names of the headers' fields")]
-pub struct Outer {
-    pub source: Ipv4Addr,
-    pub destination: Ipv4Addr,
-    pub service: u8,
-    pub identification: [u8; 2],
-    /// The don't-fragment bit.
-    pub is_whole: bool,
-    pub time_to_live: u8,
-    /// Source port of Generic UDP Encapsulation.
-    pub udp_source: Option<u16>,
-}
-
-/// Takes the outer header off a frame, if it has one.
-///
-/// # Errors
-///
-/// The outer header isn't right.
-pub fn decapsulate(frame: &[u8]) -> Result<(Option<Outer>, Vec<u8>)> {
-    const IPIP: u8 = 4;
-    const UDP: u8 = 17;
-    const GUE: u16 = 6080;
-    let ip = &frame[14..];
-    let word = |at: usize| u16::from_be_bytes([ip[at], ip[at + 1]]);
-    let (udp_source, outer) = match ip[9] {
-        IPIP => (None, 20),
-        UDP if word(22) == GUE => (Some(word(20)), 28),
-        _ => return Ok((None, frame.to_vec())),
-    };
-    ensure!(ip[0] == 0x45 && sum(&[&ip[..20]]) == 0xffff, "outer header: {ip:02x?}");
-    let inner = &ip[outer..];
-    let length = outer + usize::from(u16::from_be_bytes([inner[2], inner[3]]));
-    ensure!(usize::from(word(2)) == length, "outer length: {ip:02x?}");
-    if udp_source.is_some() {
-        ensure!(usize::from(word(24)) == length - 20 && word(26) == 0, "UDP: {ip:02x?}");
-    }
-    let address = |at: usize| Ipv4Addr::new(ip[at], ip[at + 1], ip[at + 2], ip[at + 3]);
-    let outer = Outer {
-        source: address(12),
-        destination: address(16),
-        service: ip[1],
-        identification: [ip[4], ip[5]],
-        is_whole: match word(6) {
-            0 => false,
-            0x4000 => true,
-            _ => bail!("outer fragment: {ip:02x?}"),
-        },
-        time_to_live: ip[8],
-        udp_source,
-    };
-    Ok((Some(outer), [&frame[..14], inner].concat()))
-}
-
-/// Makes the IP checksum of a frame right, if it holds a header.
+/// Makes the IP checksum of a frame right, if it holds an IPv4 header.
 pub fn fix_ip_checksum(frame: &mut [u8]) {
     let Some(length) = frame.get(14).map(|byte| usize::from(byte & 0xf) * 4) else { return };
-    if length < 20 || frame.len() < 14 + length {
+    if length < 20 || frame.len() < 14 + length || frame[14] >> 4 != 4 {
         return;
     }
     frame[24..26].fill(0);
@@ -252,17 +230,30 @@ pub fn fix_ip_checksum(frame: &mut [u8]) {
     put(frame, 24, checksum);
 }
 
-fn pseudo_header(source: Ipv4Addr, destination: Ipv4Addr, segment: usize) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    bytes.extend(source.octets());
-    bytes.extend(destination.octets());
-    bytes.extend([0, 6]);
-    bytes.extend((segment as u16).to_be_bytes());
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+/// The bytes that a transport checksum covers beside the segment: in the one's-complement sum, those
+/// of IPv4 and IPv6 come to the same but for the addresses.
+pub(crate) fn pseudo_header(
+    source: IpAddr,
+    destination: IpAddr,
+    protocol: u8,
+    length: usize,
+) -> Vec<u8> {
+    let mut bytes = octets(source);
+    bytes.extend(octets(destination));
+    bytes.extend([0, protocol]);
+    bytes.extend((length as u16).to_be_bytes());
     bytes
 }
 
 /// One's-complement sum over big-endian words, each part padded on its own.
-fn sum(parts: &[&[u8]]) -> u16 {
+pub(crate) fn sum(parts: &[&[u8]]) -> u16 {
     let mut sum = 0u64;
     for part in parts {
         for word in part.chunks(2) {

@@ -6,14 +6,17 @@ use std::{
     ptr::NonNull,
 };
 
-use bytemuck::Pod;
+use bytemuck::{Pod, Zeroable};
 use lb_common::{
     abi::{
-        Backend, Counters, Direction, Entry, Flow, FlowKey, LocalMac, Service, ServiceKey,
-        Settings, Tick,
+        Backend, Counters, Direction, Entry, Flow, FlowKey, FlowState, LocalMac, Service,
+        ServiceKey, Settings, Tick,
     },
-    datapath::{self, Action, InsertError, Packet, Reason, Table, Tables},
-    wire::{Ipv4Address, NetworkU32},
+    datapath::{
+        self, Action, Decision, FamilyTables, InsertError, Packet, Reason, Scratch, Stage, Table,
+        Tables,
+    },
+    wire::{Address, Ipv4Address, Ipv6Address, NetworkU32},
 };
 
 use crate::world::{INGRESS, World};
@@ -31,105 +34,82 @@ pub struct Outcome {
     pub frame: Vec<u8>,
 }
 
-/// A flow's key, as far as the tests know it.
-pub type Key = FlowKey<Ipv4Address>;
-/// A flow.
-pub type Value = Flow<Ipv4Address>;
-
-/// Boxed, so that entries stay in place while the table grows.
-type FlowTable = RefCell<HashMap<Key, Box<UnsafeCell<Value>>>>;
-
-/// The tables, in memory.
-pub struct Host {
-    /// What it was set up with; the rings may be changed.
-    pub world: World,
-    established: FlowTable,
-    embryonic: FlowTable,
-    /// Removed entries; the packet that removed them may still hold their place.
-    #[expect(clippy::vec_box, reason = "entries must stay where they are")]
-    removed: RefCell<Vec<Box<UnsafeCell<Value>>>>,
-    cursors: RefCell<HashMap<u32, u32>>,
-    now: Cell<Tick>,
-    /// Counts by service, then by backend.
-    pub counters: RefCell<[HashMap<u32, Counters>; 2]>,
+/// What is compared of a flow's entry: all but its times.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    /// Where the connection stands.
+    pub state: FlowState,
+    /// The entry's bytes.
+    timeless: Vec<u8>,
 }
 
-impl Host {
-    /// Tables that hold what `world` says.
-    pub fn new(world: &World) -> Self {
+impl Recorded {
+    /// What there is to compare of an entry.
+    pub fn new<A: Address>(flow: &Flow<A>) -> Self
+    where
+        Flow<A>: Pod,
+    {
+        let timeless = Flow { opened: Tick::default(), last_seen: Tick::default(), ..*flow };
+        Self { state: flow.state, timeless: bytemuck::bytes_of(&timeless).to_vec() }
+    }
+}
+
+/// Entries of flows by the bytes of their keys, whose lengths differ by family.
+pub type Records = HashMap<Vec<u8>, Recorded>;
+
+/// Boxed, so that entries stay in place while the table grows.
+type FlowTable<A> = RefCell<HashMap<FlowKey<A>, Box<UnsafeCell<Flow<A>>>>>;
+
+/// The tables of one address family.
+struct FamilyMemory<A> {
+    services: HashMap<ServiceKey<A>, Service>,
+    established: FlowTable<A>,
+    embryonic: FlowTable<A>,
+    /// Removed entries; the packet that removed them may still hold their place.
+    removed: RefCell<Vec<Box<UnsafeCell<Flow<A>>>>>,
+    most_entries: usize,
+}
+
+impl<A: Address> FamilyMemory<A>
+where
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    fn new(services: Vec<(ServiceKey<A>, Service)>, most_entries: usize) -> Self {
         Self {
-            world: world.clone(),
+            services: services.into_iter().collect(),
             established: RefCell::default(),
             embryonic: RefCell::default(),
             removed: RefCell::default(),
-            cursors: RefCell::default(),
-            now: Cell::new(Tick::default()),
-            counters: RefCell::default(),
+            most_entries,
         }
     }
 
-    /// Runs one frame through the packet logic.
-    pub fn run(&self, frame: &[u8]) -> Outcome {
-        self.removed.borrow_mut().clear();
-        let mut packet = Frame(frame.to_vec());
-        let verdict = datapath::process(&mut packet, self);
-        let action = verdict.reason.action();
-        Outcome {
-            action,
-            redirected: action == Action::Transmit && verdict.egress != INGRESS,
-            reason: verdict.reason,
-            frame: packet.0,
-        }
-    }
-
-    /// The entries of a table.
-    pub fn flows(&self, table: Table) -> HashMap<Key, Value> {
-        self.table(table)
-            .borrow()
-            .iter()
-            // SAFETY: no packet is under way.
-            .map(|(key, value)| (*key, unsafe { *value.get() }))
-            .collect()
-    }
-
-    /// Sets the clock.
-    pub fn set_now(&self, now: Tick) {
-        self.now.set(now);
-    }
-
-    fn table(&self, table: Table) -> &FlowTable {
+    fn table(&self, table: Table) -> &FlowTable<A> {
         match table {
             Table::Established => &self.established,
             Table::Embryonic => &self.embryonic,
         }
     }
 
-    fn count(&self, service: u32, backend: u32, change: impl Fn(&mut Counters)) {
-        let mut counters = self.counters.borrow_mut();
-        change(counters[0].entry(service).or_default());
-        change(counters[1].entry(backend).or_default());
-    }
-}
-
-impl Tables<Ipv4Address> for Host {
-    fn now(&self) -> Tick {
-        self.now.get()
+    fn record(&self, table: Table, records: &mut Records) {
+        for (key, flow) in &*self.table(table).borrow() {
+            // SAFETY: no packet is under way.
+            let flow = unsafe { *flow.get() };
+            records.insert(bytemuck::bytes_of(key).to_vec(), Recorded::new(&flow));
+        }
     }
 
-    fn settings(&self) -> Option<Settings> {
-        Some(self.world.settings)
-    }
-
-    fn find(&self, table: Table, key: &Key) -> Option<Entry<'_, Value>> {
+    fn find(&self, table: Table, key: &FlowKey<A>) -> Option<Entry<'_, Flow<A>>> {
         let table = self.table(table).borrow();
         let place = NonNull::new(table.get(key)?.get())?;
         // SAFETY: entries are boxed, and removed ones are kept until the next packet.
         Some(unsafe { Entry::new(place) })
     }
 
-    fn insert(&self, table: Table, key: &Key, flow: &Value) -> Result<(), InsertError> {
+    fn insert(&self, table: Table, key: &FlowKey<A>, flow: &Flow<A>) -> Result<(), InsertError> {
         let limit = match table {
-            Table::Established => self.world.flows as usize * 2,
+            Table::Established => self.most_entries,
             Table::Embryonic => usize::MAX,
         };
         let mut table = self.table(table).borrow_mut();
@@ -143,25 +123,97 @@ impl Tables<Ipv4Address> for Host {
         Ok(())
     }
 
-    fn remove(&self, table: Table, key: &Key) {
+    fn remove(&self, table: Table, key: &FlowKey<A>) {
         let removed = self.table(table).borrow_mut().remove(key);
         self.removed.borrow_mut().extend(removed);
     }
+}
 
-    fn service(&self, key: &ServiceKey<Ipv4Address>) -> Option<Service> {
-        self.world.services.iter().find(|(candidate, _)| candidate == key).map(|(_, value)| *value)
+/// The tables, in memory.
+pub struct Host {
+    /// What it was set up with; the rings may be changed.
+    pub world: World,
+    ipv4: FamilyMemory<Ipv4Address>,
+    ipv6: FamilyMemory<Ipv6Address>,
+    cursors: RefCell<HashMap<u32, u32>>,
+    now: Cell<Tick>,
+    /// Counts by service, then by backend.
+    pub counters: RefCell<[HashMap<u32, Counters>; 2]>,
+}
+
+impl Host {
+    /// Tables that hold what `world` says.
+    pub fn new(world: &World) -> Self {
+        let most_entries = world.flows as usize * 2;
+        Self {
+            world: world.clone(),
+            ipv4: FamilyMemory::new(world.services_ipv4(), most_entries),
+            ipv6: FamilyMemory::new(world.services_ipv6(), most_entries),
+            cursors: RefCell::default(),
+            now: Cell::new(Tick::default()),
+            counters: RefCell::default(),
+        }
+    }
+
+    /// Runs one frame through the packet logic.
+    pub fn run(&self, frame: &[u8]) -> Outcome {
+        self.ipv4.removed.borrow_mut().clear();
+        self.ipv6.removed.borrow_mut().clear();
+        let mut packet = Frame(frame.to_vec());
+        let verdict = match datapath::process(&mut packet, self) {
+            Decision::Made(verdict) => verdict,
+            Decision::Left(Stage::Ipv6) => {
+                datapath::process_family(&mut packet, self, &mut Scratch::<Ipv6Address>::zeroed())
+            }
+        };
+        let action = verdict.reason.action();
+        Outcome {
+            action,
+            redirected: action == Action::Transmit && verdict.egress != INGRESS,
+            reason: verdict.reason,
+            frame: packet.0,
+        }
+    }
+
+    /// The entries of a table, of both families.
+    pub fn flows(&self, table: Table) -> Records {
+        let mut records = Records::new();
+        self.ipv4.record(table, &mut records);
+        self.ipv6.record(table, &mut records);
+        records
+    }
+
+    /// Sets the clock.
+    pub fn set_now(&self, now: Tick) {
+        self.now.set(now);
+    }
+
+    fn count(&self, service: u32, backend: u32, change: impl Fn(&mut Counters)) {
+        let mut counters = self.counters.borrow_mut();
+        change(counters[0].entry(service).or_default());
+        change(counters[1].entry(backend).or_default());
+    }
+}
+
+impl Tables for Host {
+    fn now(&self) -> Tick {
+        self.now.get()
+    }
+
+    fn settings(&self) -> Option<Settings> {
+        Some(self.world.settings)
     }
 
     fn ring_slot(&self, slot: u32) -> Option<u32> {
         self.world.ring.get(slot as usize).copied()
     }
 
-    fn backend(&self, index: u32) -> Option<Backend> {
-        self.world.backends.get(index as usize - 1).copied()
+    fn backend(&self, index: u32) -> Option<&Backend> {
+        self.world.backends.get(index as usize - 1)
     }
 
     fn nat_source(&self, index: u32) -> Option<[NetworkU32; 4]> {
-        self.world.nat_sources.get(index as usize).map(|address| address.words())
+        self.world.nat_sources.get(index as usize).copied()
     }
 
     fn next_nat_cursor(&self, backend: u32) -> Option<u32> {
@@ -183,6 +235,40 @@ impl Tables<Ipv4Address> for Host {
         self.count(service, backend, |counters| counters.new_flows += 1);
     }
 }
+
+macro_rules! family_tables {
+    ($address:ty, $memory:ident) => {
+        impl FamilyTables<$address> for Host {
+            fn find(
+                &self,
+                table: Table,
+                key: &FlowKey<$address>,
+            ) -> Option<Entry<'_, Flow<$address>>> {
+                self.$memory.find(table, key)
+            }
+
+            fn insert(
+                &self,
+                table: Table,
+                key: &FlowKey<$address>,
+                flow: &Flow<$address>,
+            ) -> Result<(), InsertError> {
+                self.$memory.insert(table, key, flow)
+            }
+
+            fn remove(&self, table: Table, key: &FlowKey<$address>) {
+                self.$memory.remove(table, key);
+            }
+
+            fn service(&self, key: &ServiceKey<$address>) -> Option<Service> {
+                self.$memory.services.get(key).copied()
+            }
+        }
+    };
+}
+
+family_tables!(Ipv4Address, ipv4);
+family_tables!(Ipv6Address, ipv6);
 
 struct Frame(Vec<u8>);
 

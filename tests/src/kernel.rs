@@ -1,7 +1,6 @@
 //! The loaded program, run on made frames by the kernel (`BPF_PROG_TEST_RUN`).
 
 use std::{
-    collections::HashMap,
     path::PathBuf,
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
@@ -16,7 +15,7 @@ use lb_common::{
 use lb_userspace::dataplane::{Capacity, Loaded, Pins, load, nat_source_words};
 
 use crate::{
-    host::{Key, Outcome, Value},
+    host::{Outcome, Recorded, Records},
     world::{INGRESS, OTHER_INTERFACE, World},
 };
 
@@ -48,9 +47,9 @@ impl Kernel {
         let capacity = Capacity {
             flows: world.flows,
             embryonic: 262_144,
-            services: 16,
-            binds: 16,
-            backends: 16,
+            services: 32,
+            binds: 64,
+            backends: 32,
             ring_slots: (world.ring.len() as u32).next_multiple_of(RING_CHUNK_SLOTS),
             nat_sources: 16,
         };
@@ -66,14 +65,15 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// How many instructions the verifier looked at, by all paths together.
+    /// How many instructions of each program the verifier looked at, by all paths together.
     ///
     /// # Errors
     ///
     /// The kernel doesn't say.
-    pub fn verified_instructions(&mut self) -> Result<u32> {
-        let info = self.loaded.program()?.info()?;
-        info.verified_instruction_count().context("the kernel doesn't say")
+    pub fn verified_instructions(&mut self) -> Result<Vec<u32>> {
+        let counts = self.loaded.verified_instructions()?;
+        ensure!(!counts.contains(&0), "the kernel doesn't say");
+        Ok(counts)
     }
 
     /// Writes the slots of all rings.
@@ -126,16 +126,16 @@ impl Kernel {
     /// # Errors
     ///
     /// The map can't be read.
-    pub fn flows(&self, table: Table) -> Result<HashMap<Key, Value>> {
-        let mut flows = HashMap::new();
-        let visit = |key: &Key, value: &Value| {
-            flows.insert(*key, *value);
-        };
-        match table {
-            Table::Established => self.loaded.maps.for_each_flow(visit)?,
-            Table::Embryonic => self.loaded.maps.for_each_embryonic(visit)?,
-        }
-        Ok(flows)
+    pub fn flows(&self, table: Table) -> Result<Records> {
+        let mut records = Records::new();
+        let maps = &self.loaded.maps;
+        maps.ipv4.for_each(table, |key, flow| {
+            records.insert(bytemuck::bytes_of(key).to_vec(), Recorded::new(flow));
+        })?;
+        maps.ipv6.for_each(table, |key, flow| {
+            records.insert(bytemuck::bytes_of(key).to_vec(), Recorded::new(flow));
+        })?;
+        Ok(records)
     }
 
     /// Counts of a backend.
@@ -174,7 +174,7 @@ impl Kernel {
             maps.backends.set(index, backend, 0)?;
         }
         for (index, address) in (0..).zip(&world.nat_sources) {
-            maps.nat_sources.set(index, nat_source_words(address.words()), 0)?;
+            maps.nat_sources.set(index, nat_source_words(*address), 0)?;
         }
         for mac in &world.local_macs {
             maps.local_macs.insert(mac, 1, 0)?;
@@ -182,8 +182,11 @@ impl Kernel {
         maps.rings.write(0, &world.ring);
         // Test runs come in on the loopback interface, and nothing is really sent.
         maps.egress.insert(OTHER_INTERFACE, INGRESS, None, 0)?;
-        for (key, service) in &world.services {
-            maps.services.insert(key, service, 0)?;
+        for (key, service) in world.services_ipv4() {
+            maps.ipv4.services.insert(key, service, 0)?;
+        }
+        for (key, service) in world.services_ipv6() {
+            maps.ipv6.services.insert(key, service, 0)?;
         }
         Ok(())
     }

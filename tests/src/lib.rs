@@ -1,6 +1,7 @@
 //! What the tests of lb share.
 //!
-//! * [`frame`] builds frames, and reads them with code that shares nothing with the data path.
+//! * [`frame`] builds frames, and [`seen`] reads them, with code that shares nothing with the data
+//!   path.
 //! * [`host`] and [`kernel`] run the same packet logic over in-memory tables and in the kernel, and
 //!   [`pair`] demands the same of both; [`world`] is what they are set up with.
 //! * [`object`] reads the program's instructions.
@@ -19,5 +20,6 @@ mod nginx;
 pub mod object;
 pub mod pair;
 pub mod random;
+pub mod seen;
 pub mod wait;
 pub mod world;

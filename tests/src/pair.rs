@@ -4,9 +4,9 @@ use anyhow::{Context, Result, ensure};
 use lb_common::datapath::{Action, Reason, Table};
 
 use crate::{
-    frame::{self, Seen},
-    host::{Host, Outcome, Value},
+    host::{Host, Outcome},
     kernel::{Kernel, LONGEST_FRAME, SHORTEST_FRAME},
+    seen::{self, Seen},
     world::World,
 };
 
@@ -91,7 +91,7 @@ impl Pair {
             ensure!(host.len() == kernel.len(), "{table:?}: {} {}", host.len(), kernel.len());
             for (key, flow) in &host {
                 let other = kernel.get(key).with_context(|| format!("{table:?} lacks {key:?}"))?;
-                ensure!(timeless(flow) == timeless(other), "{key:?}: {flow:?} {other:?}");
+                ensure!(flow == other, "{key:?}: {flow:?} {other:?}");
             }
         }
         let counted = self.kernel.packets()?;
@@ -115,24 +115,24 @@ impl Pair {
 ///
 /// Something doesn't hold.
 pub fn check_forwarded(before: &[u8], after: &[u8]) -> Result<()> {
-    let (outer, after) = frame::decapsulate(after)?;
+    let (outer, after) = seen::decapsulate(after)?;
     if let Some(outer) = outer {
-        ensure!(outer.service == before[15], "{outer:?}");
-        ensure!(outer.identification == before[18..20], "{outer:?}");
-        ensure!(outer.is_whole == (before[20] & 0x40 != 0), "{outer:?}");
+        ensure!(outer.service == Seen::new(before).service, "{outer:?}");
         ensure!(outer.time_to_live == 64, "{outer:?}");
+        let is_ipv4 = before[14] >> 4 == 4;
+        ensure!(outer.is_whole == (!is_ipv4 || before[20] & 0x40 != 0), "{outer:?}");
+        if let Some(identification) = outer.identification {
+            let wanted = if is_ipv4 { [before[18], before[19]] } else { [0, 0] };
+            ensure!(identification == wanted, "{outer:?}");
+        }
     }
     let (before, after) = (Seen::new(before), Seen::new(&after));
     ensure!(after.time_to_live + 1 == before.time_to_live, "time to live: {after:?}");
     ensure!(after.ip_checksum_is_right, "IP checksum: {after:?}");
     ensure!(
-        after.tcp_checksum_is_right == before.tcp_checksum_is_right,
-        "TCP checksum: {before:?} {after:?}"
+        after.transport_checksum == before.transport_checksum,
+        "transport checksum: {before:?} {after:?}"
     );
     ensure!(after.rest == before.rest, "something else was changed: {before:?} {after:?}");
     Ok(())
-}
-
-fn timeless(flow: &Value) -> Value {
-    Value { opened: bytemuck::Zeroable::zeroed(), last_seen: bytemuck::Zeroable::zeroed(), ..*flow }
 }

@@ -1,15 +1,18 @@
 //! Random frames that reach every branch: connections played in any order, frames with a few bytes
 //! changed, and noise.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use fastrand::Rng;
 use lb_common::datapath::Reason;
 
 use crate::{
-    frame::{self, Seen, Tcp, fix_ip_checksum, flags},
+    frame::{Segment, fix_ip_checksum, flags},
     host::Outcome,
-    world::{EMPTY_VIP, NAT_SOURCE, NAT_VIP, OTHER_FORWARDINGS, UNRESOLVED_VIP, VIP},
+    seen::{self, Seen},
+    world::{
+        EMPTY_VIP, NAT_SOURCE, NAT_VIP, OTHER_FORWARDINGS, Socket, UNRESOLVED_VIP, VIP, VIP_IPV6,
+    },
 };
 
 /// How many of the latest connections are played on.
@@ -24,10 +27,11 @@ pub struct Generator {
 /// A connection that was opened at some time.
 #[derive(Clone, Copy)]
 struct Peer {
-    client: (Ipv4Addr, u16),
-    vip: (Ipv4Addr, u16),
-    backend: (Ipv4Addr, u16),
-    nat: (Ipv4Addr, u16),
+    client: Socket,
+    vip: Socket,
+    backend: Socket,
+    nat: Socket,
+    is_udp: bool,
 }
 
 impl Generator {
@@ -55,13 +59,14 @@ impl Generator {
         if outcome.reason != Reason::Opened {
             return;
         }
-        let Ok((_, inner)) = frame::decapsulate(&outcome.frame) else { return };
+        let Ok((_, inner)) = seen::decapsulate(&outcome.frame) else { return };
         let (before, after) = (Seen::new(frame), Seen::new(&inner));
         let peer = Peer {
             client: before.source,
             vip: before.destination,
             backend: after.destination,
             nat: after.source,
+            is_udp: after.protocol == 17,
         };
         if self.peers.len() < REMEMBERED {
             self.peers.push(peer);
@@ -71,28 +76,53 @@ impl Generator {
         }
     }
 
-    fn opening(&mut self) -> Tcp {
+    fn opening(&mut self) -> Segment {
         let random = &mut self.random;
-        let client = (Ipv4Addr::new(198, 51, 100, random.u8(..)), random.u16(1024..1224));
-        let vips = [VIP, VIP, VIP, NAT_VIP, EMPTY_VIP, UNRESOLVED_VIP, (NAT_SOURCE, 22)];
+        let vips = [
+            VIP,
+            VIP,
+            VIP,
+            NAT_VIP,
+            EMPTY_VIP,
+            UNRESOLVED_VIP,
+            (NAT_SOURCE, 22),
+            VIP_IPV6,
+            VIP_IPV6,
+        ];
         let others = OTHER_FORWARDINGS.iter().map(|(_, vip, _)| *vip);
         let choices: Vec<_> = vips.into_iter().chain(others).collect();
         let vip = choices[random.usize(0..choices.len())];
-        let mut segment = Tcp::syn(client, vip);
+        let host = random.u8(..);
+        let address = match vip.0 {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::new(198, 51, 100, host)),
+            IpAddr::V6(_) => {
+                IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x5151, 0, 0, 0, 0, host.into()))
+            }
+        };
+        let mut client = (address, random.u16(1024..1224));
+        let (.., twin, _) = OTHER_FORWARDINGS[4];
+        if vip == twin && !self.peers.is_empty() {
+            // A service that shares its backend with another, by clients of that.
+            client = self.peers[random.usize(0..self.peers.len())].client;
+        }
+        let mut segment = Segment::syn(client, vip);
         if random.u8(0..10) == 0 {
             segment.flags = random.u8(..);
+        }
+        if random.u8(0..4) == 0 {
+            segment = Segment::udp(client, vip);
         }
         self.decorate(segment)
     }
 
-    fn continuation(&mut self) -> Tcp {
+    fn continuation(&mut self) -> Segment {
         if self.peers.is_empty() {
             return self.opening();
         }
         let random = &mut self.random;
         let peer = self.peers[random.usize(0..self.peers.len())];
-        let from_client = Tcp::syn(peer.client, peer.vip);
-        let from_backend = Tcp::syn(peer.backend, peer.nat);
+        let from_client = Segment::syn(peer.client, peer.vip);
+        let from_backend = Segment::syn(peer.backend, peer.nat);
         let (segment, bits) = match random.u8(0..12) {
             0..3 => (from_backend, flags::SYN | flags::ACK),
             3..6 => (from_client, flags::ACK),
@@ -105,13 +135,16 @@ impl Generator {
             _ => (if random.bool() { from_client } else { from_backend }, random.u8(..)),
         };
         let mut segment = segment.with_flags(bits);
+        if peer.is_udp {
+            (segment.is_udp, segment.protocol) = (true, 17);
+        }
         segment.sequence = 5000;
         segment.acknowledgement = if random.u8(0..8) == 0 { random.u32(..) } else { 5001 };
         self.decorate(segment)
     }
 
     /// Options, payloads, hops and hardware addresses of all sorts.
-    fn decorate(&mut self, mut segment: Tcp) -> Tcp {
+    fn decorate(&mut self, mut segment: Segment) -> Segment {
         let random = &mut self.random;
         let bytes = |random: &mut Rng, count: usize| -> Vec<u8> {
             (0..count).map(|_| random.u8(..)).collect()
@@ -119,6 +152,18 @@ impl Generator {
         if random.u8(0..8) == 0 {
             let words = random.usize(0..=10);
             segment.ip_options = bytes(random, words * 4);
+        }
+        if random.u8(0..8) == 0 && segment.source.is_ipv6() {
+            for _ in 0..random.usize(1..=6) {
+                let kind = [0, 60, 43, 44, 50][random.usize(0..5)];
+                let words = if kind == 44 { 1 } else { random.usize(1..=4) };
+                let mut header = bytes(random, words * 8);
+                if random.u8(0..4) != 0 {
+                    // Its length; no stations to pass, and the first fragment.
+                    header[1..4].copy_from_slice(&[words as u8 - 1, 0, 0]);
+                }
+                segment.extensions.push((kind, header));
+            }
         }
         if random.bool() {
             let words = random.usize(0..=10);
@@ -133,13 +178,19 @@ impl Generator {
             2 => segment.source_mac[5] = random.u8(..),
             3 => segment.destination_mac[5] = random.u8(..),
             4 => segment.ip_checksum_error = random.u16(..),
-            5 => segment.tcp_checksum_error = random.u16(..),
+            5 => segment.transport_checksum_error = random.u16(..),
             6 => segment.length_error = random.i16(..),
             7 => segment.header_length_error = random.i8(-5..=10),
             8 => segment.data_offset_error = random.i8(-5..=10),
             9 => segment.trailer = bytes(random, length),
             10 => segment.tags = vec![(0x8100, random.u16(..))],
-            11 => segment.source = Ipv4Addr::from(random.u32(..)),
+            11 if segment.source.is_ipv4() => {
+                segment.source = Ipv4Addr::from(random.u32(..)).into();
+            }
+            11 => segment.source = Ipv6Addr::from(random.u128(..)).into(),
+            12 => segment.lacks_checksum = true,
+            13 => segment.udp_length_error = random.i16(-20..20),
+            14 => segment.service = random.u8(..),
             _ => {}
         }
         segment
@@ -167,9 +218,14 @@ impl Generator {
         let longest = if random.u8(0..16) == 0 { 3000 } else { 100 };
         let mut frame: Vec<u8> = (0..random.usize(0..longest)).map(|_| random.u8(..)).collect();
         if random.bool() && frame.len() > 34 {
-            frame[12..15].copy_from_slice(&[8, 0, 0x45]);
-            frame[23] = 6;
-            fix_ip_checksum(&mut frame);
+            if random.bool() {
+                frame[12..15].copy_from_slice(&[8, 0, 0x45]);
+                frame[23] = 6;
+                fix_ip_checksum(&mut frame);
+            } else {
+                frame[12..15].copy_from_slice(&[0x86, 0xdd, 0x60]);
+                frame[20] = 17;
+            }
         }
         frame
     }

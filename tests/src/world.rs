@@ -1,33 +1,69 @@
 //! What the packet logic is set up with in packet tests.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use lb_common::{
-    abi::{Backend, Forwarding, Link, LocalMac, Ring, Service, ServiceKey, Settings, VERSION},
-    wire::{Ipv4Address, MacAddress, NetworkU16},
+    abi::{
+        AddressFamily, Backend, Forwarding, Link, LocalMac, Ring, Service, ServiceKey, Settings,
+        VERSION,
+    },
+    wire::{Ipv4Address, Ipv6Address, MacAddress, NetworkU16, NetworkU32, words},
 };
 
+/// An address and a port.
+pub type Socket = (IpAddr, u16);
+
+const fn v4(last: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(10, 77, 0, last))
+}
+
+const fn v6(last: u16) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x77, 0, 0, 0, 0, last))
+}
+
 /// The service's address and port.
-pub const VIP: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 77, 0, 100), 8080);
+pub const VIP: Socket = (v4(100), 8080);
 /// A service without backends.
-pub const EMPTY_VIP: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 77, 0, 100), 8081);
+pub const EMPTY_VIP: Socket = (v4(100), 8081);
 /// A service on the very address, and a port of the range, that full NAT sends from.
-pub const NAT_VIP: (Ipv4Addr, u16) = (NAT_SOURCE, 8082);
+pub const NAT_VIP: Socket = (NAT_SOURCE, 8082);
 /// A service whose backend isn't resolved yet.
-pub const UNRESOLVED_VIP: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 77, 0, 100), 8083);
-/// Services of the other forwardings, each with the backend of the number beside it. The last two
-/// share one.
-pub const OTHER_FORWARDINGS: [(Forwarding, (Ipv4Addr, u16), u32); 5] = [
+pub const UNRESOLVED_VIP: Socket = (v4(100), 8083);
+/// A service on IPv6 by full NAT.
+pub const VIP_IPV6: Socket = (v6(0x100), 8080);
+/// The backends of the first service.
+pub const BACKENDS: [u32; 3] = [1, 2, 3];
+/// The backends of the service on IPv6.
+pub const BACKENDS_IPV6: [u32; 2] = [11, 12];
+/// Services of the other forwardings, each with the backend of the number beside it. Two share one.
+pub const OTHER_FORWARDINGS: [(Forwarding, Socket, u32); 13] = [
     (Forwarding::Nat, (VIP.0, 8084), 5),
     (Forwarding::Dsr, (VIP.0, 8085), 6),
     (Forwarding::Ipip, (VIP.0, 8086), 7),
     (Forwarding::Gue, (VIP.0, 8087), 8),
     (Forwarding::Nat, (VIP.0, 8088), 5),
+    (Forwarding::Ipip, (VIP.0, 8089), 9),
+    (Forwarding::Gue, (VIP.0, 8090), 10),
+    (Forwarding::Nat, (VIP_IPV6.0, 8084), 13),
+    (Forwarding::Dsr, (VIP_IPV6.0, 8085), 14),
+    (Forwarding::Ipip, (VIP_IPV6.0, 8086), 15),
+    (Forwarding::Gue, (VIP_IPV6.0, 8087), 16),
+    (Forwarding::Ipip, (VIP_IPV6.0, 8089), 17),
+    (Forwarding::Gue, (VIP_IPV6.0, 8090), 18),
 ];
+/// Which backends have IPv6 addresses.
+const HAVE_IPV6: std::ops::RangeInclusive<u32> = 9..=16;
+/// A backend without an interface.
+const UNRESOLVED: u32 = 4;
 /// A client.
-pub const CLIENT: (Ipv4Addr, u16) = (Ipv4Addr::new(198, 51, 100, 7), 40_000);
+pub const CLIENT: Socket = (IpAddr::V4(Ipv4Addr::new(198, 51, 100, 7)), 40_000);
+/// A client on IPv6.
+pub const CLIENT_IPV6: Socket =
+    (IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x5151, 0, 0, 0, 0, 7)), 40_000);
 /// The address that full NAT sends from.
-pub const NAT_SOURCE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 10);
+pub const NAT_SOURCE: IpAddr = v4(10);
+/// The same for IPv6.
+pub const NAT_SOURCE_IPV6: IpAddr = v6(0x10);
 /// Ports that full NAT sends from.
 pub const NAT_PORTS: std::ops::Range<u32> = 1024..9216;
 /// The interface that frames come in on.
@@ -44,27 +80,33 @@ pub const OTHER_OWN_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x20];
 pub struct World {
     /// Settings.
     pub settings: Settings,
-    /// Services.
-    pub services: Vec<(ServiceKey<Ipv4Address>, Service)>,
+    /// Services. Each is there for TCP and for UDP.
+    pub services: Vec<(Socket, Service)>,
     /// Backends from index 1 on.
     pub backends: Vec<Backend>,
     /// Slots of all rings.
     pub ring: Vec<u32>,
     /// Addresses that full NAT sends from.
-    pub nat_sources: Vec<Ipv4Address>,
+    pub nat_sources: Vec<[NetworkU32; 4]>,
     /// Our hardware addresses.
     pub local_macs: Vec<LocalMac>,
     /// Connections that the table of flows has room for.
     pub flows: u32,
 }
 
+/// The client of the family of an address.
+pub const fn client_of(address: IpAddr) -> Socket {
+    if address.is_ipv4() { CLIENT } else { CLIENT_IPV6 }
+}
+
 /// A backend's address and port.
-pub fn backend_address(index: u32) -> (Ipv4Addr, u16) {
+pub fn backend_address(index: u32) -> Socket {
     let service = OTHER_FORWARDINGS
         .iter()
         .find(|(forwarding, _, backend)| *backend == index && !forwarding.sees_replies());
     let port = service.map_or(8080, |(_, (_, port), _)| *port);
-    (Ipv4Addr::new(10, 77, 0, 100 + index as u8), port)
+    let is_ipv6 = HAVE_IPV6.contains(&index);
+    (if is_ipv6 { v6(0x200 + index as u16) } else { v4(100 + index as u8) }, port)
 }
 
 /// A backend's hardware address.
@@ -72,48 +114,73 @@ pub fn backend_mac(index: u32) -> [u8; 6] {
     [0x02, 0, 0, 0, 1, index as u8]
 }
 
-impl Default for World {
-    /// Three backends, the third behind the other interface, a fourth that isn't resolved, and
-    /// those of [`OTHER_FORWARDINGS`].
-    fn default() -> Self {
-        let key = |(address, port): (Ipv4Addr, u16)| ServiceKey {
-            address: address.into(),
-            port: NetworkU16::new(port),
-            protocol: 6,
-        };
-        let service = |index, ring| Service { ring, index, reserved: 0 };
-        let backend = |index: u32| {
-            let (address, port) = backend_address(index);
-            let other = index == 3;
-            Backend {
-                address: Ipv4Address::from(address).words(),
-                link: Link {
-                    interface: if other { OTHER_INTERFACE } else { INGRESS },
-                    station: MacAddress::new(backend_mac(index)),
-                    own: MacAddress::new(if other { OTHER_OWN_MAC } else { OWN_MAC }),
-                },
-                nat_source: 0,
-                nat_sources: 1,
-                port: NetworkU16::new(port),
-                maximum_datagram: 1500,
-                forwarding: Forwarding::FullNat,
-                reserved: [0; 3],
+fn backend(index: u32) -> Backend {
+    let (address, port) = backend_address(index);
+    let other = index == 3;
+    let forwarding = OTHER_FORWARDINGS.iter().find(|(.., backend)| *backend == index);
+    let link = Link {
+        interface: if other { OTHER_INTERFACE } else { INGRESS },
+        station: MacAddress::new(backend_mac(index)),
+        own: MacAddress::new(if other { OTHER_OWN_MAC } else { OWN_MAC }),
+    };
+    Backend {
+        address: words(address),
+        link: if index == UNRESOLVED { Link::default() } else { link },
+        nat_source: address.is_ipv6().into(),
+        nat_sources: 1,
+        port: NetworkU16::new(port),
+        maximum_datagram: 1500,
+        forwarding: forwarding.map_or(Forwarding::FullNat, |(forwarding, ..)| *forwarding),
+        family: if address.is_ipv6() { AddressFamily::Ipv6 } else { AddressFamily::Ipv4 },
+        reserved: [0; 2],
+    }
+}
+
+impl World {
+    /// The services on IPv4, as they stand in the map.
+    pub fn services_ipv4(&self) -> Vec<(ServiceKey<Ipv4Address>, Service)> {
+        self.keyed(|address| match address {
+            IpAddr::V4(address) => Some(address.into()),
+            IpAddr::V6(_) => None,
+        })
+    }
+
+    /// The services on IPv6, as they stand in the map.
+    pub fn services_ipv6(&self) -> Vec<(ServiceKey<Ipv6Address>, Service)> {
+        self.keyed(|address| match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => Some(address.into()),
+        })
+    }
+
+    fn keyed<A>(&self, family: impl Fn(IpAddr) -> Option<A>) -> Vec<(ServiceKey<A>, Service)> {
+        let mut services = Vec::new();
+        for ((address, port), service) in &self.services {
+            for protocol in [6, 17] {
+                let Some(address) = family(*address) else { continue };
+                let key = ServiceKey { address, port: NetworkU16::new(*port), protocol };
+                services.push((key, *service));
             }
-        };
-        let unresolved = Backend { link: Link::default(), ..backend(4) };
-        let mut backends = vec![backend(1), backend(2), backend(3), unresolved];
-        let mut services = vec![
-            (key(VIP), service(0, Ring::new(32, 251, 1))),
-            (key(EMPTY_VIP), service(1, Ring::new(0, 0, 1))),
-            (key(NAT_VIP), service(2, Ring::new(32, 251, 1))),
-            (key(UNRESOLVED_VIP), service(3, Ring::new(300, 1, 1))),
-        ];
-        for (forwarding, vip, index) in OTHER_FORWARDINGS {
-            if index as usize > backends.len() {
-                backends.push(Backend { forwarding, ..backend(index) });
-            }
-            services.push((key(vip), service(services.len() as u32, Ring::new(300 + index, 1, 1))));
         }
+        services
+    }
+}
+
+impl Default for World {
+    /// Three backends, the third behind the other interface, a fourth that isn't resolved, those of
+    /// [`OTHER_FORWARDINGS`], and two on IPv6.
+    fn default() -> Self {
+        // The ring of one slot of a backend.
+        let ring_of = |index: u32| Ring::new(300 + index, 1, 1);
+        let mut rings = vec![
+            (VIP, Ring::new(32, 251, 1)),
+            (EMPTY_VIP, Ring::new(0, 0, 1)),
+            (NAT_VIP, Ring::new(32, 251, 1)),
+            (UNRESOLVED_VIP, ring_of(UNRESOLVED)),
+            (VIP_IPV6, Ring::new(512, 251, 1)),
+        ];
+        rings.extend(OTHER_FORWARDINGS.map(|(_, vip, index)| (vip, ring_of(index))));
+        let service = |(index, (vip, ring))| (vip, Service { ring, index, reserved: 0 });
         Self {
             settings: Settings {
                 abi_version: VERSION,
@@ -125,17 +192,17 @@ impl Default for World {
                 replies_anywhere: 1,
                 controller: 0,
             },
-            services,
-            backends,
-            ring: (0..320)
+            services: (0..).zip(rings).map(service).collect(),
+            backends: (1..=18).map(backend).collect(),
+            ring: (0..763)
                 .map(|slot| match slot {
-                    32..283 => 1 + slot % 3,
-                    300 => 4,
-                    305..309 => slot - 300,
+                    32..283 => BACKENDS[slot as usize % 3],
+                    301..=318 => slot - 300,
+                    512..763 => BACKENDS_IPV6[slot as usize % 2],
                     _ => 0,
                 })
                 .collect(),
-            nat_sources: vec![NAT_SOURCE.into()],
+            nat_sources: [NAT_SOURCE, NAT_SOURCE_IPV6].map(words).to_vec(),
             local_macs: [(INGRESS, OWN_MAC), (OTHER_INTERFACE, OTHER_OWN_MAC)]
                 .map(|(interface, address)| LocalMac {
                     interface,

@@ -8,12 +8,13 @@ use lb_common::{
 };
 use lb_tests::{
     connection::Connection,
-    frame::{Seen, Tcp, flags},
+    frame::{Segment, flags},
     pair::Pair,
-    world::{CLIENT, NAT_PORTS, NAT_VIP, OWN_MAC, VIP, World},
+    seen::Seen,
+    world::{CLIENT, NAT_PORTS, NAT_VIP, OWN_MAC, VIP, VIP_IPV6, World},
 };
 
-type Change = fn(&mut Tcp);
+type Change = fn(&mut Segment);
 
 fn states(pair: &Pair) -> Vec<FlowState> {
     pair.host.flows(Table::Established).values().map(|flow| flow.state).collect()
@@ -21,19 +22,23 @@ fn states(pair: &Pair) -> Vec<FlowState> {
 
 #[test]
 fn a_connection_from_syn_to_fin() -> Result<()> {
-    let mut pair = Pair::new(&World::default())?;
-    let connection = Connection::open(&mut pair, VIP)?;
-    connection.establish(&mut pair)?;
-    ensure!(pair.host.flows(Table::Embryonic).is_empty());
-    ensure!(states(&pair) == [FlowState::ESTABLISHED; 2]);
-    connection.request(&mut pair, "request", &connection.from_client(flags::ACK | flags::PSH))?;
-    connection.reply(&mut pair, "answer", &connection.from_backend(flags::ACK | flags::PSH))?;
-    connection.reply(&mut pair, "FIN", &connection.from_backend(flags::ACK | flags::FIN))?;
-    ensure!(states(&pair) == [FlowState::CLOSING; 2]);
-    connection.request(&mut pair, "FIN", &connection.from_client(flags::ACK | flags::FIN))?;
-    ensure!(states(&pair) == [FlowState::CLOSED; 2]);
-    connection.reply(&mut pair, "last ACK", &connection.from_backend(flags::ACK))?;
-    pair.compare_tables()
+    for vip in [VIP, VIP_IPV6] {
+        let mut pair = Pair::new(&World::default())?;
+        let connection = Connection::open(&mut pair, vip)?;
+        connection.establish(&mut pair)?;
+        ensure!(pair.host.flows(Table::Embryonic).is_empty());
+        ensure!(states(&pair) == [FlowState::ESTABLISHED; 2]);
+        let (request, answer) = (flags::ACK | flags::PSH, flags::ACK | flags::PSH);
+        connection.request(&mut pair, "request", &connection.from_client(request))?;
+        connection.reply(&mut pair, "answer", &connection.from_backend(answer))?;
+        connection.reply(&mut pair, "FIN", &connection.from_backend(flags::ACK | flags::FIN))?;
+        ensure!(states(&pair) == [FlowState::CLOSING; 2]);
+        connection.request(&mut pair, "FIN", &connection.from_client(flags::ACK | flags::FIN))?;
+        ensure!(states(&pair) == [FlowState::CLOSED; 2]);
+        connection.reply(&mut pair, "last ACK", &connection.from_backend(flags::ACK))?;
+        pair.compare_tables()?;
+    }
+    Ok(())
 }
 
 #[test]
@@ -43,10 +48,10 @@ fn a_wrong_tcp_checksum_stays_wrong_in_both_directions() -> Result<()> {
     connection.establish(&mut pair)?;
     for error in [1, 0x100, 0x8000, 0xfffe] {
         let mut segment = connection.from_client(flags::ACK);
-        segment.tcp_checksum_error = error;
+        segment.transport_checksum_error = error;
         connection.request(&mut pair, "wrong checksum", &segment)?;
         let mut segment = connection.from_backend(flags::ACK);
-        segment.tcp_checksum_error = error;
+        segment.transport_checksum_error = error;
         connection.reply(&mut pair, "wrong checksum", &segment)?;
     }
     Ok(())
@@ -97,11 +102,11 @@ fn options_of_every_length_are_forwarded() -> Result<()> {
 fn a_syn_again_goes_to_the_same_backend_by_the_same_port() -> Result<()> {
     let mut pair = Pair::new(&World::default())?;
     let connection = Connection::open(&mut pair, VIP)?;
-    connection.request(&mut pair, "again", &Tcp::syn(CLIENT, VIP))?;
+    connection.request(&mut pair, "again", &Segment::syn(CLIENT, VIP))?;
     connection.reply(&mut pair, "SYN-ACK", &connection.syn_ack())?;
-    connection.request(&mut pair, "again, after the answer", &Tcp::syn(CLIENT, VIP))?;
+    connection.request(&mut pair, "again, after the answer", &Segment::syn(CLIENT, VIP))?;
     connection.request(&mut pair, "ACK", &connection.ack())?;
-    connection.request(&mut pair, "again, when established", &Tcp::syn(CLIENT, VIP))?;
+    connection.request(&mut pair, "again, when established", &Segment::syn(CLIENT, VIP))?;
     pair.compare_tables()
 }
 
@@ -157,7 +162,7 @@ fn a_port_used_again_goes_the_same_way() -> Result<()> {
     let connection = Connection::open(&mut pair, VIP)?;
     connection.establish(&mut pair)?;
     connection.request(&mut pair, "RST", &connection.from_client(flags::RST))?;
-    connection.request(&mut pair, "SYN", &Tcp::syn(CLIENT, VIP))?;
+    connection.request(&mut pair, "SYN", &Segment::syn(CLIENT, VIP))?;
     ensure!(states(&pair) == [FlowState::CLOSED; 2], "before the backend agrees");
     connection.reply(&mut pair, "SYN-ACK", &connection.syn_ack())?;
     ensure!(states(&pair) == [FlowState::ESTABLISHED; 2]);
@@ -173,7 +178,7 @@ fn a_port_used_again_leaves_a_backend_that_takes_no_more() -> Result<()> {
     let other = first.backend % 3 + 1;
     pair.hand_slots(first.backend, other);
     first.request(&mut pair, "in use", &first.from_client(flags::ACK))?;
-    first.request(&mut pair, "a SYN within it", &Tcp::syn(CLIENT, VIP))?;
+    first.request(&mut pair, "a SYN within it", &Segment::syn(CLIENT, VIP))?;
     first.request(&mut pair, "RST", &first.from_client(flags::RST))?;
     let second = Connection::open(&mut pair, VIP)?;
     ensure!(second.backend == other, "{second:?}");
@@ -193,7 +198,7 @@ fn a_syn_again_leaves_a_backend_that_has_not_answered_and_takes_no_more() -> Res
     pair.expect("too late", &first.syn_ack().build(), Reason::NoService)?;
     second.reply(&mut pair, "SYN-ACK", &second.syn_ack())?;
     pair.hand_slots(other, first.backend);
-    second.request(&mut pair, "again, after the answer", &Tcp::syn(CLIENT, VIP))?;
+    second.request(&mut pair, "again, after the answer", &Segment::syn(CLIENT, VIP))?;
     second.request(&mut pair, "ACK", &second.ack())?;
     pair.compare_tables()
 }
@@ -258,7 +263,7 @@ fn no_two_flows_share_a_port_and_at_the_end_of_the_range_new_ones_are_refused() 
     let mut refused = 0;
     for port in 20_000..20_100 {
         let client = (CLIENT.0, port);
-        let syn = Tcp::syn(client, VIP);
+        let syn = Segment::syn(client, VIP);
         if pair.run(&syn.build())?.reason == Reason::NatPortsExhausted {
             refused += 1;
             continue;
@@ -310,7 +315,8 @@ fn the_verifier_has_room_to_spare() -> Result<()> {
     const LIMIT: u32 = 1_000_000;
     let mut pair = Pair::new(&World::default())?;
     let verified = pair.kernel.verified_instructions()?;
-    ensure!(verified < LIMIT / 10, "{verified} instructions of at most {LIMIT}");
+    let enough = verified.iter().all(|count| *count < LIMIT / 10);
+    ensure!(enough, "{verified:?} instructions of at most {LIMIT}");
     Ok(())
 }
 

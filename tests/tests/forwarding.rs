@@ -1,38 +1,41 @@
 //! Each way of forwarding, packet by packet, through the host's build and the loaded program.
 
-use std::net::Ipv4Addr;
-
 use anyhow::{Context, Result, ensure};
 use lb_common::{
     abi::Forwarding,
     datapath::{Reason, Table},
 };
 use lb_tests::{
-    frame::{self, Outer, Seen, Tcp, flags},
+    frame::{Segment, flags},
     pair::Pair,
+    seen::{self, Outer, Seen},
     world::{
-        CLIENT, NAT_SOURCE, OTHER_FORWARDINGS, OWN_MAC, VIP, World, backend_address, backend_mac,
+        CLIENT, NAT_SOURCE, NAT_SOURCE_IPV6, OTHER_FORWARDINGS, OWN_MAC, Socket, VIP, World,
+        backend_address, backend_mac, client_of,
     },
 };
 
-type Socket = (Ipv4Addr, u16);
-
-fn service(wanted: Forwarding) -> Result<(Socket, u32)> {
-    let found = OTHER_FORWARDINGS.iter().find(|(forwarding, ..)| *forwarding == wanted);
-    let (_, vip, backend) = found.context("no such service")?;
-    Ok((*vip, *backend))
+/// The services of a forwarding, of both families, each with its only backend.
+fn services(wanted: Forwarding) -> impl Iterator<Item = (Socket, u32)> {
+    let of_it = OTHER_FORWARDINGS.into_iter().filter(move |(forwarding, ..)| *forwarding == wanted);
+    of_it.map(|(_, vip, backend)| (vip, backend))
 }
 
-fn from_client(vip: Socket, flags: u8) -> Tcp {
-    let mut segment = Tcp::syn(CLIENT, vip).with_flags(flags);
+fn service(wanted: Forwarding) -> Result<(Socket, u32)> {
+    services(wanted).next().context("no such service")
+}
+
+fn from_client(vip: Socket, flags: u8) -> Segment {
+    let mut segment = Segment::syn(client_of(vip.0), vip).with_flags(flags);
     segment.sequence = 1001;
     segment.acknowledgement = 5001;
     segment.payload = b"GET /client/ HTTP/1.1\r\n".to_vec();
     segment
 }
 
-fn from_backend(backend: u32, flags: u8) -> Tcp {
-    let mut segment = Tcp::syn(backend_address(backend), CLIENT).with_flags(flags);
+fn from_backend(backend: u32, flags: u8) -> Segment {
+    let address = backend_address(backend);
+    let mut segment = Segment::syn(address, client_of(address.0)).with_flags(flags);
     segment.source_mac = backend_mac(backend);
     segment.sequence = if flags & flags::SYN != 0 { 5000 } else { 5001 };
     segment.acknowledgement = 1001;
@@ -43,12 +46,12 @@ fn from_backend(backend: u32, flags: u8) -> Tcp {
 fn delivered(
     pair: &mut Pair,
     what: &str,
-    segment: &Tcp,
+    segment: &Segment,
     reason: Reason,
     backend: u32,
 ) -> Result<(Option<Outer>, Seen)> {
     let outcome = pair.expect(what, &segment.build(), reason)?;
-    let (outer, inner) = frame::decapsulate(&outcome.frame)?;
+    let (outer, inner) = seen::decapsulate(&outcome.frame)?;
     let seen = Seen::new(&inner);
     ensure!(seen.destination_mac == backend_mac(backend), "{what}: {seen:?}");
     ensure!(seen.source_mac == OWN_MAC, "{what}: {seen:?}");
@@ -57,21 +60,28 @@ fn delivered(
 
 #[test]
 fn nat_shows_the_backend_the_clients_own_address_and_port() -> Result<()> {
+    for (vip, backend) in services(Forwarding::Nat) {
+        nat_shows_the_client(vip, backend)?;
+    }
+    Ok(())
+}
+
+fn nat_shows_the_client(vip: Socket, backend: u32) -> Result<()> {
     let mut pair = Pair::new(&World::default())?;
-    let (vip, backend) = service(Forwarding::Nat)?;
-    let request = |pair: &mut Pair, what: &str, segment: &Tcp, reason| {
+    let client = client_of(vip.0);
+    let request = |pair: &mut Pair, what: &str, segment: &Segment, reason| {
         let (outer, seen) = delivered(pair, what, segment, reason, backend)?;
-        ensure!(outer.is_none() && seen.source == CLIENT, "{what}: {seen:?}");
+        ensure!(outer.is_none() && seen.source == client, "{what}: {seen:?}");
         ensure!(seen.destination == backend_address(backend), "{what}: {seen:?}");
         Ok(())
     };
-    let reply = |pair: &mut Pair, what: &str, segment: &Tcp| {
+    let reply = |pair: &mut Pair, what: &str, segment: &Segment| {
         let outcome = pair.expect(what, &segment.build(), Reason::ToClient)?;
         let seen = Seen::new(&outcome.frame);
-        ensure!(seen.source == vip && seen.destination == CLIENT, "{what}: {seen:?}");
+        ensure!(seen.source == vip && seen.destination == client, "{what}: {seen:?}");
         Ok(())
     };
-    request(&mut pair, "SYN", &Tcp::syn(CLIENT, vip), Reason::Opened)?;
+    request(&mut pair, "SYN", &Segment::syn(client, vip), Reason::Opened)?;
     let syn_ack = from_backend(backend, flags::SYN | flags::ACK);
     let mut flooded = syn_ack.clone();
     flooded.destination_mac[5] = 0x99;
@@ -93,11 +103,11 @@ fn nat_refuses_a_second_connection_from_one_port_to_one_backend_while_the_first_
     let mut pair = Pair::new(&World::default())?;
     let (vip, backend) = service(Forwarding::Nat)?;
     let (_, other, _) = OTHER_FORWARDINGS[4];
-    pair.expect("SYN", &Tcp::syn(CLIENT, vip).build(), Reason::Opened)?;
+    pair.expect("SYN", &Segment::syn(CLIENT, vip).build(), Reason::Opened)?;
     let syn_ack = from_backend(backend, flags::SYN | flags::ACK).build();
     pair.expect("SYN-ACK", &syn_ack, Reason::ToClient)?;
     pair.expect("ACK", &from_client(vip, flags::ACK).build(), Reason::ToBackend)?;
-    let second = Tcp::syn(CLIENT, other).build();
+    let second = Segment::syn(CLIENT, other).build();
     pair.expect("a SYN by the other service", &second, Reason::TupleInUse)?;
 
     pair.expect("RST", &from_client(vip, flags::RST).build(), Reason::ToBackend)?;
@@ -109,26 +119,29 @@ fn nat_refuses_a_second_connection_from_one_port_to_one_backend_while_the_first_
 
 #[test]
 fn direct_return_leaves_the_segment_as_the_client_sent_it() -> Result<()> {
-    for forwarding in [Forwarding::Dsr, Forwarding::Ipip, Forwarding::Gue] {
+    let direct =
+        OTHER_FORWARDINGS.into_iter().filter(|(forwarding, ..)| !forwarding.sees_replies());
+    for (forwarding, vip, backend) in direct {
         let mut pair = Pair::new(&World::default())?;
-        let (vip, backend) = service(forwarding)?;
+        let client = client_of(vip.0);
         let (address, _) = backend_address(backend);
         let mut ports = Vec::new();
         let segments = [
-            ("SYN", Tcp::syn(CLIENT, vip), Reason::Opened),
+            ("SYN", Segment::syn(client, vip), Reason::Opened),
             ("ACK", from_client(vip, flags::ACK), Reason::ToBackend),
             ("data", from_client(vip, flags::ACK | flags::PSH), Reason::ToBackend),
             ("FIN", from_client(vip, flags::ACK | flags::FIN), Reason::ToBackend),
             ("the last ACK", from_client(vip, flags::ACK), Reason::ToBackend),
         ];
         for (what, segment, reason) in segments {
-            let what = format!("{}: {what}", forwarding.name());
+            let what = format!("{} {vip:?}: {what}", forwarding.name());
             let (outer, seen) = delivered(&mut pair, &what, &segment, reason, backend)?;
-            ensure!(seen.source == CLIENT && seen.destination == vip, "{what}: {seen:?}");
+            ensure!(seen.source == client && seen.destination == vip, "{what}: {seen:?}");
             match outer {
                 None => ensure!(forwarding == Forwarding::Dsr, "{what}: no outer header"),
                 Some(outer) => {
-                    ensure!(outer.source == NAT_SOURCE, "{what}: {outer:?}");
+                    let own = if address.is_ipv4() { NAT_SOURCE } else { NAT_SOURCE_IPV6 };
+                    ensure!(outer.source == own, "{what}: {outer:?}");
                     ensure!(outer.destination == address, "{what}: {outer:?}");
                     let is_gue = forwarding == Forwarding::Gue;
                     ensure!(outer.udp_source.is_some() == is_gue, "{what}: {outer:?}");
@@ -149,7 +162,7 @@ fn direct_return_keeps_established_connections_when_the_ring_changes() -> Result
     let mut pair = Pair::new(&World::default())?;
     let (vip, backend) = service(Forwarding::Dsr)?;
     let (_, other) = service(Forwarding::Gue)?;
-    let syn = Tcp::syn(CLIENT, vip);
+    let syn = Segment::syn(CLIENT, vip);
     delivered(&mut pair, "SYN", &syn, Reason::Opened, backend)?;
     pair.hand_slots(backend, other);
     // Nothing shows that the first one has answered.
@@ -173,7 +186,7 @@ fn a_flows_outer_source_port_differs_from_anothers() -> Result<()> {
     let (vip, backend) = service(Forwarding::Gue)?;
     let mut ports = std::collections::HashSet::new();
     for port in 40_000..40_100 {
-        let syn = Tcp::syn((CLIENT.0, port), vip);
+        let syn = Segment::syn((CLIENT.0, port), vip);
         let (outer, _) = delivered(&mut pair, "SYN", &syn, Reason::Opened, backend)?;
         let source = outer.and_then(|outer| outer.udp_source).context("GUE")?;
         ensure!(source >= 49_152, "{source}");
@@ -185,12 +198,16 @@ fn a_flows_outer_source_port_differs_from_anothers() -> Result<()> {
 
 #[test]
 fn what_does_not_fit_with_the_outer_header_is_refused_also_within_a_flow() -> Result<()> {
-    for (forwarding, longest) in [(Forwarding::Ipip, 1480), (Forwarding::Gue, 1472)] {
+    let encapsulating =
+        OTHER_FORWARDINGS.into_iter().filter(|(forwarding, ..)| forwarding.encapsulates());
+    for (forwarding, vip, backend) in encapsulating {
         let mut pair = Pair::new(&World::default())?;
-        let (vip, backend) = service(forwarding)?;
-        delivered(&mut pair, "SYN", &Tcp::syn(CLIENT, vip), Reason::Opened, backend)?;
+        let udp = if forwarding == Forwarding::Gue { 8 } else { 0 };
+        let header = |ipv4: bool| if ipv4 { 20 } else { 40 };
+        let longest = 1500 - header(backend_address(backend).0.is_ipv4()) - udp;
+        delivered(&mut pair, "SYN", &Segment::syn(client_of(vip.0), vip), Reason::Opened, backend)?;
         let mut segment = from_client(vip, flags::ACK);
-        segment.payload = vec![7; longest - 40];
+        segment.payload = vec![7; longest - header(vip.0.is_ipv4()) - 20];
         delivered(&mut pair, "longest", &segment, Reason::ToBackend, backend)?;
         segment.payload.push(7);
         pair.expect("longer", &segment.build(), Reason::NeedsFragmentation)?;
@@ -204,9 +221,10 @@ fn answers_of_a_nat_backend_to_the_host_itself_are_passed() -> Result<()> {
     let mut pair = Pair::new(&World::default())?;
     let (_, backend) = service(Forwarding::Nat)?;
     for flags in [flags::SYN | flags::ACK, flags::ACK, flags::RST] {
-        let segment = Tcp::syn(backend_address(backend), (NAT_SOURCE, 45_678)).with_flags(flags);
+        let segment =
+            Segment::syn(backend_address(backend), (NAT_SOURCE, 45_678)).with_flags(flags);
         pair.expect("to a check", &segment.build(), Reason::NoService)?;
     }
-    pair.expect("to the VIP", &Tcp::syn(CLIENT, (VIP.0, 9)).build(), Reason::NoService)?;
+    pair.expect("to the VIP", &Segment::syn(CLIENT, (VIP.0, 9)).build(), Reason::NoService)?;
     Ok(())
 }

@@ -1,23 +1,40 @@
 //! Described packets, each through the host's build and the loaded program: the same bytes, action
 //! and reason, and those that the description wants.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use anyhow::Result;
 use lb_common::datapath::Reason;
 use lb_tests::{
-    frame::{Tcp, flags},
+    frame::{Segment, flags},
     pair::Pair,
-    world::{CLIENT, EMPTY_VIP, NAT_SOURCE, OTHER_FORWARDINGS, UNRESOLVED_VIP, VIP, World},
+    world::{
+        CLIENT, CLIENT_IPV6, EMPTY_VIP, NAT_SOURCE, NAT_SOURCE_IPV6, OTHER_FORWARDINGS, Socket,
+        UNRESOLVED_VIP, VIP, VIP_IPV6, World, backend_address, client_of,
+    },
 };
 
 type Case = (&'static str, Vec<u8>, Reason);
 
 /// A SYN to the service with something changed.
-fn syn(change: impl FnOnce(&mut Tcp)) -> Vec<u8> {
-    let mut segment = Tcp::syn(CLIENT, VIP);
+fn syn(change: impl FnOnce(&mut Segment)) -> Vec<u8> {
+    let mut segment = Segment::syn(CLIENT, VIP);
     change(&mut segment);
     segment.build()
+}
+
+/// The same over IPv6.
+fn syn_ipv6(change: impl FnOnce(&mut Segment)) -> Vec<u8> {
+    let mut segment = Segment::syn(CLIENT_IPV6, VIP_IPV6);
+    change(&mut segment);
+    segment.build()
+}
+
+/// A UDP datagram from the client of the service's family, with something changed.
+fn udp(service: Socket, change: impl FnOnce(&mut Segment)) -> Vec<u8> {
+    let mut datagram = Segment::udp(client_of(service.0), service);
+    change(&mut datagram);
+    datagram.build()
 }
 
 fn cut(mut frame: Vec<u8>, length: usize) -> Vec<u8> {
@@ -35,7 +52,7 @@ fn with_ether_type(ether_type: u16) -> Vec<u8> {
 fn cases() -> Vec<Case> {
     use Reason::*;
     let ssh = (NAT_SOURCE, 22);
-    let check_reply = |port| Tcp::syn((Ipv4Addr::new(10, 77, 0, 101), 8080), (NAT_SOURCE, port));
+    let check_reply = |port| Segment::syn(backend_address(1), (NAT_SOURCE, port));
     let mut cases: Vec<Case> = vec![
         ("a SYN to the service", syn(|_| {}), Opened),
         ("a SYN with ECN set up (RFC 3168)", syn(|s| s.flags = flags::SYN | 0xc0), Opened),
@@ -59,22 +76,21 @@ fn cases() -> Vec<Case> {
         ("a SYN with a type of service", syn(|s| s.service = 0xb8), Opened),
         ("a SYN with its last hop but one", syn(|s| s.time_to_live = 2), Opened),
         ("a SYN as long as the MTU", syn(|s| s.payload = vec![0; 1460]), Opened),
-        ("a SYN with a wrong TCP checksum", syn(|s| s.tcp_checksum_error = 1), Opened),
+        ("a SYN with a wrong TCP checksum", syn(|s| s.transport_checksum_error = 1), Opened),
         ("an odd number of bytes", syn(|s| s.payload = vec![1, 2, 3]), Opened),
-        ("ARP", with_ether_type(0x0806), NotIpv4),
-        ("IPv6", with_ether_type(0x86dd), NotIpv4),
-        ("LLDP", with_ether_type(0x88cc), NotIpv4),
-        ("an IEEE 802.3 length for a type", with_ether_type(0x0040), NotIpv4),
+        ("ARP", with_ether_type(0x0806), NotIp),
+        ("LLDP", with_ether_type(0x88cc), NotIp),
+        ("an IEEE 802.3 length for a type", with_ether_type(0x0040), NotIp),
         (
             "no more than an Ethernet header of another type",
             cut(with_ether_type(0x0806), 14),
-            NotIpv4,
+            NotIp,
         ),
         ("a VLAN tag", syn(|s| s.tags = vec![(0x8100, 100)]), VlanTagged),
         ("two VLAN tags", syn(|s| s.tags = vec![(0x88a8, 5), (0x8100, 100)]), VlanTagged),
-        ("UDP to the service's address and port", syn(|s| s.protocol = 17), NotTcp),
-        ("ICMP to the service's address", syn(|s| s.protocol = 1), NotTcp),
-        ("VRRP", syn(|s| s.protocol = 112), NotTcp),
+        ("IPv4 with IPv6's type", with_ether_type(0x86dd), BadIpHeader),
+        ("ICMP to the service's address", syn(|s| s.protocol = 1), OtherProtocol),
+        ("VRRP", syn(|s| s.protocol = 112), OtherProtocol),
         ("an empty frame", Vec::new(), ShortFrame),
         ("13 bytes", cut(syn(|_| {}), 13), ShortFrame),
         ("nothing behind the Ethernet header", cut(syn(|_| {}), 14), ShortFrame),
@@ -107,14 +123,22 @@ fn cases() -> Vec<Case> {
             OtherStation,
         ),
         ("a SYN to all stations", syn(|s| s.destination_mac = [0xff; 6]), OtherStation),
-        ("SSH to this host", Tcp::syn(CLIENT, ssh).build(), NoService),
+        ("SSH to this host", Segment::syn(CLIENT, ssh).build(), NoService),
         (
             "SSH to this host, under way",
-            Tcp::syn(CLIENT, ssh).with_flags(flags::ACK).build(),
+            Segment::syn(CLIENT, ssh).with_flags(flags::ACK).build(),
             NoService,
         ),
-        ("the service's address, another port", Tcp::syn(CLIENT, (VIP.0, 22)).build(), NoService),
-        ("the service's port, another address", Tcp::syn(CLIENT, (ssh.0, 8080)).build(), NoService),
+        (
+            "the service's address, another port",
+            Segment::syn(CLIENT, (VIP.0, 22)).build(),
+            NoService,
+        ),
+        (
+            "the service's port, another address",
+            Segment::syn(CLIENT, (ssh.0, 8080)).build(),
+            NoService,
+        ),
         (
             "a backend's answer to a health check",
             check_reply(45_678).with_flags(0x12).build(),
@@ -129,7 +153,7 @@ fn cases() -> Vec<Case> {
         ("a FIN without a flow", syn(|s| s.flags = flags::FIN | flags::ACK), NoFlow),
         ("a RST without a flow", syn(|s| s.flags = flags::RST), NoFlow),
         ("a SYN-ACK to the service", syn(|s| s.flags = flags::SYN | flags::ACK), NoFlow),
-        ("a service without backends", Tcp::syn(CLIENT, EMPTY_VIP).build(), NoBackend),
+        ("a service without backends", Segment::syn(CLIENT, EMPTY_VIP).build(), NoBackend),
         ("a first fragment", syn(|s| s.fragment = 0x2000), Fragment),
         ("a wrong IP checksum", syn(|s| s.ip_checksum_error = 1), BadIpChecksum),
         (
@@ -145,7 +169,8 @@ fn cases() -> Vec<Case> {
         ("a datagram longer than the MTU", syn(|s| s.payload = vec![0; 1461]), TooBig),
         (
             "a datagram that is too long within an outer header",
-            Tcp { payload: vec![0; 1441], ..Tcp::syn(CLIENT, OTHER_FORWARDINGS[2].1) }.build(),
+            Segment { payload: vec![0; 1441], ..Segment::syn(CLIENT, OTHER_FORWARDINGS[2].1) }
+                .build(),
             NeedsFragmentation,
         ),
         ("SYN and FIN", syn(|s| s.flags = flags::SYN | flags::FIN), InvalidFlags),
@@ -155,14 +180,114 @@ fn cases() -> Vec<Case> {
         ("all flags", syn(|s| s.flags = 0xff), InvalidFlags),
         ("from the service's own address (LAND)", syn(|s| s.source = VIP.0), InvalidSource),
         ("from a group's hardware address", syn(|s| s.source_mac = [0xff; 6]), InvalidSource),
-        ("an unresolved backend", Tcp::syn(CLIENT, UNRESOLVED_VIP).build(), NextHopUnknown),
+        ("an unresolved backend", Segment::syn(CLIENT, UNRESOLVED_VIP).build(), NextHopUnknown),
     ];
+    cases.extend(udp_cases());
+    cases.extend(ipv6_cases());
     for source in [[0, 0, 0, 0], [127, 0, 0, 1], [224, 0, 0, 1], [255, 255, 255, 255]] {
         cases.push((
             "from an impossible address",
             syn(|s| s.source = source.into()),
             InvalidSource,
         ));
+    }
+    cases
+}
+
+/// Single UDP datagrams.
+fn udp_cases() -> Vec<Case> {
+    use Reason::*;
+    vec![
+        ("UDP to the service", udp(VIP, |_| {}), Opened),
+        ("UDP without a checksum", udp(VIP, |d| d.lacks_checksum = true), Opened),
+        ("UDP with a wrong checksum", udp(VIP, |d| d.transport_checksum_error = 1), Opened),
+        ("UDP of no bytes", udp(VIP, |d| d.payload.clear()), Opened),
+        ("UDP with options behind it (RFC 9868)", udp(VIP, |d| d.udp_length_error = -4), Opened),
+        ("UDP longer than its datagram", udp(VIP, |d| d.udp_length_error = 1), BadUdpHeader),
+        (
+            "UDP of 7 bytes",
+            udp(VIP, |d| (d.payload, d.udp_length_error) = (vec![], -1)),
+            BadUdpHeader,
+        ),
+        (
+            "UDP whose header is cut off",
+            udp(VIP, |d| (d.payload, d.length_error) = (vec![], -1)),
+            BadUdpHeader,
+        ),
+        ("UDP to another port", udp((VIP.0, 53), |_| {}), NoService),
+        ("UDP to a service without backends", udp(EMPTY_VIP, |_| {}), NoBackend),
+        ("a first fragment of UDP", udp(VIP, |d| d.fragment = 0x2000), Fragment),
+        ("UDP with its last hop", udp(VIP, |d| d.time_to_live = 1), TimeToLiveExpired),
+        ("UDP from the service's own address", udp(VIP, |d| d.source = VIP.0), InvalidSource),
+    ]
+}
+
+/// Single datagrams of IPv6.
+fn ipv6_cases() -> Vec<Case> {
+    use Reason::*;
+    const HOP_BY_HOP: u8 = 0;
+    const ROUTING: u8 = 43;
+    const FRAGMENT: u8 = 44;
+    const SECURITY: u8 = 50;
+    const DESTINATION: u8 = 60;
+    let options = |kind| (kind, vec![0, 0, 1, 0, 0, 0, 0, 0]);
+    let fragment = |offset_and_more: u16| {
+        let [high, low] = offset_and_more.to_be_bytes();
+        (FRAGMENT, vec![0, 0, high, low, 1, 2, 3, 4])
+    };
+    let with = |extensions: Vec<(u8, Vec<u8>)>| syn_ipv6(|s| s.extensions = extensions);
+    let longest = (DESTINATION, [vec![0, 255, 1, 254], vec![0; 2044]].concat());
+    let mut cases = vec![
+        ("IPv6: a SYN", syn_ipv6(|_| {}), Opened),
+        ("IPv6: UDP", udp(VIP_IPV6, |_| {}), Opened),
+        ("IPv6: a traffic class", syn_ipv6(|s| s.service = 0xb9), Opened),
+        ("IPv6: a wrong TCP checksum", syn_ipv6(|s| s.transport_checksum_error = 1), Opened),
+        ("IPv6: a trailer", syn_ipv6(|s| s.trailer = vec![0xaa; 100]), Opened),
+        ("IPv6: hop-by-hop options", with(vec![options(HOP_BY_HOP)]), Opened),
+        ("IPv6: a route that is at its end", with(vec![options(ROUTING)]), Opened),
+        ("IPv6: an atomic fragment (RFC 6946)", with(vec![fragment(0)]), Opened),
+        (
+            "IPv6: as many extension headers as there should ever be",
+            with(
+                [HOP_BY_HOP, DESTINATION, ROUTING, DESTINATION, DESTINATION].map(options).to_vec(),
+            ),
+            Opened,
+        ),
+        ("IPv6: more of them", with(vec![options(DESTINATION); 6]), OtherProtocol),
+        (
+            "IPv6: a route that goes on",
+            with(vec![(ROUTING, vec![0, 0, 0, 1, 0, 0, 0, 0])]),
+            OtherProtocol,
+        ),
+        ("IPv6: encrypted", with(vec![options(SECURITY)]), OtherProtocol),
+        ("IPv6: ICMPv6", syn_ipv6(|s| s.protocol = 58), OtherProtocol),
+        ("IPv6: the longest extension header", with(vec![longest]), TooBig),
+        ("IPv6: a first fragment", with(vec![fragment(1)]), Fragment),
+        ("IPv6: a later fragment", with(vec![fragment(8)]), LaterFragment),
+        (
+            "IPv6: an extension header longer than the datagram",
+            with(vec![(DESTINATION, vec![0, 20, 1, 4, 0, 0, 0, 0])]),
+            BadIpLength,
+        ),
+        (
+            "IPv6: an extension header that is cut off",
+            syn_ipv6(|s| (s.extensions, s.length_error) = (vec![options(DESTINATION)], -24)),
+            BadIpLength,
+        ),
+        ("IPv6: version 4", syn_ipv6(|s| s.version = 4), BadIpHeader),
+        ("IPv6: a datagram longer than the frame", syn_ipv6(|s| s.length_error = 1), BadIpLength),
+        ("IPv6: a datagram of a header alone", syn_ipv6(|s| s.length_error = -20), BadTcpHeader),
+        ("IPv6: one byte less than a header", cut(syn_ipv6(|_| {}), 53), ShortFrame),
+        ("IPv6: UDP without a checksum", udp(VIP_IPV6, |d| d.lacks_checksum = true), NoChecksum),
+        ("IPv6: the last hop", syn_ipv6(|s| s.time_to_live = 1), TimeToLiveExpired),
+        ("IPv6: longer than the MTU", syn_ipv6(|s| s.payload = vec![0; 1441]), TooBig),
+        ("IPv6: to this host", Segment::syn(CLIENT_IPV6, (NAT_SOURCE_IPV6, 22)).build(), NoService),
+        ("IPv6: an ACK without a flow", syn_ipv6(|s| s.flags = flags::ACK), NoFlow),
+    ];
+    for source in ["::", "::1", "ff02::1", "::ffff:192.0.2.1"] {
+        let source: IpAddr = source.parse().expect("an address");
+        let frame = syn_ipv6(|s| s.source = source);
+        cases.push(("IPv6: from an impossible address", frame, InvalidSource));
     }
     cases
 }

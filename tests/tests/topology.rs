@@ -1,8 +1,10 @@
 //! Other networks than a single switch: backends behind another interface, clients behind a
 //! router, interfaces that take no native program, hardware addresses that change.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Result, ensure};
-use lb_tests::{bed::Bed, wait::wait_until};
+use lb_tests::{bed::Bed, client::Connection, wait::wait_until};
 use xtask::netns::{Namespace, Port, Switch};
 
 const LB: &str = env!("CARGO_BIN_EXE_lb-under-test");
@@ -25,7 +27,7 @@ impl SecondNetwork {
         };
         connect(&bed.balancer, "eth1", "lb", "10.92.0.10/24")?;
         connect(&backend, "eth0", "far", "10.92.0.101/24")?;
-        bed.start_nginx(&backend, "far", "10.92.0.101:8080")?;
+        bed.start_nginx(&backend, "far", &["10.92.0.101:8080"])?;
         Ok(Self { _switch: switch, backend })
     }
 }
@@ -73,7 +75,7 @@ fn clients_and_backends_behind_routers_are_reached() -> Result<()> {
     bed.balancer.ip(&["route", "add", "198.51.100.0/24", "via", "10.91.0.1"])?;
     // And the backend's address lies behind its host.
     network.backend.ip(&["addr", "add", "203.0.113.5/32", "dev", "lo"])?;
-    bed.start_nginx(&network.backend, "deep", "203.0.113.5:8081")?;
+    bed.start_nginx(&network.backend, "deep", &["203.0.113.5:8081"])?;
     bed.balancer.ip(&["route", "add", "203.0.113.0/24", "via", "10.92.0.101"])?;
     bed.write_config("[[service.backend]]\nname = \"deep\"\naddress = \"203.0.113.5:8081\"\n")?;
     bed.start_controller(&["--interface", "eth0", "--interface", "eth1"])?;
@@ -113,4 +115,40 @@ fn a_backend_whose_hardware_address_changes_is_followed() -> Result<()> {
     // The balancer's host learns it from the backend's next ARP; ask it now, as its kernel would.
     bed.on_backend("mgmt01", "ping", &["-c", "1", "-W", "2", "10.91.0.10"])?;
     wait_until("requests arrive again", || Ok(bed.request_within_a_second().is_ok()))
+}
+
+#[test]
+fn a_service_on_every_address_follows_them_as_they_come_and_go() -> Result<()> {
+    const SECOND: &str = "10.91.0.99";
+    let mut bed = Bed::without_controller(LB, "native", 1)?;
+    bed.write_config_of(
+        "[[service]]\nname = \"ui\"\nbind = [\"*:8080\"]\n[service.check]\ninterval = \"200ms\"\n\
+         [[service.backend]]\nname = \"mgmt01\"\naddress = \"10.91.0.101:8080\"\n",
+    )?;
+    bed.start_controller(&[])?;
+    bed.wait_for_up(1)?;
+    let bound = || -> Result<Vec<String>> {
+        let services = bed.json(&["list", "services", "--json"])?;
+        let bound = services[0]["bind"].as_array().into_iter().flatten();
+        Ok(bound.filter_map(|bind| bind.as_str().map(str::to_owned)).collect())
+    };
+    ensure!(bound()? == ["10.91.0.10:8080", "10.91.0.100:8080"], "{:?}", bound()?);
+    ensure!(bed.request()? == "mgmt01");
+
+    bed.balancer.ip(&["addr", "add", &format!("{SECOND}/32"), "dev", "eth0"])?;
+    let start = Instant::now();
+    wait_until("the new address is served", || Ok(bound()?.len() == 3))?;
+    let took = start.elapsed();
+    // At once, rather than when the controller looks around without a cause, every five seconds.
+    ensure!(took < Duration::from_secs(3), "{took:?}");
+    let socket = format!("{SECOND}:8080");
+    let mut held = Connection::open(&bed.client, &socket)?;
+    ensure!(held.request()? == "mgmt01");
+
+    bed.balancer.ip(&["addr", "del", &format!("{SECOND}/32"), "dev", "eth0"])?;
+    wait_until("the address is let go", || Ok(bound()?.len() == 2))?;
+    ensure!(held.request()? == "mgmt01", "what was open goes on");
+    let flows = bed.json(&["list", "flows", "--json"])?;
+    ensure!(flows.to_string().contains(&socket), "{flows}");
+    Ok(())
 }

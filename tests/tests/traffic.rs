@@ -214,7 +214,7 @@ fn the_hosts_own_traffic_goes_on() -> Result<()> {
     for mode in MODES {
         let bed = Bed::new(LB, mode, 1)?;
         let address = format!("{BALANCER}:2222");
-        bed.start_nginx(&bed.balancer, "self", &address)?;
+        bed.start_nginx(&bed.balancer, "self", &[&address])?;
         let mut session = Connection::open(&bed.client, &address)?;
         for _ in 0..20 {
             ensure!(session.request()? == "self", "{mode}");

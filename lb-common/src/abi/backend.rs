@@ -1,9 +1,11 @@
 //! Backends: the servers behind a service.
 
+use core::net::SocketAddr;
+
 use bytemuck::{Pod, Zeroable};
 
-use super::{Forwarding, Link};
-use crate::wire::{NetworkU16, NetworkU32};
+use super::{AddressFamily, Forwarding, Link};
+use crate::wire::{Address, Ipv4Address, Ipv6Address, NetworkU16, NetworkU32};
 
 /// What the packet path needs to know of a backend. Index 0 is never a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -23,6 +25,20 @@ pub struct Backend {
     pub maximum_datagram: u16,
     /// How new flows reach it.
     pub forwarding: Forwarding,
+    /// Family of its address.
+    pub family: AddressFamily,
     /// Zero.
-    pub reserved: [u8; 3],
+    pub reserved: [u8; 2],
+}
+
+impl Backend {
+    /// Its address and port.
+    pub fn socket_address(&self) -> SocketAddr {
+        let ip = if self.family == AddressFamily::Ipv6 {
+            Ipv6Address::from_words(self.address).into()
+        } else {
+            Ipv4Address::from_words(self.address).into()
+        };
+        SocketAddr::new(ip, self.port.get())
+    }
 }

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{Forwarding, Tick};
-use crate::wire::{Address, ChecksumDelta, Ipv4Address, MacAddress, NetworkU16};
+use crate::wire::{Address, ChecksumDelta, MacAddress, NetworkU16, PROTOCOL_UDP};
 
 /// What identifies the packets of one direction of a flow, as they arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Zeroable)]
@@ -21,9 +21,9 @@ pub struct FlowKey<A> {
     pub protocol: u32,
 }
 
-// SAFETY: repr(C) of an address (4 bytes, aligned to 4), and integers that follow without padding;
-// the size is asserted in the parent module.
-unsafe impl Pod for FlowKey<Ipv4Address> {}
+// SAFETY: repr(C) of addresses (4 or 16 bytes, aligned to 4), and integers that follow without
+// padding; the sizes are asserted in the parent module.
+unsafe impl<A: Address> Pod for FlowKey<A> {}
 
 /// What is done with the packets of one direction, and what is known of the flow.
 #[derive(Clone, Copy, Debug, PartialEq, Zeroable)]
@@ -65,9 +65,8 @@ pub struct Flow<A> {
     pub forwarding: Forwarding,
 }
 
-// SAFETY: repr(C) of addresses (4 bytes, aligned to 4) and integers that follow without padding;
-// the size is asserted in the parent module.
-unsafe impl Pod for Flow<Ipv4Address> {}
+// SAFETY: as of [`FlowKey`].
+unsafe impl<A: Address> Pod for Flow<A> {}
 
 /// Bits of [`Flow::finished`].
 pub mod finished {
@@ -132,9 +131,10 @@ impl FlowState {
         self.0 == Self::SYN.0 || self.0 == Self::ANSWERED.0
     }
 
-    /// The word for it in the CLI and in JSON.
-    pub const fn name(self) -> &'static str {
+    /// The word for it in the CLI and in JSON, of a flow of the protocol.
+    pub fn name(self, protocol: u32) -> &'static str {
         match self {
+            _ if protocol == u32::from(PROTOCOL_UDP) => "udp",
             Self::SYN | Self::ANSWERED => "syn",
             Self::ESTABLISHED => "established",
             Self::CLOSING => "closing",

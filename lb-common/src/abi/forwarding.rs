@@ -20,6 +20,16 @@ word! {
     }
 }
 
+word! {
+    /// An address family.
+    AddressFamily {
+        /// IPv4.
+        Ipv4 = 0 "ipv4",
+        /// IPv6.
+        Ipv6 = 1 "ipv6",
+    }
+}
+
 impl Forwarding {
     /// Every one, the default first.
     pub const ALL: [Self; 5] = [Self::FullNat, Self::Nat, Self::Dsr, Self::Ipip, Self::Gue];

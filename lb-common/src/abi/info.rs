@@ -9,6 +9,17 @@ use super::{Forwarding, Text, word::word};
 pub const UNUSED_SERVICE: u32 = u32::MAX;
 
 word! {
+    /// A transport protocol, by its number.
+    #[derive(PartialOrd, Ord)]
+    Protocol {
+        /// Transmission Control Protocol.
+        Tcp = 6 "tcp",
+        /// User Datagram Protocol.
+        Udp = 17 "udp",
+    }
+}
+
+word! {
     /// Whether an index is in use.
     Lifecycle {
         /// Free to be given out.
@@ -66,10 +77,12 @@ pub struct ServiceInfo {
     pub lifecycle: Lifecycle,
     /// How its packets reach the backends.
     pub forwarding: Forwarding,
+    /// What its packets are.
+    pub protocol: Protocol,
     /// Zero.
-    pub reserved: [u8; 2],
-    /// Idle timeouts in seconds: half-open, established, closing.
-    pub timeouts: [u32; 3],
+    pub reserved: u8,
+    /// Idle timeouts in seconds: half-open, established, closing, and of UDP.
+    pub timeouts: [u32; 4],
 }
 
 /// A backend's name, settings and state.

@@ -21,15 +21,18 @@ pub use backend::Backend;
 pub use counters::{Counters, Direction};
 pub use entry::Entry;
 pub use flow::{Flow, FlowKey, FlowState, Link, finished};
-pub use forwarding::Forwarding;
+pub use forwarding::{AddressFamily, Forwarding};
 pub use info::{
-    BackendInfo, CheckKind, CheckResult, Lifecycle, OperatorState, ServiceInfo, UNUSED_SERVICE,
+    BackendInfo, CheckKind, CheckResult, Lifecycle, OperatorState, Protocol, ServiceInfo,
+    UNUSED_SERVICE,
 };
 pub use ring::{NO_BACKEND, RING_CHUNK_SLOTS, Ring, RingChunk};
 pub use service::{Service, ServiceKey};
 pub use settings::{LocalMac, Settings};
 pub use text::Text;
 pub use tick::Tick;
+
+use crate::wire::{Ipv4Address, Ipv6Address};
 
 /// Version of everything in this module.
 pub const VERSION: u32 = 2;
@@ -48,6 +51,14 @@ pub mod maps {
     pub const FLOWS: &str = "FLOWS";
     /// Half-open handshakes, in the same form.
     pub const EMBRYONIC: &str = "EMBRYONIC";
+    /// [`SERVICES`] for IPv6.
+    pub const SERVICES_IPV6: &str = "SERVICES_IPV6";
+    /// [`FLOWS`] for IPv6.
+    pub const FLOWS_IPV6: &str = "FLOWS_IPV6";
+    /// [`EMBRYONIC`] for IPv6.
+    pub const EMBRYONIC_IPV6: &str = "EMBRYONIC_IPV6";
+    /// Programs by [`crate::datapath::Stage`].
+    pub const STAGES: &str = "STAGES";
     /// Addresses that full NAT sends from, by index.
     pub const NAT_SOURCES: &str = "NAT_SOURCES";
     /// Where the search for the next NAT port starts, by backend.
@@ -68,13 +79,17 @@ pub mod maps {
     pub const BACKEND_INFO: &str = "BACKEND_INFO";
 
     /// Every map.
-    pub const ALL: [&str; 15] = [
+    pub const ALL: [&str; 19] = [
         SETTINGS,
         SERVICES,
         BACKENDS,
         RINGS,
         FLOWS,
         EMBRYONIC,
+        SERVICES_IPV6,
+        FLOWS_IPV6,
+        EMBRYONIC_IPV6,
+        STAGES,
         NAT_SOURCES,
         NAT_CURSORS,
         LOCAL_MACS,
@@ -102,11 +117,26 @@ plain_data! {
     Backend: 48,
     BackendInfo: 320,
     Counters: 40,
-    Flow<crate::wire::Ipv4Address>: 56,
-    FlowKey<crate::wire::Ipv4Address>: 16,
     LocalMac: 12,
     Service: 16,
-    ServiceInfo: 80,
-    ServiceKey<crate::wire::Ipv4Address>: 8,
+    ServiceInfo: 84,
     Settings: 32,
+}
+
+/// The same for a type that is there for both address families.
+macro_rules! plain_data_of_families {
+    ($($type:ident: $ipv4:literal $ipv6:literal),* $(,)?) => {$(
+        const _: () = assert!(size_of::<$type<Ipv4Address>>() == $ipv4);
+        const _: () = assert!(size_of::<$type<Ipv6Address>>() == $ipv6);
+
+        #[cfg(feature = "user")]
+        // SAFETY: as above.
+        unsafe impl<A: crate::wire::Address> aya::Pod for $type<A> {}
+    )*};
+}
+
+plain_data_of_families! {
+    Flow: 56 80,
+    FlowKey: 16 40,
+    ServiceKey: 8 20,
 }

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::Ring;
-use crate::wire::{Ipv4Address, NetworkU16};
+use crate::wire::{Address, NetworkU16};
 
 /// Address, port and protocol of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Zeroable)]
@@ -17,9 +17,9 @@ pub struct ServiceKey<A> {
     pub protocol: u16,
 }
 
-// SAFETY: repr(C) of an address (4 bytes, aligned to 4) and integers that follow without padding;
-// the size is asserted in the parent module.
-unsafe impl Pod for ServiceKey<Ipv4Address> {}
+// SAFETY: repr(C) of an address (4 or 16 bytes, aligned to 4) and integers that follow without
+// padding; the sizes are asserted in the parent module.
+unsafe impl<A: Address> Pod for ServiceKey<A> {}
 
 /// How a service is balanced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]

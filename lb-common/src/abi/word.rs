@@ -12,6 +12,11 @@ macro_rules! word {
         impl $name {
             $($(#[$doc])* pub const $variant: Self = Self($value);)*
 
+            /// The number.
+            pub const fn number(self) -> u8 {
+                self.0
+            }
+
             /// The word for it.
             pub const fn name(self) -> &'static str {
                 match self {

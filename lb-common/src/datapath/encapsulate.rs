@@ -1,73 +1,100 @@
 //! The whole datagram travels to the backend within an outer header.
 
-use super::{NETWORK_OFFSET, Packet, Reason, Tables, hash, parse::Segment};
+use super::{Family, FamilyTables, NETWORK_OFFSET, Packet, Reason, hash, parse::Segment};
 use crate::{
-    abi::{Backend, Flow, Forwarding},
+    abi::{AddressFamily, Backend, Flow, Forwarding},
     wire::{
-        Address, EtherType, EthernetHeader, Ipv4Address, Ipv4Header, NetworkHeader, NetworkU16,
-        OuterIpv4, PROTOCOL_UDP, UdpHeader,
+        EthernetHeader, Ipv4Header, Ipv6Header, NetworkHeader, NetworkU16, Outer, PROTOCOL_UDP,
+        UdpHeader,
     },
 };
 
 /// Bytes that encapsulation adds to a datagram.
 #[inline(always)]
-pub(super) const fn overhead(forwarding: Forwarding) -> usize {
-    match forwarding {
-        Forwarding::Ipip => Ipv4Header::MINIMUM_LENGTH,
-        Forwarding::Gue => Ipv4Header::MINIMUM_LENGTH + UdpHeader::LENGTH,
-        _ => 0,
+pub(super) const fn overhead(backend: &Backend, forwarding: Forwarding) -> usize {
+    if !forwarding.encapsulates() {
+        return 0;
     }
+    let outer = match backend.family {
+        AddressFamily::Ipv6 => Ipv6Header::LENGTH,
+        _ => Ipv4Header::MINIMUM_LENGTH,
+    };
+    if is_gue(forwarding) { outer + UdpHeader::LENGTH } else { outer }
 }
 
 /// Puts the datagram, with one hop less, into an outer one from us to the backend.
 #[inline(always)]
-pub(super) fn forward<A: Address, P: Packet, T: Tables<A>>(
+pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     packet: &mut P,
     tables: &T,
     segment: &Segment<A>,
     flow: &Flow<A>,
     backend: &Backend,
 ) -> Result<(), Reason> {
+    let route =
+        A::Header::forwarded(segment.network, flow.source, flow.destination, flow.network_delta);
+    let place = NETWORK_OFFSET + A::Header::ROUTE_OFFSET;
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
     let source = tables.nat_source(backend.nat_source).ok_or(Reason::TablesIncomplete)?;
-    let is_gue = flow.forwarding == Forwarding::Gue;
-    let added = overhead(flow.forwarding);
+    let is_gue = is_gue(flow.forwarding);
+    let inner_length = segment.datagram_length as u16;
+    let outer = Outer {
+        inner: segment.network,
+        payload_length: if is_gue { UdpHeader::LENGTH as u16 + inner_length } else { inner_length },
+        protocol: if is_gue { PROTOCOL_UDP } else { A::Header::ENCAPSULATED_PROTOCOL },
+        source,
+        destination: backend.address,
+        flow: hash::flow(&segment.key, settings.hash_seed),
+    };
 
     // Each length is a constant of its own: the verifier wants bounds for what is added.
-    let grown = if is_gue {
-        packet.grow::<{ Ipv4Header::MINIMUM_LENGTH + UdpHeader::LENGTH }>()
-    } else {
-        packet.grow::<{ Ipv4Header::MINIMUM_LENGTH }>()
+    let done = match backend.family {
+        AddressFamily::Ipv6 if is_gue => {
+            wrap::<Ipv6Header, P, { Ipv6Header::LENGTH + UdpHeader::LENGTH }>(
+                packet, &outer, backend,
+            )
+        }
+        AddressFamily::Ipv6 => {
+            wrap::<Ipv6Header, P, { Ipv6Header::LENGTH }>(packet, &outer, backend)
+        }
+        _ if is_gue => wrap::<Ipv4Header, P, { Ipv4Header::MINIMUM_LENGTH + UdpHeader::LENGTH }>(
+            packet, &outer, backend,
+        ),
+        _ => wrap::<Ipv4Header, P, { Ipv4Header::MINIMUM_LENGTH }>(packet, &outer, backend),
     };
-    grown.ok_or(Reason::NoHeadroom)?;
-    let route = segment.network.forwarded(flow.source, flow.destination, flow.network_delta);
-    let inner = NETWORK_OFFSET + added;
-    packet.write(inner + A::Header::ROUTE_OFFSET, route).ok_or(Reason::NoHeadroom)?;
+    let added = done.ok_or(Reason::NoHeadroom)?;
+    packet.write(added + place, route).ok_or(Reason::NoHeadroom)
+}
 
-    let inner_length = segment.datagram_length;
-    if is_gue {
+/// Puts outer headers of `ADDED` bytes before the datagram, and returns that number.
+#[inline(always)]
+fn wrap<H: NetworkHeader, P: Packet, const ADDED: usize>(
+    packet: &mut P,
+    outer: &Outer,
+    backend: &Backend,
+) -> Option<usize> {
+    packet.grow::<ADDED>()?;
+    if ADDED > H::LENGTH {
         let header = UdpHeader::new(
-            NetworkU16::new(source_port(hash::flow(&segment.key, settings.hash_seed))),
+            NetworkU16::new(source_port(outer.flow)),
             NetworkU16::new(GUE_PORT),
-            (UdpHeader::LENGTH + inner_length) as u16,
+            outer.payload_length,
         );
-        let place = NETWORK_OFFSET + Ipv4Header::MINIMUM_LENGTH;
-        packet.write(place, header).ok_or(Reason::NoHeadroom)?;
+        packet.write(NETWORK_OFFSET + H::LENGTH, header)?;
     }
-    let outer = Ipv4Header::around(OuterIpv4 {
-        inherited: segment.network.inherited(),
-        length: (added + inner_length) as u16,
-        protocol: if is_gue { PROTOCOL_UDP } else { A::Header::ENCAPSULATED_PROTOCOL },
-        source: Ipv4Address::from_words(source),
-        destination: Ipv4Address::from_words(backend.address),
-    });
-    packet.write(NETWORK_OFFSET, outer).ok_or(Reason::NoHeadroom)?;
+    packet.write(NETWORK_OFFSET, H::around(outer))?;
     let ethernet = EthernetHeader {
         destination: backend.link.station,
         source: backend.link.own,
-        ether_type: EtherType::IPV4,
+        ether_type: H::ETHER_TYPE,
     };
-    packet.write(0, ethernet).ok_or(Reason::NoHeadroom)
+    packet.write(0, ethernet)?;
+    Some(ADDED)
+}
+
+#[inline(always)]
+const fn is_gue(forwarding: Forwarding) -> bool {
+    matches!(forwarding, Forwarding::Gue)
 }
 
 /// Assigned by IANA to Generic UDP Encapsulation.

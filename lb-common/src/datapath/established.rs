@@ -1,14 +1,14 @@
 //! Packets of a connection whose handshake is complete.
 
-use super::{Reason, Table, Tables, parse::Segment, tables::find_peer};
+use super::{Family, FamilyTables, Reason, Table, parse::Segment, tables::find_peer};
 use crate::{
     abi::{Direction, Entry, Flow, FlowState, LocalMac, finished},
-    wire::{Address, TcpFlags},
+    wire::TcpFlags,
 };
 
 /// Follows a segment of the flow that `flow` is a copy of and `entry` the place.
 #[inline(always)]
-pub(super) fn follow<A: Address, T: Tables<A>>(
+pub(super) fn follow<A: Family, T: FamilyTables<A>>(
     tables: &T,
     segment: &Segment<A>,
     entry: Entry<'_, Flow<A>>,
@@ -35,7 +35,7 @@ pub(super) fn follow<A: Address, T: Tables<A>>(
 
 /// Whether a SYN of its client begins another connection for certain.
 #[inline(always)]
-pub(super) fn is_over<A: Address>(flow: &Flow<A>) -> bool {
+pub(super) fn is_over<A: Family>(flow: &Flow<A>) -> bool {
     // Where replies aren't seen, a client that has sent FIN and begins anew is all there is to
     // know.
     flow.state == FlowState::CLOSED
@@ -44,7 +44,7 @@ pub(super) fn is_over<A: Address>(flow: &Flow<A>) -> bool {
 
 /// Demands that the frame was sent to our own hardware address.
 #[inline(always)]
-pub(super) fn demand_own_station<A: Address, T: Tables<A>>(
+pub(super) fn demand_own_station<A: Family, T: FamilyTables<A>>(
     tables: &T,
     segment: &Segment<A>,
 ) -> Result<(), Reason> {
@@ -55,7 +55,7 @@ pub(super) fn demand_own_station<A: Address, T: Tables<A>>(
 
 /// Notes where the client's packets come from, when that has changed: replies go back there.
 #[inline(always)]
-pub(super) fn learn_link<A: Address, T: Tables<A>>(
+pub(super) fn learn_link<A: Family, T: FamilyTables<A>>(
     tables: &T,
     segment: &Segment<A>,
     table: Table,
@@ -82,13 +82,16 @@ pub(super) fn learn_link<A: Address, T: Tables<A>>(
 /// Sequence numbers aren't followed, so whoever knows the ports can send RST in another's name. The
 /// ends don't believe it; what the named one sends next takes it back here.
 #[inline(always)]
-fn follow_state<A: Address, T: Tables<A>>(
+fn follow_state<A: Family, T: FamilyTables<A>>(
     tables: &T,
     segment: &Segment<A>,
     entry: Entry<'_, Flow<A>>,
     flow: &Flow<A>,
     direction: Direction,
 ) {
+    if segment.is_udp() {
+        return;
+    }
     let (fin, reset) = match direction {
         Direction::ToBackend => (finished::CLIENT, finished::CLIENT_RESET),
         Direction::ToClient => (finished::BACKEND, finished::BACKEND_RESET),

@@ -1,18 +1,18 @@
 //! Packets of a handshake that isn't complete: the client's SYN was forwarded.
 
 use super::{
-    InsertError, Reason, Table, Tables, established, opening,
+    Family, FamilyTables, InsertError, Reason, Table, established, opening,
     parse::Segment,
     tables::{find_peer, forget},
 };
 use crate::{
     abi::{Direction, Entry, Flow, FlowKey, FlowState, finished},
-    wire::{Address, TcpFlags},
+    wire::TcpFlags,
 };
 
 /// The two entries of a half-open handshake.
 #[derive(Clone, Copy)]
-pub(super) struct Handshake<'t, A: Address> {
+pub(super) struct Handshake<'t, A: Family> {
     /// The segment's own direction.
     entry: Entry<'t, Flow<A>>,
     /// The other one; the same where replies don't pass through us.
@@ -29,7 +29,7 @@ const EARLY_DATA: u32 = 1 << 16;
 /// handshake any longer, and a client's SYN starts afresh. So it does where the backend hasn't
 /// answered and new connections go elsewhere by now.
 #[inline(always)]
-pub(super) fn find<'t, A: Address, T: Tables<A>>(
+pub(super) fn find<'t, A: Family, T: FamilyTables<A>>(
     tables: &'t T,
     segment: &Segment<A>,
     flow: &mut Flow<A>,
@@ -46,7 +46,7 @@ pub(super) fn find<'t, A: Address, T: Tables<A>>(
         tables.remove(Table::Embryonic, &segment.key);
         return None;
     };
-    if segment.flags.opens()
+    if segment.opens()
         && flow.direction == Direction::ToBackend as u8
         && flow.state == FlowState::SYN
         && !opening::would_pick(tables, segment, flow.backend)
@@ -60,7 +60,7 @@ pub(super) fn find<'t, A: Address, T: Tables<A>>(
 /// Follows a segment of a half-open handshake. Its direction is the entry's: a service may lie on an
 /// address and port that full NAT sends from, so the receiver doesn't tell.
 #[inline(always)]
-pub(super) fn follow<A: Address, T: Tables<A>>(
+pub(super) fn follow<A: Family, T: FamilyTables<A>>(
     tables: &T,
     segment: &Segment<A>,
     handshake: Handshake<'_, A>,
@@ -75,7 +75,7 @@ pub(super) fn follow<A: Address, T: Tables<A>>(
 /// Follows a client's segment: its SYN again, the acknowledgement that completes the handshake, or
 /// whatever else, for the backend to judge.
 #[inline(always)]
-fn follow_client<A: Address, T: Tables<A>>(
+fn follow_client<A: Family, T: FamilyTables<A>>(
     tables: &T,
     segment: &Segment<A>,
     handshake: Handshake<'_, A>,
@@ -84,18 +84,28 @@ fn follow_client<A: Address, T: Tables<A>>(
     established::learn_link(tables, segment, Table::Embryonic, handshake.entry, flow)?;
     if segment.flags.has(TcpFlags::RST) {
         forget(tables, Table::Embryonic, &segment.key, flow);
-    } else if completes(segment, flow) {
-        establish(tables, segment, handshake, flow)?;
-    } else {
-        handshake.entry.touch(tables.now());
+        return Ok(Reason::ToBackend);
     }
+    if completes(segment, flow) {
+        match establish(tables, segment, handshake, flow) {
+            // Without a handshake that would have to be done again, it can as well go on like this.
+            Err(Reason::FlowTableFull) if segment.is_udp() => {}
+            Err(reason) => return Err(reason),
+            Ok(()) => return Ok(Reason::ToBackend),
+        }
+    }
+    handshake.entry.touch(tables.now());
     Ok(Reason::ToBackend)
 }
 
 /// Whether a client's segment completes the handshake: it acknowledges the backend's SYN. Where
-/// that isn't seen, the client goes on behind its own.
+/// that isn't seen, the client goes on behind its own. By UDP, both ends have sent something, or,
+/// where that isn't seen, the client twice.
 #[inline(always)]
-fn completes<A: Address>(segment: &Segment<A>, flow: &Flow<A>) -> bool {
+fn completes<A: Family>(segment: &Segment<A>, flow: &Flow<A>) -> bool {
+    if segment.is_udp() {
+        return flow.state == FlowState::ANSWERED || !flow.forwarding.sees_replies();
+    }
     if !segment.flags.has(TcpFlags::ACK) || segment.flags.has(TcpFlags::SYN) {
         return false;
     }
@@ -110,7 +120,7 @@ fn completes<A: Address>(segment: &Segment<A>, flow: &Flow<A>) -> bool {
 /// Follows a backend's segment: its SYN-ACK, its refusal, or whatever else, for the client to
 /// judge.
 #[inline(always)]
-fn follow_backend<A: Address, T: Tables<A>>(
+fn follow_backend<A: Family, T: FamilyTables<A>>(
     tables: &T,
     segment: &Segment<A>,
     handshake: Handshake<'_, A>,
@@ -121,7 +131,7 @@ fn follow_backend<A: Address, T: Tables<A>>(
     }
     if segment.flags.has(TcpFlags::RST) {
         forget(tables, Table::Embryonic, &segment.key, flow);
-    } else if segment.flags.answers() {
+    } else if segment.answers() {
         handshake.peer.set_answered(segment.sequence.wrapping_add(1));
         handshake.peer.touch(tables.now());
     }
@@ -130,7 +140,7 @@ fn follow_backend<A: Address, T: Tables<A>>(
 
 /// Moves both directions to the table of established flows.
 #[inline(always)]
-fn establish<A: Address, T: Tables<A>>(
+fn establish<A: Family, T: FamilyTables<A>>(
     tables: &T,
     segment: &Segment<A>,
     handshake: Handshake<'_, A>,
@@ -161,12 +171,14 @@ fn establish<A: Address, T: Tables<A>>(
         return Err(reason);
     }
     forget(tables, Table::Embryonic, key, flow);
-    tables.count_new_flow(flow.service, flow.backend);
+    if !segment.is_udp() {
+        tables.count_new_flow(flow.service, flow.backend);
+    }
     Ok(())
 }
 
 #[inline(always)]
-fn insert<A: Address, T: Tables<A>>(
+fn insert<A: Family, T: FamilyTables<A>>(
     tables: &T,
     key: &FlowKey<A>,
     flow: &Flow<A>,

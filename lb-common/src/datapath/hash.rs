@@ -7,11 +7,20 @@ use crate::{abi::FlowKey, wire::Address};
 #[inline(always)]
 pub(super) fn flow<A: Address>(key: &FlowKey<A>, seed: u32) -> u32 {
     let ports = (u32::from(key.source_port.get()) << 16) | u32::from(key.destination_port.get());
-    let mut hash = mix(seed, key.source.hash_word());
-    hash = mix(hash, key.destination.hash_word());
+    let mut hash = address(seed, key.source);
+    hash = address(hash, key.destination);
     hash = mix(hash, ports);
     hash = mix(hash, key.protocol);
-    finish(hash ^ 16)
+    finish(hash ^ (A::WORDS as u32 * 8 + 8))
+}
+
+#[inline(always)]
+fn address<A: Address>(mut hash: u32, address: A) -> u32 {
+    let words = address.words();
+    for word in words.iter().take(A::WORDS) {
+        hash = mix(hash, word.get());
+    }
+    hash
 }
 
 #[inline(always)]

@@ -1,6 +1,6 @@
 //! The packet's journey, in its order:
 //!
-//! 1. [`parse`]: is it a TCP segment that could be ours?
+//! 1. [`network`], [`parse`]: is it a TCP segment or a UDP datagram that could be ours?
 //! 2. [`locate`]: does it belong to a flow, or to a half-open handshake, or does it open a
 //!    connection to a service? Then a backend is picked from the ring.
 //! 3. It may be sent on: [`Segment::admit`] and [`transmit::backend`] find nothing against it.
@@ -19,6 +19,7 @@ mod established;
 mod handshake;
 mod hash;
 mod nat;
+mod network;
 mod opening;
 mod packet;
 mod parse;
@@ -28,51 +29,132 @@ mod transmit;
 mod verdict;
 
 pub use nat::NAT_TRIES;
+pub use network::{Datagram, Family};
 pub use packet::Packet;
-pub use tables::{InsertError, Table, Tables};
+pub use tables::{FamilyTables, InsertError, Table, Tables};
 pub use verdict::{Action, Kind, Reason, Verdict};
 
 use self::{handshake::Handshake, parse::Segment};
 use crate::{
-    abi::{Direction, Entry, Flow},
-    wire::{Address, EthernetHeader, Ipv4Address},
+    abi::{Direction, Entry, Flow, FlowKey},
+    wire::{EtherType, EthernetHeader, Ipv4Address},
 };
 use bytemuck::Zeroable;
 
-/// Decides what becomes of a frame, and rewrites it where it is to be sent on.
+/// A part of the packet logic that is a program of its own in the kernel, so that what it takes, in
+/// instructions and in stack, is no other's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Stage {
+    /// IPv6.
+    Ipv6 = 0,
+}
+
+impl Stage {
+    /// Every one, in the order of its numbers.
+    pub const ALL: [Self; 1] = [Self::Ipv6];
+}
+
+/// What the first part says of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// What became of it.
+    Made(Verdict),
+    /// It is left to another part, as it was.
+    Left(Stage),
+}
+
+/// What the packet logic works on while it decides about a frame. What it holds before and
+/// afterwards is of no interest. IPv6's is too large for a program's stack.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Scratch<A: Family> {
+    segment: Segment<A>,
+    flow: Flow<A>,
+    reply_key: FlowKey<A>,
+}
+
+// SAFETY: every part of it may be all zeros.
+unsafe impl<A: Family> Zeroable for Scratch<A> {}
+
+/// The first part: decides what becomes of a frame, and rewrites it where it is to be sent on.
 ///
 /// A frame whose reason's action isn't [`Action::Transmit`] is left as it was.
 #[inline(always)]
-pub fn process<P: Packet, T: Tables<Ipv4Address>>(packet: &mut P, tables: &T) -> Verdict {
-    match forward(packet, tables) {
-        Ok(verdict) => verdict,
-        Err(reason) => Verdict { reason, egress: 0 },
+pub fn process<P: Packet, T: FamilyTables<Ipv4Address>>(packet: &mut P, tables: &T) -> Decision {
+    let Some(ethernet) = packet.read::<EthernetHeader>(0) else {
+        return Decision::Made(Verdict::refusing(Reason::ShortFrame));
+    };
+    let reason = match ethernet.ether_type {
+        EtherType::IPV4 => {
+            let verdict = process_family(packet, tables, &mut Scratch::<Ipv4Address>::zeroed());
+            return Decision::Made(verdict);
+        }
+        EtherType::IPV6 => return Decision::Left(Stage::Ipv6),
+        EtherType::VLAN | EtherType::SERVICE_VLAN => Reason::VlanTagged,
+        _ => Reason::NotIp,
+    };
+    Decision::Made(Verdict::refusing(reason))
+}
+
+/// The same for a frame that carries a datagram of the family.
+#[inline(always)]
+pub fn process_family<A: Family, P: Packet, T: FamilyTables<A>>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch<A>,
+) -> Verdict {
+    match read(packet, scratch) {
+        Ok(()) => decide(packet, tables, scratch),
+        Err(reason) => Verdict::refusing(reason),
     }
 }
 
+/// The first half of [`process_family`]: reads the frame's headers.
+///
+/// # Errors
+///
+/// They aren't those of a datagram for us.
 #[inline(always)]
-fn forward<P: Packet, T: Tables<Ipv4Address>>(
+pub fn read<A: Family, P: Packet>(packet: &P, scratch: &mut Scratch<A>) -> Result<(), Reason> {
+    scratch.segment = parse::segment(packet)?;
+    Ok(())
+}
+
+/// The second half of [`process_family`].
+#[inline(always)]
+pub fn decide<A: Family, P: Packet, T: FamilyTables<A>>(
     packet: &mut P,
     tables: &T,
+    scratch: &mut Scratch<A>,
+) -> Verdict {
+    forward(packet, tables, scratch).unwrap_or_else(Verdict::refusing)
+}
+
+#[inline(always)]
+fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch<A>,
 ) -> Result<Verdict, Reason> {
-    let segment = parse::segment(packet)?;
-    let mut flow = Flow::zeroed();
-    let place = locate(tables, &segment, &mut flow)?;
+    let Scratch { segment, flow, reply_key } = scratch;
+    let segment = &*segment;
+    let place = locate(tables, segment, flow)?;
 
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
     segment.admit(packet, &settings)?;
-    let backend = transmit::backend(tables, &segment, &flow)?;
+    let backend = transmit::backend(tables, segment, flow)?;
     let reason = match place {
-        Place::Established(entry) => established::follow(tables, &segment, entry, &flow)?,
-        Place::HalfOpen(handshake) => handshake::follow(tables, &segment, handshake, &mut flow)?,
-        Place::New => opening::record(tables, &settings, &segment, &backend, &mut flow)?,
+        Place::Established(entry) => established::follow(tables, segment, entry, flow)?,
+        Place::HalfOpen(handshake) => handshake::follow(tables, segment, handshake, flow)?,
+        Place::New => opening::record(tables, &settings, segment, backend, flow, reply_key)?,
     };
-    let egress = transmit::send(packet, tables, &segment, &flow, &backend)?;
+    let egress = transmit::send(packet, tables, segment, flow, backend)?;
     Ok(Verdict { reason, egress })
 }
 
 /// Where a segment's flow is recorded.
-enum Place<'t, A: Address> {
+enum Place<'t, A: Family> {
     /// In the table of established flows.
     Established(Entry<'t, Flow<A>>),
     /// In that of half-open handshakes.
@@ -84,7 +166,7 @@ enum Place<'t, A: Address> {
 /// Finds the flow that a segment belongs to, or the backend of the one that it opens, and copies
 /// what is known of it to `flow`.
 #[inline(always)]
-fn locate<'t, A: Address, T: Tables<A>>(
+fn locate<'t, A: Family, T: FamilyTables<A>>(
     tables: &'t T,
     segment: &Segment<A>,
     flow: &mut Flow<A>,

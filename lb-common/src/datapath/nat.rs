@@ -2,10 +2,10 @@
 
 use core::num::NonZeroU32;
 
-use super::{InsertError, Reason, Table, Tables, rewrite, tables::forget};
+use super::{Family, FamilyTables, InsertError, Reason, Table, rewrite, tables::forget};
 use crate::{
     abi::{Backend, Flow, FlowKey, FlowState, Settings},
-    wire::{Address, NetworkU16},
+    wire::NetworkU16,
 };
 
 /// How many ports are tried for a new flow before it is refused.
@@ -18,27 +18,21 @@ pub(super) const fn is_ours(settings: &Settings, port: NetworkU16) -> bool {
 }
 
 /// Completes `reply`, the direction back to the client, and records it in the table of half-open
-/// handshakes under the key that it returns.
+/// handshakes under `key`. That is the answer to what the client sends, until full NAT gives it
+/// another receiver.
 #[inline(always)]
-pub(super) fn reserve<A: Address, T: Tables<A>>(
+pub(super) fn reserve<A: Family, T: FamilyTables<A>>(
     tables: &T,
     settings: &Settings,
     backend: &Backend,
-    protocol: u32,
+    key: &mut FlowKey<A>,
     reply: &mut Flow<A>,
-) -> Result<FlowKey<A>, Reason> {
+) -> Result<(), Reason> {
     if backend.forwarding.hides_client() {
-        return reserve_port(tables, settings, backend, protocol, reply);
+        return reserve_port(tables, settings, backend, key, reply);
     }
-    let key = FlowKey {
-        source: A::from_words(backend.address),
-        destination: reply.destination,
-        source_port: backend.port,
-        destination_port: reply.destination_port,
-        protocol,
-    };
-    match claim(tables, &key, reply, true) {
-        Ok(()) => Ok(key),
+    match claim(tables, key, reply, true) {
+        Ok(()) => Ok(()),
         Err(Claim::Full) => Err(Reason::FlowTableFull),
         Err(Claim::HalfOpen | Claim::Taken) => Err(Reason::TupleInUse),
     }
@@ -51,49 +45,46 @@ pub(super) fn reserve<A: Address, T: Tables<A>>(
 /// A connection that is closed gives its port away. So does a half-open handshake where nothing
 /// better was found: a flood of those must not keep everyone out.
 #[inline(always)]
-fn reserve_port<A: Address, T: Tables<A>>(
+fn reserve_port<A: Family, T: FamilyTables<A>>(
     tables: &T,
     settings: &Settings,
     backend: &Backend,
-    protocol: u32,
+    key: &mut FlowKey<A>,
     reply: &mut Flow<A>,
-) -> Result<FlowKey<A>, Reason> {
+) -> Result<(), Reason> {
     let ports = NonZeroU32::new(settings.nat_port_count).ok_or(Reason::TablesIncomplete)?;
     let choices =
         NonZeroU32::new(ports.get() * backend.nat_sources).ok_or(Reason::NextHopUnknown)?;
-    let key = |number: u32| {
-        let choice = number % choices;
-        let port = settings.nat_port_first + choice % ports;
-        let words = tables
-            .nat_source(backend.nat_source + choice / ports)
-            .ok_or(Reason::TablesIncomplete)?;
-        Ok(FlowKey {
-            source: A::from_words(backend.address),
-            destination: A::from_words(words),
-            source_port: backend.port,
-            destination_port: NetworkU16::new(port as u16),
-            protocol,
-        })
-    };
     let cursor = tables.next_nat_cursor(reply.backend).ok_or(Reason::TablesIncomplete)?;
     let stride = (choices.get() / NAT_TRIES) | 1;
-    let mut half_open = None;
-    for attempt in 0..NAT_TRIES {
-        let key = key(cursor.wrapping_add(attempt * stride))?;
-        match claim(tables, &key, reply, false) {
-            Ok(()) => return Ok(key),
+    let mut half_open = NONE;
+    // One more than there are tries: a half-open handshake's.
+    for attempt in 0..=NAT_TRIES {
+        let is_last = attempt == NAT_TRIES;
+        let number =
+            if is_last { half_open } else { cursor.wrapping_add(attempt * stride) % choices };
+        if number == NONE {
+            break;
+        }
+        let words = tables
+            .nat_source(backend.nat_source + number / ports)
+            .ok_or(Reason::TablesIncomplete)?;
+        key.destination = A::from_words(words);
+        key.destination_port = NetworkU16::new((settings.nat_port_first + number % ports) as u16);
+        match claim(tables, key, reply, is_last) {
+            Ok(()) => return Ok(()),
             Err(Claim::Full) => return Err(Reason::FlowTableFull),
-            Err(Claim::HalfOpen) => half_open = Some(half_open.unwrap_or(key)),
+            Err(Claim::HalfOpen) if half_open == NONE => half_open = number,
+            Err(Claim::HalfOpen) => {}
             Err(Claim::Taken) => {}
         }
     }
-    if let Some(key) = half_open
-        && claim(tables, &key, reply, true).is_ok()
-    {
-        return Ok(key);
-    }
     Err(Reason::NatPortsExhausted)
 }
+
+/// No port: there are fewer. An option would be read while it has no value, as the compiler likes,
+/// which the verifier doesn't.
+const NONE: u32 = u32::MAX;
 
 /// Why a key can't be had.
 enum Claim {
@@ -108,7 +99,7 @@ enum Claim {
 /// Records `reply` under `key`, if no other flow has it that isn't closed. `from_half_open`: a
 /// handshake that isn't complete has to give way.
 #[inline(always)]
-fn claim<A: Address, T: Tables<A>>(
+fn claim<A: Family, T: FamilyTables<A>>(
     tables: &T,
     key: &FlowKey<A>,
     reply: &mut Flow<A>,

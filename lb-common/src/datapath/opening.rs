@@ -1,24 +1,24 @@
 //! A client opens a connection: a backend is picked and the flow is recorded.
 
 use super::{
-    Reason, Table, Tables, established, hash, nat, parse::Segment, rewrite, tables::forget,
+    Family, FamilyTables, Reason, Table, established, hash, nat, parse::Segment, rewrite,
+    tables::forget,
 };
-use crate::{
-    abi::{Backend, Direction, Flow, FlowState, NO_BACKEND, Service, ServiceKey, Settings},
-    wire::Address,
+use crate::abi::{
+    Backend, Direction, Flow, FlowKey, FlowState, NO_BACKEND, Service, ServiceKey, Settings,
 };
 
 /// Demands that a segment may open a connection to the service, picks a backend, and writes down the
 /// flow's direction to it.
 #[inline(always)]
-pub(super) fn choose<A: Address, T: Tables<A>>(
+pub(super) fn choose<A: Family, T: FamilyTables<A>>(
     tables: &T,
     segment: &Segment<A>,
     service: &Service,
     flow: &mut Flow<A>,
 ) -> Result<(), Reason> {
     established::demand_own_station(tables, segment)?;
-    if !segment.flags.opens() && !segment.flags.is_invalid() {
+    if !segment.opens() && !segment.flags.is_invalid() {
         return Err(Reason::NoFlow);
     }
     let key = &segment.key;
@@ -29,7 +29,8 @@ pub(super) fn choose<A: Address, T: Tables<A>>(
         return Err(Reason::InvalidSource);
     }
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
-    let (index, backend) = pick(tables, segment, service, &settings)?;
+    let index = pick(tables, segment, service, &settings)?;
+    let backend = tables.backend(index).ok_or(Reason::TablesIncomplete)?;
     flow.backend = index;
     flow.service = service.index;
     flow.forwarding = backend.forwarding;
@@ -37,15 +38,18 @@ pub(super) fn choose<A: Address, T: Tables<A>>(
     Ok(())
 }
 
-/// Records the flow that a segment opens, as a half-open handshake, and completes `flow`.
+/// Records the flow that a segment opens, as a half-open handshake, and completes `flow`. What
+/// `reply_key` holds before and afterwards is of no interest.
 #[inline(always)]
-pub(super) fn record<A: Address, T: Tables<A>>(
+pub(super) fn record<A: Family, T: FamilyTables<A>>(
     tables: &T,
     settings: &Settings,
     segment: &Segment<A>,
-    backend: &Backend,
+    backend: Option<&Backend>,
     flow: &mut Flow<A>,
+    reply_key: &mut FlowKey<A>,
 ) -> Result<Reason, Reason> {
+    let backend = backend.ok_or(Reason::TablesIncomplete)?;
     let key = &segment.key;
     let now = tables.now();
     flow.source = key.destination;
@@ -60,7 +64,14 @@ pub(super) fn record<A: Address, T: Tables<A>>(
     flow.finished = 0;
     if flow.forwarding.sees_replies() {
         flow.direction = Direction::ToClient as u8;
-        let reply_key = nat::reserve(tables, settings, backend, key.protocol, flow)?;
+        *reply_key = FlowKey {
+            source: A::from_words(backend.address),
+            destination: key.source,
+            source_port: backend.port,
+            destination_port: key.source_port,
+            protocol: key.protocol,
+        };
+        nat::reserve(tables, settings, backend, reply_key, flow)?;
         flow.source = reply_key.destination;
         flow.destination = reply_key.source;
         flow.source_port = reply_key.destination_port;
@@ -77,12 +88,16 @@ pub(super) fn record<A: Address, T: Tables<A>>(
         forget(tables, Table::Embryonic, key, flow);
         return Err(Reason::FlowTableFull);
     }
+    if segment.is_udp() {
+        // Without a handshake, nothing else tells a flow's beginning.
+        tables.count_new_flow(flow.service, flow.backend);
+    }
     Ok(Reason::Opened)
 }
 
 /// The service that a segment is for.
 #[inline(always)]
-pub(super) fn service<A: Address, T: Tables<A>>(
+pub(super) fn service<A: Family, T: FamilyTables<A>>(
     tables: &T,
     segment: &Segment<A>,
 ) -> Option<Service> {
@@ -95,24 +110,24 @@ pub(super) fn service<A: Address, T: Tables<A>>(
 
 /// Whether a new connection of this client would go to the backend as well.
 #[inline(always)]
-pub(super) fn would_pick<A: Address, T: Tables<A>>(
+pub(super) fn would_pick<A: Family, T: FamilyTables<A>>(
     tables: &T,
     segment: &Segment<A>,
     backend: u32,
 ) -> bool {
     let Some(service) = service(tables, segment) else { return false };
     let Some(settings) = tables.settings() else { return false };
-    pick(tables, segment, &service, &settings).is_ok_and(|(index, _)| index == backend)
+    pick(tables, segment, &service, &settings).is_ok_and(|index| index == backend)
 }
 
-/// The backend that the service's ring holds for this flow, and its index.
+/// Index of the backend that the service's ring holds for this flow.
 #[inline(always)]
-fn pick<A: Address, T: Tables<A>>(
+fn pick<A: Family, T: FamilyTables<A>>(
     tables: &T,
     segment: &Segment<A>,
     service: &Service,
     settings: &Settings,
-) -> Result<(u32, Backend), Reason> {
+) -> Result<u32, Reason> {
     if service.ring.size() == 0 {
         return Err(Reason::NoBackend);
     }
@@ -121,6 +136,5 @@ fn pick<A: Address, T: Tables<A>>(
     if index == NO_BACKEND {
         return Err(Reason::TablesIncomplete);
     }
-    let backend = tables.backend(index).ok_or(Reason::TablesIncomplete)?;
-    Ok((index, backend))
+    Ok(index)
 }

@@ -1,132 +1,183 @@
-//! First step: from a frame to a TCP segment, or to the reason why it isn't one for us.
+//! First step: from a frame to a TCP segment or a UDP datagram, or to the reason why it isn't one for
+//! us.
 
-use super::{NETWORK_OFFSET, Packet, Reason};
+use bytemuck::Zeroable;
+
+use super::{Family, NETWORK_OFFSET, Packet, Reason};
 use crate::{
     abi::{FlowKey, Link, Settings},
     wire::{
-        Address, EtherType, EthernetHeader, Ipv4Address, Ipv4Header, NetworkHeader, PROTOCOL_TCP,
-        TcpFlags, TcpHeader,
+        Digest, EthernetHeader, NetworkHeader, NetworkU16, PROTOCOL_TCP, PROTOCOL_UDP, TcpFlags,
+        TcpHeader, UdpHeader,
     },
 };
 
-/// A TCP segment whose headers lie within the frame and agree with each other about lengths.
+/// A TCP segment or a UDP datagram whose headers lie within the frame and agree with each other about
+/// lengths.
 #[derive(Clone, Copy)]
-pub(super) struct Segment<A: Address> {
+#[repr(C)]
+pub(super) struct Segment<A: Family> {
     /// What identifies its direction of a flow.
     pub(super) key: FlowKey<A>,
     /// The station that sent the frame, and the one that it was sent to.
     pub(super) link: Link,
-    /// Control bits.
+    /// TCP's control bits; none for UDP.
     pub(super) flags: TcpFlags,
-    /// Sequence number.
+    /// TCP's sequence number.
     pub(super) sequence: u32,
-    /// Acknowledgement number.
+    /// TCP's acknowledgement number.
     pub(super) acknowledgement: u32,
     /// Length of the datagram in bytes.
     pub(super) datagram_length: usize,
-    /// Offset of the TCP header in the frame, in bytes.
-    pub(super) transport_offset: usize,
-    /// The IP header as it came.
-    pub(super) network: A::Header,
+    /// See [`Self::transport_offset`].
+    transport_offset: u16,
+    /// Whether it is a fragment, the first: more follow.
+    is_fragment: bool,
+    /// Whether it is UDP without a checksum.
+    lacks_checksum: bool,
+    /// The rest of the IP header.
+    pub(super) network: Digest,
 }
 
-/// Reads the headers.
+// SAFETY: addresses, numbers and booleans, all of which may be zeros.
+unsafe impl<A: Family> Zeroable for Segment<A> {}
+
+/// Reads the headers of a frame that carries a datagram of the family.
 #[inline(always)]
-pub(super) fn segment<P: Packet>(packet: &P) -> Result<Segment<Ipv4Address>, Reason> {
+pub(super) fn segment<A: Family, P: Packet>(packet: &P) -> Result<Segment<A>, Reason> {
     let ethernet: EthernetHeader = packet.read(0).ok_or(Reason::ShortFrame)?;
-    if ethernet.ether_type != EtherType::IPV4 {
-        return Err(match ethernet.ether_type {
-            EtherType::VLAN | EtherType::SERVICE_VLAN => Reason::VlanTagged,
-            _ => Reason::NotIpv4,
-        });
-    }
-
-    let network: Ipv4Header = packet.read(NETWORK_OFFSET).ok_or(Reason::ShortFrame)?;
-    let header_length = network.length().ok_or(Reason::BadIpHeader)?;
-    let datagram_length = network.total_length();
-    if datagram_length < header_length || NETWORK_OFFSET + datagram_length > packet.length() {
-        return Err(Reason::BadIpLength);
-    }
-    if network.protocol() != PROTOCOL_TCP {
-        return Err(Reason::NotTcp);
-    }
-    if network.is_later_fragment() {
-        return Err(Reason::LaterFragment);
-    }
-
-    let transport_offset = NETWORK_OFFSET + header_length;
-    let segment_length = datagram_length - header_length;
-    if segment_length < TcpHeader::MINIMUM_LENGTH {
-        return Err(Reason::BadTcpHeader);
-    }
-    let transport: TcpHeader = packet.read(transport_offset).ok_or(Reason::BadTcpHeader)?;
-    if transport.length() < TcpHeader::MINIMUM_LENGTH || transport.length() > segment_length {
-        return Err(Reason::BadTcpHeader);
-    }
-
+    let datagram = A::datagram(packet, NETWORK_OFFSET)?;
+    let protocol = datagram.protocol;
+    let transport_offset = datagram.transport_offset;
+    let length = NETWORK_OFFSET + datagram.length - transport_offset;
+    let transport = match protocol {
+        PROTOCOL_TCP => tcp(packet, transport_offset, length)?,
+        PROTOCOL_UDP => udp(packet, transport_offset, length)?,
+        _ => return Err(Reason::OtherProtocol),
+    };
+    let network = datagram.header;
     Ok(Segment {
         key: FlowKey {
             source: network.source(),
             destination: network.destination(),
-            source_port: transport.source_port(),
-            destination_port: transport.destination_port(),
-            protocol: u32::from(PROTOCOL_TCP),
+            source_port: transport.source_port,
+            destination_port: transport.destination_port,
+            protocol: u32::from(protocol),
         },
         link: Link {
             interface: packet.ingress(),
             station: ethernet.source,
             own: ethernet.destination,
         },
-        flags: transport.flags(),
-        sequence: transport.sequence(),
-        acknowledgement: transport.acknowledgement(),
-        datagram_length,
-        transport_offset,
-        network,
+        flags: transport.flags,
+        sequence: transport.sequence,
+        acknowledgement: transport.acknowledgement,
+        datagram_length: datagram.length,
+        transport_offset: transport_offset as u16,
+        is_fragment: datagram.is_fragment,
+        lacks_checksum: transport.lacks_checksum,
+        network: network.digest(),
     })
 }
 
-impl<A: Address> Segment<A> {
+/// What is read from a transport header.
+struct Transport {
+    source_port: NetworkU16,
+    destination_port: NetworkU16,
+    flags: TcpFlags,
+    sequence: u32,
+    acknowledgement: u32,
+    lacks_checksum: bool,
+}
+
+/// Reads the TCP header of a segment of `length` bytes.
+#[inline(always)]
+fn tcp<P: Packet>(packet: &P, offset: usize, length: usize) -> Result<Transport, Reason> {
+    if length < TcpHeader::MINIMUM_LENGTH {
+        return Err(Reason::BadTcpHeader);
+    }
+    let header: TcpHeader = packet.read(offset).ok_or(Reason::BadTcpHeader)?;
+    if header.length() < TcpHeader::MINIMUM_LENGTH || header.length() > length {
+        return Err(Reason::BadTcpHeader);
+    }
+    Ok(Transport {
+        source_port: header.source_port(),
+        destination_port: header.destination_port(),
+        flags: header.flags(),
+        sequence: header.sequence(),
+        acknowledgement: header.acknowledgement(),
+        lacks_checksum: false,
+    })
+}
+
+/// Reads the UDP header of a datagram of `length` bytes. It may say less: what follows are options
+/// (RFC 9868).
+#[inline(always)]
+fn udp<P: Packet>(packet: &P, offset: usize, length: usize) -> Result<Transport, Reason> {
+    if length < UdpHeader::LENGTH {
+        return Err(Reason::BadUdpHeader);
+    }
+    let header: UdpHeader = packet.read(offset).ok_or(Reason::BadUdpHeader)?;
+    if header.length() < UdpHeader::LENGTH || header.length() > length {
+        return Err(Reason::BadUdpHeader);
+    }
+    Ok(Transport {
+        source_port: header.source_port(),
+        destination_port: header.destination_port(),
+        flags: TcpFlags::NONE,
+        sequence: 0,
+        acknowledgement: 0,
+        lacks_checksum: header.checksum().is_none(),
+    })
+}
+
+impl<A: Family> Segment<A> {
+    /// Offset of the transport header in the frame, in bytes.
+    #[inline(always)]
+    pub(super) const fn transport_offset(&self) -> usize {
+        // The bound is for the verifier, which loses sight of it in memory. No headers reach there.
+        (self.transport_offset & 0x3fff) as usize
+    }
+
+    /// Whether it is UDP.
+    #[inline(always)]
+    pub(super) const fn is_udp(&self) -> bool {
+        self.key.protocol == PROTOCOL_UDP as u32
+    }
+
+    /// Whether it may be a flow's first.
+    #[inline(always)]
+    pub(super) const fn opens(&self) -> bool {
+        self.is_udp() || self.flags.opens()
+    }
+
+    /// Whether it shows, coming from a backend, that the backend takes the flow.
+    #[inline(always)]
+    pub(super) const fn answers(&self) -> bool {
+        self.is_udp() || self.flags.answers()
+    }
+
     /// Whether a segment that is ours by its addresses may be sent on at all.
     #[inline(always)]
     pub(super) fn admit<P: Packet>(&self, packet: &P, settings: &Settings) -> Result<(), Reason> {
-        if self.network.is_fragment() {
+        if self.is_fragment {
             return Err(Reason::Fragment);
         }
-        if !self.network_checksum_is_right(packet) {
+        if !A::is_intact(packet, NETWORK_OFFSET, self.transport_offset()) {
             return Err(Reason::BadIpChecksum);
         }
-        if self.network.time_to_live() <= 1 {
+        if self.network.time_to_live <= 1 {
             return Err(Reason::TimeToLiveExpired);
         }
         if self.datagram_length > settings.maximum_datagram as usize {
             return Err(Reason::TooBig);
         }
-        if self.flags.is_invalid() {
+        if !self.is_udp() && self.flags.is_invalid() {
             return Err(Reason::InvalidFlags);
+        }
+        if self.lacks_checksum && !A::UDP_CHECKSUM_IS_OPTIONAL {
+            return Err(Reason::NoChecksum);
         }
         Ok(())
     }
-
-    /// Checks the IP header's checksum over the header and its options, as a router must (RFC 1812,
-    /// section 5.2.2).
-    #[inline(always)]
-    fn network_checksum_is_right<P: Packet>(&self, packet: &P) -> bool {
-        let start = NETWORK_OFFSET + size_of::<A::Header>();
-        // Counted apart from the offset: else the verifier goes on with one path for each length.
-        let words = (self.transport_offset - start) / 4;
-        let mut options = 0;
-        for word in 0..MAXIMUM_OPTION_WORDS {
-            if word >= words {
-                break;
-            }
-            let Some([first, second]) = packet.read::<[u16; 2]>(start + word * 4) else {
-                return false;
-            };
-            options += u32::from(first) + u32::from(second);
-        }
-        self.network.checksum_is_right(options)
-    }
 }
-
-const MAXIMUM_OPTION_WORDS: usize = (Ipv4Header::MAXIMUM_LENGTH - Ipv4Header::MINIMUM_LENGTH) / 4;

@@ -1,14 +1,14 @@
 //! The headers of a segment are changed as its flow says.
 
-use super::{NETWORK_OFFSET, Packet, parse::Segment};
+use super::{Family, NETWORK_OFFSET, Packet, parse::Segment};
 use crate::{
     abi::{Flow, FlowKey, Link},
-    wire::{Address, Checksum, ChecksumDelta, Ipv4Header, NetworkHeader, TcpHeader},
+    wire::{Checksum, ChecksumDelta, Ipv4Header, NetworkHeader, TcpHeader, UdpHeader},
 };
 
 /// Precomputes what rewriting packets that arrive under `key` does to their checksums.
 #[inline(always)]
-pub(super) fn prepare<A: Address>(flow: &mut Flow<A>, key: &FlowKey<A>) {
+pub(super) fn prepare<A: Family>(flow: &mut Flow<A>, key: &FlowKey<A>) {
     let addresses = A::checksum_delta(key.source, flow.source)
         .and(A::checksum_delta(key.destination, flow.destination));
     let ports = ChecksumDelta::of_u16(key.source_port.raw(), flow.source_port.raw())
@@ -19,20 +19,27 @@ pub(super) fn prepare<A: Address>(flow: &mut Flow<A>, key: &FlowKey<A>) {
 
 /// Changes the segment's headers as its flow says, and sends the frame on by `link`.
 #[inline(always)]
-pub(super) fn headers<A: Address, P: Packet>(
+pub(super) fn headers<A: Family, P: Packet>(
     packet: &mut P,
     segment: &Segment<A>,
     flow: &Flow<A>,
     link: Link,
 ) -> Option<()> {
     if flow.forwarding.sees_replies() {
-        let transport = segment.transport_offset;
-        let place = transport + TcpHeader::CHECKSUM_OFFSET;
-        let checksum: Checksum = packet.read(place)?;
-        packet.write(place, checksum.updated(flow.transport_delta))?;
+        let transport = segment.transport_offset();
+        if segment.is_udp() {
+            let place = transport + UdpHeader::CHECKSUM_OFFSET;
+            let checksum: Checksum = packet.read(place)?;
+            packet.write(place, checksum.updated_udp(flow.transport_delta))?;
+        } else {
+            let place = transport + TcpHeader::CHECKSUM_OFFSET;
+            let checksum: Checksum = packet.read(place)?;
+            packet.write(place, checksum.updated(flow.transport_delta))?;
+        }
         packet.write(transport, [flow.source_port, flow.destination_port])?;
     }
-    let route = segment.network.forwarded(flow.source, flow.destination, flow.network_delta);
+    let route =
+        A::Header::forwarded(segment.network, flow.source, flow.destination, flow.network_delta);
     packet.write(NETWORK_OFFSET + A::Header::ROUTE_OFFSET, route)?;
     packet.write(0, [link.station, link.own])
 }

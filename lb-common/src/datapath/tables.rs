@@ -1,10 +1,11 @@
 //! Tables and time, as the packet logic sees them.
 
+use super::Family;
 use crate::{
     abi::{
         Backend, Direction, Entry, Flow, FlowKey, LocalMac, Service, ServiceKey, Settings, Tick,
     },
-    wire::{Address, NetworkU32},
+    wire::NetworkU32,
 };
 
 /// Which table of flows.
@@ -25,31 +26,19 @@ pub enum InsertError {
     Full,
 }
 
-/// What the packet logic looks up and records, for addresses of family `A`.
-pub trait Tables<A: Address> {
+/// What the packet logic looks up and counts, whatever the address family.
+pub trait Tables {
     /// The present moment.
     fn now(&self) -> Tick;
 
     /// What holds for the whole data path.
     fn settings(&self) -> Option<Settings>;
 
-    /// The entry of one direction of a flow.
-    fn find(&self, table: Table, key: &FlowKey<A>) -> Option<Entry<'_, Flow<A>>>;
-
-    /// Adds an entry under a key that isn't there yet.
-    fn insert(&self, table: Table, key: &FlowKey<A>, flow: &Flow<A>) -> Result<(), InsertError>;
-
-    /// Removes an entry, if it is there.
-    fn remove(&self, table: Table, key: &FlowKey<A>);
-
-    /// The service that clients reach under a key.
-    fn service(&self, key: &ServiceKey<A>) -> Option<Service>;
-
     /// The backend's index in a slot of the map of all rings.
     fn ring_slot(&self, slot: u32) -> Option<u32>;
 
     /// A backend by its index.
-    fn backend(&self, index: u32) -> Option<Backend>;
+    fn backend(&self, index: u32) -> Option<&Backend>;
 
     /// An address that full NAT sends from.
     fn nat_source(&self, index: u32) -> Option<[NetworkU32; 4]>;
@@ -63,13 +52,28 @@ pub trait Tables<A: Address> {
     /// Counts a forwarded packet of `bytes` bytes.
     fn count_packet(&self, service: u32, backend: u32, direction: Direction, bytes: u64);
 
-    /// Counts a completed handshake.
+    /// Counts a completed handshake, or the beginning of a flow without one.
     fn count_new_flow(&self, service: u32, backend: u32);
+}
+
+/// The tables that are keyed by addresses of family `A`.
+pub trait FamilyTables<A: Family>: Tables {
+    /// The entry of one direction of a flow.
+    fn find(&self, table: Table, key: &FlowKey<A>) -> Option<Entry<'_, Flow<A>>>;
+
+    /// Adds an entry under a key that isn't there yet.
+    fn insert(&self, table: Table, key: &FlowKey<A>, flow: &Flow<A>) -> Result<(), InsertError>;
+
+    /// Removes an entry, if it is there.
+    fn remove(&self, table: Table, key: &FlowKey<A>);
+
+    /// The service that clients reach under a key.
+    fn service(&self, key: &ServiceKey<A>) -> Option<Service>;
 }
 
 /// Removes a flow's entries: the one of `key`, whose value is `flow`, and the other direction's.
 #[inline(always)]
-pub(super) fn forget<A: Address, T: Tables<A>>(
+pub(super) fn forget<A: Family, T: FamilyTables<A>>(
     tables: &T,
     table: Table,
     key: &FlowKey<A>,
@@ -83,7 +87,7 @@ pub(super) fn forget<A: Address, T: Tables<A>>(
 
 /// The entry of a flow's other direction, where it has one.
 #[inline(always)]
-pub(super) fn find_peer<'t, A: Address, T: Tables<A>>(
+pub(super) fn find_peer<'t, A: Family, T: FamilyTables<A>>(
     tables: &'t T,
     table: Table,
     key: &FlowKey<A>,

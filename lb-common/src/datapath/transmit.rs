@@ -1,55 +1,51 @@
 //! Where a segment goes, and the last step: it is sent there, and counted.
 
-use bytemuck::Zeroable;
-
-use super::{Packet, Reason, Tables, encapsulate, parse::Segment, rewrite};
-use crate::{
-    abi::{Backend, Direction, Flow},
-    wire::Address,
-};
+use super::{Family, FamilyTables, Packet, Reason, encapsulate, parse::Segment, rewrite};
+use crate::abi::{Backend, Direction, Flow};
 
 /// The flow's backend, where a segment goes there. Demands that it is known how to reach it, and
-/// that the datagram is short enough. Of a reply's, nothing needs to be known.
+/// that the datagram is short enough. `None`: it goes to the client.
 #[inline(always)]
-pub(super) fn backend<A: Address, T: Tables<A>>(
-    tables: &T,
+pub(super) fn backend<'t, A: Family, T: FamilyTables<A>>(
+    tables: &'t T,
     segment: &Segment<A>,
     flow: &Flow<A>,
-) -> Result<Backend, Reason> {
+) -> Result<Option<&'t Backend>, Reason> {
     if flow.direction == Direction::ToClient as u8 {
-        return Ok(Backend::zeroed());
+        return Ok(None);
     }
     let backend = tables.backend(flow.backend).ok_or(Reason::TablesIncomplete)?;
     if backend.link.interface == 0 {
         return Err(Reason::NextHopUnknown);
     }
-    let length = segment.datagram_length + encapsulate::overhead(flow.forwarding);
+    let length = segment.datagram_length + encapsulate::overhead(backend, flow.forwarding);
     if length > backend.maximum_datagram as usize {
         return Err(Reason::NeedsFragmentation);
     }
-    Ok(backend)
+    Ok(Some(backend))
 }
 
 /// Sends a segment to the backend or to the client, as its flow says. Returns the index of the
 /// interface that it leaves by.
 #[inline(always)]
-pub(super) fn send<A: Address, P: Packet, T: Tables<A>>(
+pub(super) fn send<A: Family, P: Packet, T: FamilyTables<A>>(
     packet: &mut P,
     tables: &T,
     segment: &Segment<A>,
     flow: &Flow<A>,
-    backend: &Backend,
+    backend: Option<&Backend>,
 ) -> Result<u32, Reason> {
-    let direction = Direction::from_u8(flow.direction);
-    let link = match direction {
-        Direction::ToBackend => backend.link,
-        Direction::ToClient => flow.link,
+    let link = match backend {
+        Some(backend) => backend.link,
+        None => flow.link,
     };
-    if flow.forwarding.encapsulates() {
-        encapsulate::forward(packet, tables, segment, flow, backend)?;
-    } else {
-        rewrite::headers(packet, segment, flow, link).ok_or(Reason::ShortFrame)?;
+    match backend {
+        Some(backend) if flow.forwarding.encapsulates() => {
+            encapsulate::forward(packet, tables, segment, flow, backend)?;
+        }
+        _ => rewrite::headers(packet, segment, flow, link).ok_or(Reason::ShortFrame)?,
     }
+    let direction = Direction::from_u8(flow.direction);
     tables.count_packet(flow.service, flow.backend, direction, segment.datagram_length as u64);
     Ok(link.interface)
 }

@@ -45,6 +45,14 @@ pub struct Verdict {
     pub egress: u32,
 }
 
+impl Verdict {
+    /// A frame that isn't transmitted.
+    #[inline(always)]
+    pub const fn refusing(reason: Reason) -> Self {
+        Self { reason, egress: 0 }
+    }
+}
+
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident $name:literal $kind:ident $action:ident,)+) => {
         /// Why a packet met its fate. One list that indexes the counters and names the metrics, the
@@ -91,32 +99,35 @@ reasons! {
     /// From the backend to the client, in a flow.
     ToClient "to_client" Forwarded Transmit,
 
-    /// Neither IPv4 nor tagged: ARP, IPv6, LLDP and the like.
-    NotIpv4 "not_ipv4" Passed Pass,
+    /// Neither IP nor tagged: ARP, LLDP and the like.
+    NotIp "not_ip" Passed Pass,
     /// It has a VLAN tag. Tagged frames are left to the host.
     VlanTagged "vlan_tagged" Passed Pass,
-    /// IPv4 that isn't TCP: ICMP, UDP, VRRP and the like.
-    NotTcp "not_tcp" Passed Pass,
+    /// IP that is neither TCP nor UDP: ICMP, VRRP and the like.
+    OtherProtocol "other_protocol" Passed Pass,
     /// The frame ends within its Ethernet or IP header.
     ShortFrame "short_frame" Passed Pass,
-    /// The IP version isn't 4, or the header's length is below 20 bytes.
+    /// The IP version isn't the frame's, or the header's length is below 20 bytes.
     BadIpHeader "bad_ip_header" Passed Pass,
-    /// The IP length is below the header's, or above the frame's.
+    /// The IP length is below the headers', or above the frame's.
     BadIpLength "bad_ip_length" Passed Pass,
     /// The TCP header is cut off, or says a length below 20 bytes or above the segment's.
     BadTcpHeader "bad_tcp_header" Passed Pass,
+    /// The UDP header is cut off, or says a length below 8 bytes or above the datagram's.
+    BadUdpHeader "bad_udp_header" Passed Pass,
     /// A fragment other than the first: it names no ports.
     LaterFragment "later_fragment" Passed Pass,
     /// For another station: the frame's hardware address isn't ours.
     OtherStation "other_station" Passed Pass,
-    /// TCP for no service and no flow: the host's own traffic, such as SSH and health checks.
+    /// For no service and no flow: the host's own traffic, such as SSH and health checks.
     NoService "no_service" Passed Pass,
     /// For a service, but neither in a flow nor opening one. The host's stack answers with a reset.
     NoFlow "no_flow" Passed Pass,
 
-    /// No backend takes new flows. The host's stack refuses the connection with a reset.
+    /// No backend takes new flows. The host's stack refuses the connection with a reset, or a datagram
+    /// by ICMP.
     NoBackend "no_backend" Refused Pass,
-    /// The first fragment of a segment for a service or in a flow.
+    /// The first fragment of a datagram for a service or in a flow.
     Fragment "fragment" Refused Drop,
     /// The IP header's checksum is wrong.
     BadIpChecksum "bad_ip_checksum" Refused Drop,
@@ -130,8 +141,10 @@ reasons! {
     NeedsFragmentation "needs_fragmentation" Refused Drop,
     /// Flags that no TCP sends: SYN with FIN or RST, or none of SYN, ACK, FIN and RST.
     InvalidFlags "invalid_flags" Refused Drop,
-    /// A source address that can't be on a wire: 0/8, 127/8, 224/3, the service's own, or the
-    /// hardware address of a group.
+    /// UDP over IPv6 without a checksum, which no receiver may take.
+    NoChecksum "no_checksum" Refused Drop,
+    /// A source address that can't be on a wire: 0/8, 127/8, 224/3, `::/127`, `ff00::/8`, an IPv4 address
+    /// in IPv6's form, the service's own, or the hardware address of a group.
     InvalidSource "invalid_source" Refused Drop,
     /// The backend's hardware address or interface isn't known yet.
     NextHopUnknown "next_hop_unknown" Refused Drop,

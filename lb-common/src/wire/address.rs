@@ -1,39 +1,70 @@
 //! What IPv4 and IPv6 addresses have in common for the packet logic.
 
-use core::hash::Hash;
+use core::{hash::Hash, net::IpAddr};
 
-use bytemuck::Pod;
+use bytemuck::{Pod, Zeroable};
 
-use super::{ChecksumDelta, NetworkU16, NetworkU32};
+use super::{Checksum, ChecksumDelta, EtherType, NetworkU16, NetworkU32};
 
 /// An address of one family.
-pub trait Address: Pod + Eq + Hash {
+pub trait Address: Pod + Eq + Hash + Into<IpAddr> {
     /// The header that carries it.
     type Header: NetworkHeader<Address = Self>;
+
+    /// How many of its words in family-independent form are used.
+    const WORDS: usize;
 
     /// The address from a map's family-independent form: four words, of which IPv4 uses the first.
     fn from_words(words: [NetworkU32; 4]) -> Self;
 
+    /// The address in a map's family-independent form.
+    fn words(self) -> [NetworkU32; 4];
+
     /// What replacing `old` by `new` does to a checksum that covers it.
     fn checksum_delta(old: Self, new: Self) -> ChecksumDelta;
-
-    /// One word that differs wherever two addresses do, as far as a word can.
-    fn hash_word(self) -> u32;
 
     /// Whether no packet on a wire may come from this address.
     fn is_invalid_source(self) -> bool;
 }
 
-/// What an outer header takes from the one within.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Inherited {
-    /// Differentiated services and congestion notification (RFC 2983, uniform; RFC 6040).
+/// What has to be kept of a header beside its addresses while the datagram is forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Zeroable)]
+#[repr(C)]
+pub struct Digest {
+    /// Hops that the datagram may still make.
+    pub time_to_live: u8,
+    /// The protocol of what follows.
+    pub protocol: u8,
+    /// The header's checksum, where it has one.
+    pub checksum: Checksum,
+    /// Differentiated services and congestion notification, which an outer header takes over (RFC
+    /// 2983, uniform; RFC 6040).
     pub service: u8,
-    /// Identification, for IPv4.
-    pub identification: NetworkU16,
-    /// Whether routers mustn't fragment it.
+    /// Whether routers mustn't fragment it, which an outer header takes over.
     pub whole: bool,
+    /// Identification, for IPv4, which an outer header takes over.
+    pub identification: NetworkU16,
 }
+
+/// What differs between one outer header and another.
+#[derive(Clone, Copy, Debug)]
+pub struct Outer {
+    /// The header within.
+    pub inner: Digest,
+    /// Length of what follows the outer header, in bytes.
+    pub payload_length: u16,
+    /// Protocol of what follows.
+    pub protocol: u8,
+    /// The sender, in family-independent form.
+    pub source: [NetworkU32; 4],
+    /// The receiver, likewise.
+    pub destination: [NetworkU32; 4],
+    /// A number that tells the flow from others.
+    pub flow: u32,
+}
+
+/// Hops that an outer datagram may make (RFC 1700's default).
+pub const OUTER_HOPS: u8 = 64;
 
 /// What the headers of both families have in common.
 pub trait NetworkHeader: Pod {
@@ -43,28 +74,34 @@ pub trait NetworkHeader: Pod {
     /// The part that forwarding changes.
     type Route: Pod;
 
-    /// Offset of that part within the header, in bytes.
+    /// Bytes that the header takes without options or extensions.
+    const LENGTH: usize;
+
+    /// Offset of the changed part within the header, in bytes.
     const ROUTE_OFFSET: usize;
+
+    /// The protocol number of such a datagram in a frame.
+    const ETHER_TYPE: EtherType;
 
     /// The protocol number of such a datagram within another.
     const ENCAPSULATED_PROTOCOL: u8;
 
-    /// What an outer header takes from this one.
-    fn inherited(&self) -> Inherited;
+    /// The sender.
+    fn source(&self) -> Self::Address;
 
-    /// Whether more fragments follow, or this isn't the first.
-    fn is_fragment(&self) -> bool;
+    /// The receiver.
+    fn destination(&self) -> Self::Address;
 
-    /// Hops that the datagram may still make.
-    fn time_to_live(&self) -> u8;
+    /// What has to be kept beside the addresses.
+    fn digest(&self) -> Digest;
 
-    /// Whether the header's checksum is right, given the sum over the words of its options.
-    fn checksum_is_right(&self, options: u32) -> bool;
+    /// A header without options around a datagram.
+    fn around(outer: &Outer) -> Self;
 
-    /// The changed part: other addresses and one hop less. `delta` is what that does to the
-    /// header's checksum.
+    /// The changed part of a header: other addresses and one hop less. `delta` is what that does to
+    /// the header's checksum, where it has one.
     fn forwarded(
-        &self,
+        digest: Digest,
         source: Self::Address,
         destination: Self::Address,
         delta: ChecksumDelta,

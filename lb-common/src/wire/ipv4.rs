@@ -1,11 +1,17 @@
 //! Internet Protocol version 4 (RFC 791).
 
-use core::{fmt, net::Ipv4Addr};
+use core::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use bytemuck::{Pod, Zeroable};
 use network_types::ip::IpProto;
 
-use super::{Address, Checksum, ChecksumDelta, Inherited, NetworkHeader, NetworkU16, NetworkU32};
+use super::{
+    Address, Checksum, ChecksumDelta, Digest, EtherType, NetworkHeader, NetworkU16, NetworkU32,
+    OUTER_HOPS, Outer,
+};
 
 /// TCP's protocol number.
 pub const PROTOCOL_TCP: u8 = IpProto::Tcp as u8;
@@ -23,19 +29,22 @@ pub struct Ipv4Address(NetworkU32);
 impl Address for Ipv4Address {
     type Header = Ipv4Header;
 
+    const WORDS: usize = 1;
+
     #[inline(always)]
     fn from_words(words: [NetworkU32; 4]) -> Self {
         Self(words[0])
     }
 
     #[inline(always)]
-    fn checksum_delta(old: Self, new: Self) -> ChecksumDelta {
-        ChecksumDelta::of_u32(old.0.raw(), new.0.raw())
+    fn words(self) -> [NetworkU32; 4] {
+        let zero = NetworkU32::new(0);
+        [self.0, zero, zero, zero]
     }
 
     #[inline(always)]
-    fn hash_word(self) -> u32 {
-        self.0.get()
+    fn checksum_delta(old: Self, new: Self) -> ChecksumDelta {
+        ChecksumDelta::of_u32([old.0.raw()], [new.0.raw()])
     }
 
     /// "This network", loopback, multicast, reserved and broadcast addresses (RFC 1812, section
@@ -44,14 +53,6 @@ impl Address for Ipv4Address {
     fn is_invalid_source(self) -> bool {
         let first = self.0.get() >> 24;
         first == 0 || first == 127 || first >= 224
-    }
-}
-
-impl Ipv4Address {
-    /// The address in a map's family-independent form.
-    pub const fn words(self) -> [NetworkU32; 4] {
-        let zero = NetworkU32::new(0);
-        [self.0, zero, zero, zero]
     }
 }
 
@@ -64,6 +65,12 @@ impl From<Ipv4Addr> for Ipv4Address {
 impl From<Ipv4Address> for Ipv4Addr {
     fn from(address: Ipv4Address) -> Self {
         Self::from_bits(address.0.get())
+    }
+}
+
+impl From<Ipv4Address> for IpAddr {
+    fn from(address: Ipv4Address) -> Self {
+        Ipv4Addr::from(address).into()
     }
 }
 
@@ -98,24 +105,6 @@ pub struct Ipv4Route {
     source: Ipv4Address,
     destination: Ipv4Address,
 }
-
-/// What differs between one outer header and another.
-#[derive(Clone, Copy, Debug)]
-pub struct OuterIpv4 {
-    /// Taken from the header within.
-    pub inherited: Inherited,
-    /// Length of the outer datagram in bytes, with its header.
-    pub length: u16,
-    /// Protocol of what is within.
-    pub protocol: u8,
-    /// The sender.
-    pub source: Ipv4Address,
-    /// The receiver.
-    pub destination: Ipv4Address,
-}
-
-/// Hops that an outer datagram may make (RFC 1700's default).
-const OUTER_TIME_TO_LIVE: u8 = 64;
 
 impl Ipv4Header {
     /// Bytes that the header takes without options.
@@ -152,37 +141,16 @@ impl Ipv4Header {
         self.route.protocol
     }
 
-    /// The sender.
+    /// Whether this is a fragment: more follow, or it isn't the first.
     #[inline(always)]
-    pub const fn source(&self) -> Ipv4Address {
-        self.route.source
+    pub const fn is_fragment(&self) -> bool {
+        self.fragment.raw() & NetworkU16::new(0x3fff).raw() != 0
     }
 
-    /// The receiver.
+    /// Whether the header's checksum is right, given the sum over the words of its options.
     #[inline(always)]
-    pub const fn destination(&self) -> Ipv4Address {
-        self.route.destination
-    }
-
-    /// A header without options around a datagram.
-    #[inline(always)]
-    pub fn around(outer: OuterIpv4) -> Self {
-        let mut header = Self {
-            version_and_length: 0x45,
-            service: outer.inherited.service,
-            total_length: NetworkU16::new(outer.length),
-            identification: outer.inherited.identification,
-            fragment: if outer.inherited.whole { DONT_FRAGMENT } else { NetworkU16::new(0) },
-            route: Ipv4Route {
-                time_to_live: OUTER_TIME_TO_LIVE,
-                protocol: outer.protocol,
-                checksum: Checksum::default(),
-                source: outer.source,
-                destination: outer.destination,
-            },
-        };
-        header.route.checksum = Checksum::from_sum(header.sum());
-        header
+    pub fn checksum_is_right(&self, options: u32) -> bool {
+        Checksum::is_right(self.sum() + options)
     }
 
     /// The one's-complement sum of the fixed part's words, checksum included.
@@ -201,44 +169,64 @@ impl NetworkHeader for Ipv4Header {
     type Address = Ipv4Address;
     type Route = Ipv4Route;
 
+    const LENGTH: usize = Self::MINIMUM_LENGTH;
     const ROUTE_OFFSET: usize = 8;
+    const ETHER_TYPE: EtherType = EtherType::IPV4;
     const ENCAPSULATED_PROTOCOL: u8 = IpProto::Ipv4 as u8;
 
     #[inline(always)]
-    fn inherited(&self) -> Inherited {
-        Inherited {
+    fn source(&self) -> Ipv4Address {
+        self.route.source
+    }
+
+    #[inline(always)]
+    fn destination(&self) -> Ipv4Address {
+        self.route.destination
+    }
+
+    #[inline(always)]
+    fn digest(&self) -> Digest {
+        Digest {
+            time_to_live: self.route.time_to_live,
+            protocol: self.route.protocol,
+            checksum: self.route.checksum,
             service: self.service,
-            identification: self.identification,
             whole: self.fragment.raw() & DONT_FRAGMENT.raw() != 0,
+            identification: self.identification,
         }
     }
 
     #[inline(always)]
-    fn is_fragment(&self) -> bool {
-        self.fragment.raw() & NetworkU16::new(0x3fff).raw() != 0
-    }
-
-    #[inline(always)]
-    fn time_to_live(&self) -> u8 {
-        self.route.time_to_live
-    }
-
-    #[inline(always)]
-    fn checksum_is_right(&self, options: u32) -> bool {
-        Checksum::is_right(self.sum() + options)
+    fn around(outer: &Outer) -> Self {
+        let mut header = Self {
+            version_and_length: 0x45,
+            service: outer.inner.service,
+            total_length: NetworkU16::new(Self::MINIMUM_LENGTH as u16 + outer.payload_length),
+            identification: outer.inner.identification,
+            fragment: if outer.inner.whole { DONT_FRAGMENT } else { NetworkU16::new(0) },
+            route: Ipv4Route {
+                time_to_live: OUTER_HOPS,
+                protocol: outer.protocol,
+                checksum: Checksum::NONE,
+                source: Ipv4Address::from_words(outer.source),
+                destination: Ipv4Address::from_words(outer.destination),
+            },
+        };
+        header.route.checksum = Checksum::from_sum(header.sum());
+        header
     }
 
     #[inline(always)]
     fn forwarded(
-        &self,
+        digest: Digest,
         source: Ipv4Address,
         destination: Ipv4Address,
         delta: ChecksumDelta,
     ) -> Ipv4Route {
         Ipv4Route {
-            time_to_live: self.route.time_to_live.wrapping_sub(1),
-            protocol: self.route.protocol,
-            checksum: self.route.checksum.updated(delta),
+            time_to_live: digest.time_to_live.wrapping_sub(1),
+            protocol: digest.protocol,
+            checksum: digest.checksum.updated(delta),
             source,
             destination,
         }
@@ -259,8 +247,9 @@ mod tests {
             header.route.protocol = PROTOCOL_TCP;
             header.route.checksum = Checksum::from_sum(header.sum());
             let (source, destination) = (header.source(), header.destination());
-            header.route = header.forwarded(source, destination, Ipv4Header::TIME_TO_LIVE_DELTA);
-            assert_eq!(header.time_to_live(), time_to_live - 1);
+            let delta = Ipv4Header::TIME_TO_LIVE_DELTA;
+            header.route = Ipv4Header::forwarded(header.digest(), source, destination, delta);
+            assert_eq!(header.digest().time_to_live, time_to_live - 1);
             assert!(header.checksum_is_right(0), "{time_to_live}");
         }
     }

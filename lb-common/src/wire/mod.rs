@@ -8,13 +8,23 @@ mod byte_order;
 mod checksum;
 mod ethernet;
 mod ipv4;
+mod ipv6;
 mod tcp;
 mod udp;
 
-pub use address::{Address, Inherited, NetworkHeader};
+pub use address::{Address, Digest, NetworkHeader, OUTER_HOPS, Outer};
 pub use byte_order::{NetworkU16, NetworkU32};
 pub use checksum::{Checksum, ChecksumDelta};
 pub use ethernet::{EtherType, EthernetHeader, MacAddress};
-pub use ipv4::{Ipv4Address, Ipv4Header, Ipv4Route, OuterIpv4, PROTOCOL_TCP, PROTOCOL_UDP};
+pub use ipv4::{Ipv4Address, Ipv4Header, Ipv4Route, PROTOCOL_TCP, PROTOCOL_UDP};
+pub use ipv6::{Ipv6Address, Ipv6Extension, Ipv6Fragment, Ipv6Header, Ipv6Route};
 pub use tcp::{TcpFlags, TcpHeader};
 pub use udp::UdpHeader;
+
+/// An address in a map's family-independent form.
+pub fn words(address: core::net::IpAddr) -> [NetworkU32; 4] {
+    match address {
+        core::net::IpAddr::V4(address) => Ipv4Address::from(address).words(),
+        core::net::IpAddr::V6(address) => Ipv6Address::from(address).words(),
+    }
+}

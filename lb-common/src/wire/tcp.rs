@@ -21,6 +21,9 @@ impl TcpFlags {
     /// The acknowledgement number is valid.
     pub const ACK: Self = Self(0x10);
 
+    /// None.
+    pub const NONE: Self = Self(0);
+
     /// The set of both.
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)

@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicU64;
 
 use anyhow::Result;
-use lb_common::abi::maps as names;
+use lb_common::datapath::Table;
 use prometheus_client::{
     encoding::text::encode,
     metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
@@ -32,8 +32,12 @@ pub(super) fn render(status: &Status, maps: &Maps) -> Result<String> {
     let entries =
         gauges(&mut registry, "flow_table_entries", "Entries in use; a flow has one a direction");
     let capacity = gauges(&mut registry, "flow_table_capacity", "Entries that there is room for");
-    for (table, map) in [("established", names::FLOWS), ("embryonic", names::EMBRYONIC)] {
-        let (used, room) = maps.flow_table(map)?;
+    for (table, (used, room)) in [
+        ("established", maps.ipv4.usage(Table::Established)?),
+        ("embryonic", maps.ipv4.usage(Table::Embryonic)?),
+        ("established_ipv6", maps.ipv6.usage(Table::Established)?),
+        ("embryonic_ipv6", maps.ipv6.usage(Table::Embryonic)?),
+    ] {
         set(&entries, &vec![("table", table.to_owned())], used.into());
         set(&capacity, &vec![("table", table.to_owned())], room.into());
     }

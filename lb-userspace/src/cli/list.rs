@@ -1,9 +1,9 @@
 //! `lb list`.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use clap::{Args, Subcommand};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::{
     Outcome, Place,
@@ -46,17 +46,17 @@ struct FlowArgs {
     backend: Option<String>,
     /// Only flows from these clients
     #[arg(long, value_name = "CIDR", value_parser = network)]
-    client: Option<Ipv4Net>,
+    client: Option<IpNet>,
     /// Only flows in this state
-    #[arg(long, value_parser = ["syn", "established", "closing", "closed"])]
+    #[arg(long, value_parser = ["syn", "established", "closing", "closed", "udp"])]
     state: Option<String>,
     /// At most so many
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
 }
 
-fn network(text: &str) -> Result<Ipv4Net, String> {
-    let host = || text.parse::<Ipv4Addr>().map(Ipv4Net::from);
+fn network(text: &str) -> Result<IpNet, String> {
+    let host = || text.parse::<IpAddr>().map(IpNet::from);
     text.parse()
         .or_else(|_| host())
         .map_err(|_| "write an IPv4 address or network, as in 192.0.2.0/24".to_owned())

@@ -74,8 +74,7 @@ pub(super) struct Service {
     pub(super) allow: Option<Spanned<Vec<String>>>,
     pub(super) deny: Option<Spanned<Vec<String>>>,
     pub(super) timeouts: Option<Timeouts>,
-    #[serde(default)]
-    pub(super) check: Check,
+    pub(super) check: Option<Check>,
     #[serde(default)]
     pub(super) backend: Vec<Spanned<Backend>>,
 }

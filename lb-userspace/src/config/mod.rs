@@ -8,15 +8,16 @@ mod validate;
 mod values;
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    fmt,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 pub use problem::{Invalid, Problem};
-pub use values::StatusRanges;
+pub use values::{StatusRanges, is_reachable};
 
-use lb_common::abi::Forwarding;
+use lb_common::abi::{Forwarding, Protocol};
 
 use crate::dataplane::ModeChoice;
 
@@ -51,7 +52,7 @@ pub struct Config {
     /// Half-open handshakes that there is room for.
     pub embryonic: u32,
     /// Addresses that full NAT sends from; empty: the primary one of the interface.
-    pub nat_addresses: Vec<Ipv4Addr>,
+    pub nat_addresses: Vec<IpAddr>,
     /// First and last port that full NAT sends from.
     pub nat_ports: (u16, u16),
     /// Services.
@@ -74,8 +75,10 @@ pub enum LogFormat {
 pub struct Service {
     /// Its name.
     pub name: String,
-    /// Addresses and ports that clients reach.
-    pub binds: Vec<SocketAddrV4>,
+    /// What clients reach.
+    pub binds: Vec<Bind>,
+    /// What its packets are.
+    pub protocol: Protocol,
     /// How packets reach the backends.
     pub forwarding: Forwarding,
     /// Idle timeouts.
@@ -84,6 +87,43 @@ pub struct Service {
     pub check: Check,
     /// Its servers.
     pub backends: Vec<Backend>,
+}
+
+/// What a service is bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Bind {
+    /// An address and a port.
+    Address(SocketAddr),
+    /// A port on every address that the interfaces have at the moment.
+    Any(u16),
+}
+
+impl Bind {
+    /// The port.
+    pub const fn port(self) -> u16 {
+        match self {
+            Self::Address(address) => address.port(),
+            Self::Any(port) => port,
+        }
+    }
+}
+
+impl fmt::Display for Bind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(formatter),
+            Self::Any(port) => write!(formatter, "*:{port}"),
+        }
+    }
+}
+
+impl Service {
+    /// Whether packets for an address can reach every backend. Only an outer header takes those of
+    /// one family to a backend of the other.
+    pub fn can_serve(&self, address: IpAddr) -> bool {
+        let same_family = |backend: &Backend| backend.address.is_ipv4() == address.is_ipv4();
+        self.forwarding.encapsulates() || self.backends.iter().all(same_family)
+    }
 }
 
 /// After how long without a packet a flow is forgotten.
@@ -95,6 +135,8 @@ pub struct Timeouts {
     pub established: Duration,
     /// Once one end has sent FIN, or RST.
     pub closing: Duration,
+    /// Of UDP.
+    pub udp: Duration,
 }
 
 /// One server.
@@ -103,7 +145,7 @@ pub struct Backend {
     /// Its name.
     pub name: String,
     /// Where it listens.
-    pub address: SocketAddrV4,
+    pub address: SocketAddr,
     /// Its share of new flows, relative to the others'; 0 to 256, where 0 drains.
     pub weight: u16,
 }

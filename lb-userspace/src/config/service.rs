@@ -1,11 +1,13 @@
 //! What a file says of services and their backends.
 
-use std::{collections::HashMap, net::SocketAddrV4};
+use std::collections::HashMap;
 
-use lb_common::abi::Forwarding;
+use lb_common::abi::{Forwarding, Protocol};
 use toml::Spanned;
 
-use super::{Backend, Service, Timeouts, file, validate::Validator, values};
+use super::{
+    Backend, Bind, Check, CheckKind, Service, Timeouts, file, validate::Validator, values,
+};
 
 /// Largest weight, as in HAProxy.
 const LARGEST_WEIGHT: i64 = 256;
@@ -15,7 +17,8 @@ const MOST_BACKENDS: usize = 10_000;
 impl Validator {
     pub(super) fn service(&mut self, service: &file::Service, timeouts: Timeouts) -> Service {
         self.name(&service.name);
-        self.choice(service.protocol.as_ref(), "protocol", &["tcp"], &["udp"]);
+        let protocol = self.choice(service.protocol.as_ref(), "protocol", &["tcp", "udp"], &[]);
+        let protocol = if protocol == "udp" { Protocol::Udp } else { Protocol::Tcp };
         let forwarding = self.forwarding(service.forwarding.as_ref());
         self.choice(
             service.balance.as_ref(),
@@ -46,19 +49,32 @@ impl Validator {
             self.problem(service.bind.span(), "no address", "write bind = [\"192.0.2.1:8080\"]");
         }
         let binds = service.bind.get_ref();
-        let binds: Vec<SocketAddrV4> =
-            binds.iter().filter_map(|bind| self.value(bind, values::address_and_port)).collect();
-        self.refuse_translation(service, forwarding, &binds);
-        Service {
+        let parsed = Service {
             name: service.name.get_ref().clone(),
-            binds,
+            binds: binds.iter().filter_map(|bind| self.value(bind, values::bind)).collect(),
+            protocol,
             forwarding,
             timeouts: service
                 .timeouts
                 .as_ref()
                 .map_or(timeouts, |own| self.timeouts(own, timeouts)),
-            check: self.check(&service.check),
+            check: self.check_of(service, protocol),
             backends: self.backends(service),
+        };
+        self.refuse_translation(service, &parsed);
+        self.refuse_two_families(service, &parsed);
+        parsed
+    }
+
+    /// How the backends are checked. A check is by TCP, so that one of UDP is only made where it is
+    /// asked for.
+    fn check_of(&mut self, service: &file::Service, protocol: Protocol) -> Check {
+        match &service.check {
+            Some(check) => self.check(check),
+            None if protocol == Protocol::Udp => {
+                Check { kind: CheckKind::None, ..self.check(&file::Check::default()) }
+            }
+            None => self.check(&file::Check::default()),
         }
     }
 
@@ -69,20 +85,14 @@ impl Validator {
 
     /// Only the NAT modes can change a port: in the others the packet reaches the backend as the
     /// client sent it.
-    fn refuse_translation(
-        &mut self,
-        service: &file::Service,
-        forwarding: Forwarding,
-        binds: &[SocketAddrV4],
-    ) {
-        if forwarding.sees_replies() {
+    fn refuse_translation(&mut self, written: &file::Service, service: &Service) {
+        if service.forwarding.sees_replies() {
             return;
         }
-        for backend in service.backend.iter().map(Spanned::get_ref) {
+        for backend in written.backend.iter().map(Spanned::get_ref) {
             let Ok(address) = values::address_and_port(backend.address.get_ref()) else { continue };
-            let Some(bind) = binds.iter().find(|bind| bind.port() != address.port()) else {
-                continue;
-            };
+            let differs = |bind: &&Bind| bind.port() != address.port();
+            let Some(bind) = service.binds.iter().find(differs) else { continue };
             self.problem(
                 backend.address.span(),
                 format!(
@@ -90,9 +100,40 @@ impl Validator {
                      forwarding \"{}\" doesn't translate ports",
                     address.port(),
                     bind.port(),
-                    forwarding.name()
+                    service.forwarding.name()
                 ),
                 "give both the same port, or write forwarding = \"full-nat\" or \"nat\"",
+            );
+        }
+    }
+
+    /// Only an outer header can take a packet of one address family to a backend of the other.
+    fn refuse_two_families(&mut self, written: &file::Service, service: &Service) {
+        for bind in written.bind.get_ref() {
+            let Ok(Bind::Address(address)) = values::bind(bind.get_ref()) else { continue };
+            if !service.can_serve(address.ip()) {
+                self.problem(
+                    bind.span(),
+                    format!(
+                        "a backend's address isn't of the same family, IPv4 or IPv6, and forwarding \
+                         \"{}\" doesn't translate between them",
+                        service.forwarding.name()
+                    ),
+                    "make a service for each family, or write forwarding = \"ipip\" or \"gue\"",
+                );
+            }
+        }
+        let families = |backend: &Backend| backend.address.is_ipv4();
+        let is_mixed =
+            service.backends.windows(2).any(|two| families(&two[0]) != families(&two[1]));
+        if is_mixed
+            && !service.forwarding.encapsulates()
+            && service.binds.iter().all(|bind| matches!(bind, Bind::Any(_)))
+        {
+            self.problem(
+                written.bind.span(),
+                "backends of both families, IPv4 and IPv6",
+                "make a service for each family, or write forwarding = \"ipip\" or \"gue\"",
             );
         }
     }

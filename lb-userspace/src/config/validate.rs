@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     ops::Range,
     path::PathBuf,
     time::Duration,
@@ -78,14 +78,11 @@ impl Validator {
     }
 
     pub(super) fn timeouts(&mut self, file: &file::Timeouts, default: Timeouts) -> Timeouts {
-        if let Some(udp) = &file.udp {
-            // Allowed, so that a file with every timeout can be used before UDP is.
-            self.value(udp, values::duration);
-        }
         Timeouts {
             syn: self.duration(file.syn.as_ref(), default.syn),
             established: self.duration(file.established.as_ref(), default.established),
             closing: self.duration(file.closing.as_ref(), default.closing),
+            udp: self.duration(file.udp.as_ref(), default.udp),
         }
     }
 
@@ -129,18 +126,18 @@ impl Validator {
         })
     }
 
-    fn nat_addresses(&mut self, addresses: &[Spanned<String>]) -> Vec<Ipv4Addr> {
+    fn nat_addresses(&mut self, addresses: &[Spanned<String>]) -> Vec<IpAddr> {
         let parse = |text: &str| {
-            let wrong = |what| (format!("\"{text}\" {what}"), "write one as in \"192.0.2.10\"");
-            let address: Ipv4Addr = text.parse().map_err(|_| wrong("is no IPv4 address"))?;
-            if address.is_unspecified()
-                || address.is_loopback()
-                || address.is_multicast()
-                || address.is_broadcast()
-            {
-                return Err(wrong("is no address that a host sends from"));
+            let wrong = |what| {
+                let hint = "write one as in \"192.0.2.10\" or \"2001:db8::10\"";
+                (format!("\"{text}\" {what}"), hint)
+            };
+            let address: IpAddr = text.parse().map_err(|_| wrong("is no IP address"))?;
+            if values::is_reachable(address) {
+                Ok(address)
+            } else {
+                Err(wrong("is no address that a host sends from"))
             }
-            Ok(address)
         };
         addresses.iter().filter_map(|address| self.value(address, parse)).collect()
     }
@@ -179,11 +176,12 @@ impl Validator {
         let mut seen = HashMap::new();
         for (written, service) in file.service.iter().map(Spanned::get_ref).zip(services) {
             for bind in written.bind.get_ref() {
-                let Ok(address) = values::address_and_port(bind.get_ref()) else { continue };
-                if let Some(first) = seen.insert(address, &service.name) {
+                let Ok(parsed) = values::bind(bind.get_ref()) else { continue };
+                let protocol = service.protocol.name();
+                if let Some(first) = seen.insert((parsed, protocol), &service.name) {
                     self.problem(
                         bind.span(),
-                        format!("{address}/tcp is already bound by service \"{first}\""),
+                        format!("{parsed}/{protocol} is already bound by service \"{first}\""),
                         "give it another address or port, or add the backends to that service",
                     );
                 }
@@ -294,6 +292,7 @@ const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
     syn: Duration::from_secs(10),
     established: Duration::from_secs(3600),
     closing: Duration::from_secs(30),
+    udp: Duration::from_secs(60),
 };
 const SHORTEST_DURATION: Duration = Duration::from_millis(10);
 const LONGEST_DURATION: Duration = Duration::from_secs(30 * 24 * 3600);

@@ -2,10 +2,12 @@
 
 use std::{
     fmt,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     time::Duration,
 };
+
+use super::Bind;
 
 /// Why a text isn't a value: what is wrong, and what to write instead.
 pub(super) type Wrong = (String, &'static str);
@@ -17,38 +19,62 @@ pub(super) fn duration(text: &str) -> Result<Duration, Wrong> {
     })
 }
 
-/// An IPv4 address and port such as `192.0.2.1:8080`.
-pub(super) fn address_and_port(text: &str) -> Result<SocketAddrV4, Wrong> {
-    const HINT: &str = "write an IPv4 address and a port, as in \"192.0.2.1:8080\"";
+const ADDRESS_HINT: &str =
+    "write an address and a port, as in \"192.0.2.1:8080\" or \"[2001:db8::1]:8080\"";
+
+/// What a service is bound to: an address and port, or `*` and a port.
+pub(super) fn bind(text: &str) -> Result<Bind, Wrong> {
+    match text.strip_prefix("*:") {
+        Some(port) => port_number(port).map(Bind::Any).map_err(|wrong| (wrong, ADDRESS_HINT)),
+        None => address_and_port(text).map(Bind::Address),
+    }
+}
+
+/// An address and port such as `192.0.2.1:8080` or `[2001:db8::1]:8080`.
+pub(super) fn address_and_port(text: &str) -> Result<SocketAddr, Wrong> {
     let Some((host, port)) = text.rsplit_once(':') else {
-        return Err((format!("\"{text}\" has no port"), HINT));
+        return Err((format!("\"{text}\" has no port"), ADDRESS_HINT));
     };
-    let port = port_number(port).map_err(|wrong| (wrong, HINT))?;
-    if host == "*" {
+    let port = port_number(port).map_err(|wrong| (wrong, ADDRESS_HINT))?;
+    let within = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let address = match within {
+        Some(host) => host.parse().map(IpAddr::V6).map_err(|_| "no IPv6 address"),
+        None => host.parse().map(IpAddr::V4).map_err(|_| {
+            if host.contains(':') {
+                "an IPv6 address is written in brackets"
+            } else if host.chars().any(|letter| letter.is_ascii_alphabetic()) {
+                "names aren't resolved in this version"
+            } else {
+                "no IPv4 address"
+            }
+        }),
+    };
+    let address = address.map_err(|why| (format!("\"{host}\": {why}"), ADDRESS_HINT))?;
+    if address.is_unspecified() {
         return Err((
-            format!("\"{text}\": every address of the interfaces isn't available in this version"),
-            "name each address, as in bind = [\"192.0.2.1:8080\", \"192.0.2.2:8080\"]",
+            format!("\"{host}\" is no address of a machine"),
+            "write \"*:8080\" to bind a service to every address of the interfaces",
         ));
     }
-    if host.starts_with('[') {
-        return Err((format!("\"{text}\": IPv6 isn't available in this version"), HINT));
-    }
-    let address: Ipv4Addr = host.parse().map_err(|_| {
-        let name = host.chars().any(|letter| letter.is_ascii_alphabetic());
-        let why = if name { "names aren't resolved in this version" } else { "no IPv4 address" };
-        (format!("\"{host}\": {why}"), HINT)
-    })?;
-    let unusable = address.is_unspecified()
-        || address.is_loopback()
-        || address.is_multicast()
-        || address.is_broadcast();
-    if unusable {
+    if !is_reachable(address) {
         return Err((
             format!("\"{host}\" can't be reached over a network interface"),
             "write the address that the machine has on its network",
         ));
     }
-    Ok(SocketAddrV4::new(address, port))
+    Ok(SocketAddr::new(address, port))
+}
+
+/// Whether an address is one that a machine may have on its network, and that says by itself where
+/// it is: IPv6's link-local ones don't.
+pub fn is_reachable(address: IpAddr) -> bool {
+    let is_special = match address {
+        IpAddr::V4(address) => address.is_broadcast(),
+        IpAddr::V6(address) => {
+            address.is_unicast_link_local() || address.to_ipv4_mapped().is_some()
+        }
+    };
+    !(is_special || address.is_unspecified() || address.is_loopback() || address.is_multicast())
 }
 
 fn port_number(text: &str) -> Result<u16, String> {

@@ -1,13 +1,13 @@
 //! From a configuration to the state that it asks for, keeping what need not change.
 
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 
 use lb_common::{
     abi::{
-        Backend, BackendInfo, CheckKind, CheckResult, Forwarding, Lifecycle, OperatorState,
-        Service, ServiceInfo, Text,
+        AddressFamily, Backend, BackendInfo, CheckKind, CheckResult, Forwarding, Lifecycle,
+        OperatorState, ServiceInfo, Text,
     },
-    wire::{Ipv4Address, NetworkU16},
+    wire::{NetworkU16, words},
 };
 
 use super::state::{BackendState, State};
@@ -36,7 +36,8 @@ pub struct Room {
 }
 
 impl State {
-    /// The state that `config` asks for.
+    /// The state that `config` asks for, but for what depends on the network:
+    /// [`Self::apply_network`] adds that.
     ///
     /// A service keeps its index by its name, and a backend its own by service, name and address;
     /// with it come counters, check results and what an operator said. What isn't configured any
@@ -54,7 +55,6 @@ impl State {
         for info in state.services.values_mut() {
             info.lifecycle = Lifecycle::Retired;
         }
-        state.binds.clear();
 
         let answers_to_client = |service: &config::Service| service.forwarding == Forwarding::Nat;
         state.settings.replies_anywhere = config.services.iter().any(answers_to_client).into();
@@ -62,13 +62,13 @@ impl State {
         let mut kept = Vec::new();
         for service in &config.services {
             let index = state.place_service(service, room)?;
-            let bound = Service { index, ..Service::default() };
-            state.binds.extend(service.binds.iter().map(|bind| (*bind, bound)));
             for backend in &service.backends {
                 kept.push(state.place_backend(index, service, backend, room)?);
             }
         }
-        if state.binds.len() > room.binds as usize {
+        if config.services.iter().map(|service| service.binds.len()).sum::<usize>()
+            > room.binds as usize
+        {
             return Err(NoRoom { what: "address that services are bound to", room: room.binds });
         }
         for (index, backend) in &mut state.backends {
@@ -89,8 +89,10 @@ impl State {
             name: Text::new(&service.name),
             lifecycle: Lifecycle::Active,
             forwarding: service.forwarding,
-            reserved: [0; 2],
-            timeouts: [timeouts.syn, timeouts.established, timeouts.closing].map(seconds),
+            protocol: service.protocol,
+            reserved: 0,
+            timeouts: [timeouts.syn, timeouts.established, timeouts.closing, timeouts.udp]
+                .map(seconds),
         };
         let same = |known: &ServiceInfo| known.name == info.name;
         let index = match self.services.iter().find(|(_, known)| same(known)) {
@@ -165,14 +167,15 @@ impl ForgetRuntime for BackendInfo {
     }
 }
 
-fn new_backend(service: u32, name: Text<64>, address: SocketAddrV4) -> BackendState {
+fn new_backend(service: u32, name: Text<64>, address: SocketAddr) -> BackendState {
     let mut info: BackendInfo = bytemuck::Zeroable::zeroed();
     info.name = name;
     info.service = service;
     BackendState {
         backend: Backend {
-            address: Ipv4Address::from(*address.ip()).words(),
+            address: words(address.ip()),
             port: NetworkU16::new(address.port()),
+            family: if address.is_ipv6() { AddressFamily::Ipv6 } else { AddressFamily::Ipv4 },
             ..Backend::default()
         },
         info,

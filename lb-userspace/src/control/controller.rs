@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::Ipv4Addr,
+    net::IpAddr,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -70,7 +70,7 @@ pub(super) struct Controller {
     pub(super) members: BTreeMap<u32, Vec<Member>>,
     pub(super) checkers: HashMap<u32, (Check, Checker)>,
     pub(super) idle_sweeps: HashMap<u32, u32>,
-    pub(super) addresses: watch::Sender<Vec<Ipv4Addr>>,
+    pub(super) addresses: watch::Sender<Vec<IpAddr>>,
     pub(super) events: mpsc::Sender<Event>,
     pub(super) started: Instant,
     pub(super) troubles: Troubles,
@@ -143,7 +143,7 @@ impl Controller {
         let mut checkers = HashMap::new();
         let mut addresses = Vec::new();
         for (index, state) in &self.wanted.backends {
-            addresses.push(*state.address().ip());
+            addresses.push(state.address().ip());
             let configured = self.wanted.services.get(&state.info.service).and_then(|service| {
                 self.config.services.iter().find(|known| known.name == service.name.as_str())
             });
@@ -243,9 +243,9 @@ impl Controller {
 
     /// Demands that backends whose hardware address is all that changes are on our own network.
     fn demand_direct_reach(&self) -> Result<(), String> {
-        let hop = |address: &Ipv4Addr| self.network.next_hops.get(address)?.as_ref().ok();
+        let hop = |address: &IpAddr| self.network.next_hops.get(address)?.as_ref().ok();
         for state in self.wanted.backends.values() {
-            let (address, forwarding) = (*state.address().ip(), state.backend.forwarding);
+            let (address, forwarding) = (state.address().ip(), state.backend.forwarding);
             if forwarding == Forwarding::Dsr
                 && let Some(router) = hop(&address).and_then(|hop| hop.router)
             {

@@ -1,17 +1,16 @@
 //! What has to be changed so that what is there becomes what is wanted: a pure diff.
 
-use std::{
-    net::{Ipv4Addr, SocketAddrV4},
-    sync::Arc,
-    time::Instant,
-};
+use std::{net::IpAddr, sync::Arc, time::Instant};
 
 use lb_common::{
     abi::{Backend, BackendInfo, Ring, Service, ServiceInfo, Settings},
     wire::MacAddress,
 };
 
-use super::{ring_space::RingSpace, state::State};
+use super::{
+    ring_space::RingSpace,
+    state::{Bind, State},
+};
 
 /// One step. In the order of a plan, no packet ever meets a half-made thing: what is named is
 /// there before what names it, and goes after it.
@@ -20,7 +19,7 @@ pub enum Change {
     /// Write the settings.
     Settings(Settings),
     /// Write an address that full NAT sends from.
-    NatSource(u32, Ipv4Addr),
+    NatSource(u32, IpAddr),
     /// Take frames for a hardware address on an interface.
     AddMac(u32, MacAddress),
     /// Take them no longer.
@@ -46,9 +45,9 @@ pub enum Change {
     /// Write a ring of a service where no packet looks yet.
     WriteRing(u32, Ring, Arc<Vec<u32>>),
     /// Let clients reach a service, by its ring.
-    Bind(SocketAddrV4, Service),
+    Bind(Bind, Service),
     /// No longer.
-    Unbind(SocketAddrV4),
+    Unbind(Bind),
     /// Forget a service's ring.
     ForgetRing(u32),
 }
@@ -167,19 +166,29 @@ fn plan_departures(wanted: &State, there: &State, changes: &mut Vec<Change>) {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::{
+        collections::BTreeSet,
+        net::{Ipv4Addr, SocketAddr},
+    };
+
+    use lb_common::abi::Protocol;
 
     use super::*;
     use crate::control::state::RingState;
 
-    const FIRST: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 80);
-    const SECOND: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 2), 80);
+    const fn bind(last: u8) -> Bind {
+        let address = IpAddr::V4(Ipv4Addr::new(192, 0, 2, last));
+        Bind { address: SocketAddr::new(address, 80), protocol: Protocol::Tcp }
+    }
+
+    const FIRST: Bind = bind(1);
+    const SECOND: Bind = bind(2);
 
     fn service(ring: Ring) -> Service {
         Service { ring, index: 7, reserved: 0 }
     }
 
-    fn state(binds: [(SocketAddrV4, Service); 2], slots: Vec<u32>, ring: Ring) -> State {
+    fn state(binds: [(Bind, Service); 2], slots: Vec<u32>, ring: Ring) -> State {
         State {
             binds: binds.into(),
             rings: [(7, RingState { slots: Arc::new(slots), ring })].into(),

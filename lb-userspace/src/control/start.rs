@@ -233,7 +233,7 @@ async fn assemble(
     events: mpsc::Sender<Event>,
 ) -> Result<Controller, StartError> {
     let backends = config.services.iter().flat_map(|service| &service.backends);
-    let addresses: Vec<_> = backends.map(|backend| *backend.address.ip()).collect();
+    let addresses: Vec<_> = backends.map(|backend| backend.address.ip()).collect();
     let network = Reader::connect()?.read(addresses).await?;
     let (wanted, all) = interfaces::present(&config, &network, None);
     all.map_err(StartError::Unusable)?;

@@ -2,19 +2,23 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use lb_common::{
     abi::{
-        Backend, BackendInfo, Forwarding, Lifecycle, Link, Ring, Service, ServiceInfo, Settings,
+        Backend, BackendInfo, Forwarding, Lifecycle, Link, Protocol, Ring, Service, ServiceInfo,
+        Settings,
     },
-    wire::{Address, Ipv4Address, MacAddress},
+    wire::MacAddress,
 };
 
 use super::ring::{self, Member};
-use crate::{config::Config, netlink::Network};
+use crate::{
+    config::{self, Config},
+    netlink::{Network, NextHop},
+};
 
 /// Everything that the controller writes into maps.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -27,15 +31,24 @@ pub struct State {
     pub backends: BTreeMap<u32, BackendState>,
     /// The service that is reached under an address and port. Its ring is only known of what is
     /// there, not of what is wanted.
-    pub binds: BTreeMap<SocketAddrV4, Service>,
+    pub binds: BTreeMap<Bind, Service>,
     /// Rings by service.
     pub rings: BTreeMap<u32, RingState>,
     /// Addresses that full NAT sends from, by index.
-    pub nat_sources: Vec<Ipv4Addr>,
+    pub nat_sources: Vec<IpAddr>,
     /// Hardware addresses that are ours, by interface.
     pub local_macs: BTreeSet<(u32, MacAddress)>,
     /// Interfaces that frames may leave by.
     pub egress: BTreeSet<u32>,
+}
+
+/// What a service is bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bind {
+    /// The address and port that clients send to.
+    pub address: SocketAddr,
+    /// The protocol.
+    pub protocol: Protocol,
 }
 
 /// One backend.
@@ -58,25 +71,19 @@ pub struct RingState {
 
 impl BackendState {
     /// Its address and port.
-    pub fn address(&self) -> SocketAddrV4 {
-        let address = Ipv4Address::from_words(self.backend.address);
-        SocketAddrV4::new(address.into(), self.backend.port.get())
+    pub fn address(&self) -> SocketAddr {
+        self.backend.socket_address()
     }
 }
 
 impl State {
     /// The index of a backend in the configuration, by the names of its service and its own.
     pub fn find_backend(&self, service: &str, backend: &str) -> Option<u32> {
-        let of_service = |state: &BackendState| {
-            let info = self.services.get(&state.info.service);
-            info.is_some_and(|info| {
-                info.lifecycle == Lifecycle::Active && info.name.as_str() == service
-            })
-        };
+        let service = self.find_service(service)?;
         let found = self.backends.iter().find(|(_, state)| {
             state.info.lifecycle == Lifecycle::Active
                 && state.info.name.as_str() == backend
-                && of_service(state)
+                && state.info.service == service
         });
         found.map(|(index, _)| *index)
     }
@@ -134,10 +141,11 @@ impl State {
     /// A backend that can't be resolved any longer keeps what was known of it: its flows may well
     /// go on, and its checks will tell if it is gone.
     pub fn apply_network(&mut self, config: &Config, network: &Network, attached: &[u32]) {
+        self.bind(config, network, attached);
         let indices: Vec<u32> = self.backends.keys().copied().collect();
         for index in indices {
             let Some(state) = self.backends.get(&index) else { continue };
-            let Some(Ok(hop)) = network.next_hops.get(state.address().ip()) else { continue };
+            let Some(Ok(hop)) = network.next_hops.get(&state.address().ip()) else { continue };
             let Some(link) = network.links.get(&hop.interface) else { continue };
             let mtu = u16::try_from(link.mtu).unwrap_or(u16::MAX);
             let out_of_reach = state.backend.forwarding == Forwarding::Dsr && hop.router.is_some();
@@ -146,10 +154,12 @@ impl State {
             } else {
                 Link { interface: hop.interface, station: hop.station, own: link.mac }
             };
-            let sources = match config.nat_addresses.as_slice() {
-                [] => vec![hop.source],
-                addresses => addresses.to_vec(),
-            };
+            let of_family = |address: &&IpAddr| address.is_ipv4() == hop.source.is_ipv4();
+            let mut sources: Vec<IpAddr> =
+                config.nat_addresses.iter().filter(of_family).copied().collect();
+            if sources.is_empty() {
+                sources.push(self.own_source(network, hop));
+            }
             let nat_source = self.place_sources(&sources);
             if let Some(state) = self.backends.get_mut(&index) {
                 state.backend.link = link;
@@ -176,9 +186,73 @@ impl State {
         self.settings.maximum_datagram = mtu.max().unwrap_or(1500);
     }
 
+    /// The address to send from on the way to a backend: the one that the kernel picks, unless that
+    /// is a service's and the interface has another. IPv6 likes a VIP that resembles the backend's
+    /// address (RFC 6724, rule 8), but a VIP may move away.
+    fn own_source(&self, network: &Network, hop: &NextHop) -> IpAddr {
+        let is_bound = |ip: IpAddr| self.binds.keys().any(|bind| bind.address.ip() == ip);
+        if !is_bound(hop.source) {
+            return hop.source;
+        }
+        let others = network.addresses.iter().filter(|(interface, ip)| {
+            *interface == hop.interface
+                && ip.is_ipv4() == hop.source.is_ipv4()
+                && config::is_reachable(*ip)
+                && !is_bound(*ip)
+        });
+        others.map(|(_, ip)| *ip).next().unwrap_or(hop.source)
+    }
+
+    /// Binds every service to what it is configured for, and those that follow the interfaces'
+    /// addresses to the ones that are there now. Where a service names an address, it has that for
+    /// itself.
+    fn bind(&mut self, config: &Config, network: &Network, attached: &[u32]) {
+        let is_ours = |interface: &u32| {
+            let link = network.links.get(interface);
+            let below = link.and_then(|link| link.macvlan_of.or(link.vlan_of));
+            attached.contains(&below.unwrap_or(*interface))
+        };
+        let ours = network.addresses.iter().filter(|(interface, _)| is_ours(interface));
+        let addresses: BTreeSet<IpAddr> = ours
+            .map(|(_, address)| *address)
+            .filter(|address| config::is_reachable(*address))
+            .collect();
+        let mut binds = BTreeMap::new();
+        let mut following = BTreeMap::new();
+        for service in &config.services {
+            let Some(index) = self.find_service(&service.name) else { continue };
+            let bound = Service { index, ..Service::default() };
+            let protocol = service.protocol;
+            for bind in &service.binds {
+                match bind {
+                    config::Bind::Address(address) => {
+                        binds.insert(Bind { address: *address, protocol }, bound);
+                    }
+                    config::Bind::Any(port) => {
+                        for ip in addresses.iter().filter(|ip| service.can_serve(**ip)) {
+                            let address = SocketAddr::new(*ip, *port);
+                            following.insert(Bind { address, protocol }, bound);
+                        }
+                    }
+                }
+            }
+        }
+        for (bind, service) in following {
+            binds.entry(bind).or_insert(service);
+        }
+        self.binds = binds;
+    }
+
+    /// The index of a service in the configuration, by its name.
+    fn find_service(&self, name: &str) -> Option<u32> {
+        let is_it =
+            |info: &&ServiceInfo| info.lifecycle == Lifecycle::Active && info.name.as_str() == name;
+        self.services.iter().find(|(_, info)| is_it(info)).map(|(index, _)| *index)
+    }
+
     /// The index from which on `sources` stand in the table, adding them if need be; `None` where
     /// there is no room.
-    fn place_sources(&mut self, sources: &[Ipv4Addr]) -> Option<u32> {
+    fn place_sources(&mut self, sources: &[IpAddr]) -> Option<u32> {
         let there = self.nat_sources.windows(sources.len()).position(|part| part == sources);
         let index = match there {
             Some(index) => index,
@@ -189,5 +263,82 @@ impl State {
             None => return None,
         };
         u32::try_from(index).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"
+[[service]]
+name = "fixed"
+bind = ["[2001:db8::100]:80"]
+[[service.backend]]
+name = "a"
+address = "[2001:db8::101]:80"
+
+[[service]]
+name = "everywhere"
+bind = ["*:80"]
+[[service.backend]]
+name = "b"
+address = "[2001:db8::102]:80"
+"#;
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    #[test]
+    fn services_follow_addresses_and_a_vip_is_no_source() {
+        let config = Config::parse("lb.toml".as_ref(), TEXT).expect("valid");
+        let room = crate::control::configure::Room { services: 8, binds: 8, backends: 8 };
+        let mut state = State::default().configured(&config, room).expect("room");
+        let mut network = Network::default();
+        for text in ["2001:db8::10", "2001:db8::100", "fe80::1", "::1", "192.0.2.1"] {
+            network.addresses.insert((1, address(text)));
+        }
+        network.addresses.insert((2, address("2001:db8:2::1")));
+        let hop = NextHop {
+            interface: 1,
+            station: MacAddress::new([2, 0, 0, 0, 0, 1]),
+            source: address("2001:db8::100"),
+            router: None,
+        };
+        for text in ["2001:db8::101", "2001:db8::102"] {
+            network.next_hops.insert(address(text), Ok(hop));
+        }
+        let link = crate::netlink::Link {
+            name: "eth0".to_owned(),
+            mac: MacAddress::new([2, 0, 0, 0, 0, 2]),
+            mtu: 1500,
+            up: true,
+            macvlan_of: None,
+            vlan_of: None,
+            is_veth: false,
+            xdp: None,
+        };
+        network.links.insert(1, link);
+        state.apply_network(&config, &network, &[1]);
+        let binds: Vec<(String, u32)> = state
+            .binds
+            .iter()
+            .map(|(bind, service)| (bind.address.to_string(), service.index))
+            .collect();
+        // What a service names is its own; what it can't serve, none of its backends having such an
+        // address, isn't bound.
+        assert_eq!(
+            binds,
+            [("[2001:db8::10]:80".to_owned(), 1), ("[2001:db8::100]:80".to_owned(), 0)]
+        );
+        assert_eq!(state.nat_sources, [address("2001:db8::100")], "every address is bound");
+
+        network.addresses.insert((1, address("2001:db8::20")));
+        let text = TEXT.replace("\"*:80\"", "\"[2001:db8::10]:80\"");
+        let config = Config::parse("lb.toml".as_ref(), &text).expect("valid");
+        state.apply_network(&config, &network, &[1]);
+        let source = state.backends[&1].backend.nat_source as usize;
+        assert_eq!(state.nat_sources[source], address("2001:db8::20"));
     }
 }

@@ -3,21 +3,24 @@
 
 use std::{
     collections::btree_map::Entry,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
 use aya::maps::MapError;
 use lb_common::{
-    abi::{Backend, BackendInfo, Counters, Lifecycle, LocalMac, ServiceInfo, ServiceKey, maps},
-    wire::{Ipv4Address, MacAddress, NetworkU16, PROTOCOL_TCP},
+    abi::{
+        Backend, BackendInfo, Counters, Lifecycle, LocalMac, Protocol, Service, ServiceInfo,
+        ServiceKey, maps,
+    },
+    wire::{Address, Ipv4Address, Ipv6Address, MacAddress, NetworkU16, NetworkU32, words},
 };
 
 use super::{
     plan::Change,
     ring_space::RingSpace,
-    state::{BackendState, RingState, State},
+    state::{BackendState, Bind, RingState, State},
 };
-use crate::dataplane::{DataplaneError, Maps, nat_source_words};
+use crate::dataplane::{DataplaneError, FamilyMaps, Maps, nat_source_words};
 
 /// The state that the maps hold, and which slots of rings are in use.
 ///
@@ -44,9 +47,9 @@ pub(super) fn observe(maps: &Maps) -> Result<(State, RingSpace), DataplaneError>
         }
     }
     let mut space = RingSpace::new(maps.rings.slots());
-    for entry in &maps.services {
-        let (key, service) = entry.map_err(DataplaneError::map(maps::SERVICES))?;
-        let bind = SocketAddrV4::new(key.address.into(), key.port.get());
+    let mut binds = bound(&maps.ipv4)?;
+    binds.extend(bound(&maps.ipv6)?);
+    for (bind, service) in binds {
         state.binds.insert(bind, service);
         let ring = service.ring;
         if ring.size() > 0 {
@@ -64,7 +67,7 @@ pub(super) fn observe(maps: &Maps) -> Result<(State, RingSpace), DataplaneError>
         if words[0] == 0 {
             break;
         }
-        state.nat_sources.push(Ipv4Addr::from(words[0].to_ne_bytes()));
+        state.nat_sources.push(nat_source(words));
     }
     for key in maps.local_macs.keys() {
         let key = key.map_err(DataplaneError::map(maps::LOCAL_MACS))?;
@@ -74,6 +77,33 @@ pub(super) fn observe(maps: &Maps) -> Result<(State, RingSpace), DataplaneError>
         state.egress.insert(key.map_err(DataplaneError::map(maps::EGRESS))?);
     }
     Ok((state, space))
+}
+
+/// What services are bound to, on addresses of a family.
+fn bound<A: Address>(maps: &FamilyMaps<A>) -> Result<Vec<(Bind, Service)>, DataplaneError> {
+    let mut binds = Vec::new();
+    for entry in &maps.services {
+        let (key, service) = entry.map_err(DataplaneError::map(maps::SERVICES))?;
+        let address = SocketAddr::new(key.address.into(), key.port.get());
+        let protocol = if key.protocol == u16::from(Protocol::Udp.number()) {
+            Protocol::Udp
+        } else {
+            Protocol::Tcp
+        };
+        binds.push((Bind { address, protocol }, service));
+    }
+    Ok(binds)
+}
+
+/// The address that stands in [`Maps::nat_sources`]: of a host on IPv6, more than the first word is
+/// in use.
+fn nat_source(words: [u32; 4]) -> IpAddr {
+    let words = words.map(|word| NetworkU32::new(u32::from_be(word)));
+    if words[1..].iter().all(|word| word.get() == 0) {
+        Ipv4Address::from_words(words).into()
+    } else {
+        Ipv6Address::from_words(words).into()
+    }
 }
 
 const SERVICE_INFO: &str = maps::SERVICE_INFO;
@@ -95,11 +125,11 @@ pub(super) fn apply(
             there.settings = *settings;
         }
         Change::NatSource(index, address) => {
-            let words = nat_source_words(Ipv4Address::from(*address).words());
+            let words = nat_source_words(words(*address));
             done(maps.nat_sources.set(*index, words, 0), maps::NAT_SOURCES)?;
             let index = *index as usize;
             if there.nat_sources.len() <= index {
-                there.nat_sources.resize(index + 1, Ipv4Addr::UNSPECIFIED);
+                there.nat_sources.resize(index + 1, Ipv4Addr::UNSPECIFIED.into());
             }
             there.nat_sources[index] = *address;
         }
@@ -164,11 +194,27 @@ pub(super) fn apply(
                 .insert(*service, RingState { slots: std::sync::Arc::clone(slots), ring: *ring });
         }
         Change::Bind(bind, service) => {
-            done(maps.services.insert(service_key(*bind), service, 0), maps::SERVICES)?;
+            let done = match bind.address.ip() {
+                IpAddr::V4(ip) => maps.ipv4.services.insert(
+                    service_key::<Ipv4Address>(ip.into(), bind),
+                    service,
+                    0,
+                ),
+                IpAddr::V6(ip) => maps.ipv6.services.insert(
+                    service_key::<Ipv6Address>(ip.into(), bind),
+                    service,
+                    0,
+                ),
+            };
+            done.map_err(DataplaneError::map(maps::SERVICES))?;
             there.binds.insert(*bind, *service);
         }
         Change::Unbind(bind) => {
-            gone(maps.services.remove(&service_key(*bind)), maps::SERVICES)?;
+            let removed = match bind.address.ip() {
+                IpAddr::V4(ip) => maps.ipv4.services.remove(&service_key(ip.into(), bind)),
+                IpAddr::V6(ip) => maps.ipv6.services.remove(&service_key(ip.into(), bind)),
+            };
+            gone(removed, maps::SERVICES)?;
             there.binds.remove(bind);
         }
         Change::ForgetRing(service) => {
@@ -178,11 +224,11 @@ pub(super) fn apply(
     Ok(())
 }
 
-fn service_key(bind: SocketAddrV4) -> ServiceKey<Ipv4Address> {
+fn service_key<A: Address>(address: A, bind: &Bind) -> ServiceKey<A> {
     ServiceKey {
-        address: (*bind.ip()).into(),
-        port: NetworkU16::new(bind.port()),
-        protocol: u16::from(PROTOCOL_TCP),
+        address,
+        port: NetworkU16::new(bind.address.port()),
+        protocol: u16::from(bind.protocol.number()),
     }
 }
 

@@ -2,16 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use aya::maps::{HashMap, MapData};
 use lb_common::{
-    abi::{Flow, FlowKey, FlowState, ServiceInfo, Tick},
-    wire::Ipv4Address,
+    abi::{Flow, FlowState, Protocol, ServiceInfo, Tick},
+    datapath::Table,
+    wire::Address,
 };
 
-use crate::dataplane::{self, DataplaneError, Maps};
-
-type Key = FlowKey<Ipv4Address>;
-type Entry = Flow<Ipv4Address>;
+use crate::dataplane::{self, DataplaneError, FamilyMaps, Maps};
 
 /// What a sweep found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,51 +30,56 @@ pub(super) fn sweep(
     now: Tick,
 ) -> Result<Swept, DataplaneError> {
     let mut swept = Swept::default();
-    let mut candidates = Vec::new();
-    let mut visit = |key: &Key, flow: &Entry| {
-        swept.backends_in_use.insert(flow.backend);
-        if is_expired(flow, services, now) {
-            candidates.push(*key);
-        }
-    };
-    maps.for_each_flow(&mut visit)?;
-    let established = std::mem::take(&mut candidates);
-    let mut visit = |key: &Key, flow: &Entry| {
-        swept.backends_in_use.insert(flow.backend);
-        if is_expired(flow, services, now) {
-            candidates.push(*key);
-        }
-    };
-    maps.for_each_embryonic(&mut visit)?;
-    swept.removed = remove(&mut maps.flows, &established, services, now)
-        + remove(&mut maps.embryonic, &candidates, services, now);
+    for table in [Table::Established, Table::Embryonic] {
+        sweep_table(&mut maps.ipv4, table, services, now, &mut swept)?;
+        sweep_table(&mut maps.ipv6, table, services, now, &mut swept)?;
+    }
     Ok(swept)
 }
 
-/// Removes each of the candidates that is still expired, and so is its other direction.
-fn remove(
-    table: &mut HashMap<MapData, Key, Entry>,
-    candidates: &[Key],
+fn sweep_table<A: Address>(
+    maps: &mut FamilyMaps<A>,
+    table: Table,
     services: &BTreeMap<u32, ServiceInfo>,
     now: Tick,
-) -> usize {
-    let mut removed = 0;
+    swept: &mut Swept,
+) -> Result<(), DataplaneError> {
+    let mut candidates = Vec::new();
+    maps.for_each(table, |key, flow| {
+        swept.backends_in_use.insert(flow.backend);
+        if is_expired(flow, services, now) {
+            candidates.push(*key);
+        }
+    })?;
+    let map = maps.flows_mut(table);
     for key in candidates {
-        let Ok(flow) = table.get(key, 0) else { continue };
-        let peer = flow.peer_key(key.protocol);
-        let peer_is_alive = table.get(&peer, 0).is_ok_and(|peer| !is_expired(&peer, services, now));
+        // Each of them is looked at once more: it may have seen a packet since.
+        let Ok(flow) = map.get(&key, 0) else { continue };
+        let peer = flow.forwarding.sees_replies().then(|| flow.peer_key(key.protocol));
+        let peer_is_alive = peer
+            .and_then(|peer| map.get(&peer, 0).ok())
+            .is_some_and(|peer| !is_expired(&peer, services, now));
         if is_expired(&flow, services, now) && !peer_is_alive {
-            removed += usize::from(table.remove(key).is_ok());
-            removed += usize::from(table.remove(&peer).is_ok());
+            for key in [Some(key), peer].into_iter().flatten() {
+                swept.removed += usize::from(map.remove(&key).is_ok());
+            }
         }
     }
-    removed
+    Ok(())
 }
 
-fn is_expired(flow: &Entry, services: &BTreeMap<u32, ServiceInfo>, now: Tick) -> bool {
-    let [syn, established, closing] =
-        services.get(&flow.service).map_or(TIMEOUTS_OF_UNKNOWN_SERVICE, |info| info.timeouts);
+fn is_expired<A: Address>(
+    flow: &Flow<A>,
+    services: &BTreeMap<u32, ServiceInfo>,
+    now: Tick,
+) -> bool {
+    let (protocol, timeouts) =
+        services.get(&flow.service).map_or((Protocol::Tcp, TIMEOUTS_OF_UNKNOWN_SERVICE), |info| {
+            (info.protocol, info.timeouts)
+        });
+    let [syn, established, closing, udp] = timeouts;
     let timeout = match flow.state {
+        _ if protocol == Protocol::Udp => udp,
         FlowState::SYN | FlowState::ANSWERED => syn,
         FlowState::ESTABLISHED => established,
         // One end may still wait for the other's answer.
@@ -92,15 +94,18 @@ fn is_expired(flow: &Entry, services: &BTreeMap<u32, ServiceInfo>, now: Tick) ->
 const HALF_CLOSED: u32 = 240;
 
 /// Seconds, as in the configuration's defaults.
-const TIMEOUTS_OF_UNKNOWN_SERVICE: [u32; 3] = [10, 3600, 30];
+const TIMEOUTS_OF_UNKNOWN_SERVICE: [u32; 4] = [10, 3600, 30, 60];
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lb_common::abi::{Forwarding, Lifecycle, Text};
+    use lb_common::{
+        abi::{Forwarding, Lifecycle, Text},
+        wire::Ipv4Address,
+    };
 
-    fn flow(state: FlowState, last_seen: u64) -> Entry {
-        let mut flow: Entry = bytemuck::Zeroable::zeroed();
+    fn flow(state: FlowState, last_seen: u64) -> Flow<Ipv4Address> {
+        let mut flow: Flow<Ipv4Address> = bytemuck::Zeroable::zeroed();
         flow.state = state;
         flow.last_seen = tick(last_seen);
         flow
@@ -116,8 +121,9 @@ mod tests {
             name: Text::new("web"),
             lifecycle: Lifecycle::Active,
             forwarding: Forwarding::FullNat,
-            reserved: [0; 2],
-            timeouts: [10, 3600, 30],
+            protocol: Protocol::Tcp,
+            reserved: 0,
+            timeouts: [10, 3600, 30, 60],
         };
         let services = BTreeMap::from([(0, info)]);
         for (state, timeout) in [

@@ -2,12 +2,15 @@
 
 use aya::{
     EbpfError, EbpfLoader,
-    maps::MapError,
-    programs::{ProgramError, Xdp},
+    maps::{MapError, ProgramArray},
+    programs::{ProgramError, ProgramFd, Xdp},
 };
-use lb_common::abi::{RING_CHUNK_SLOTS, maps};
+use lb_common::{
+    abi::{RING_CHUNK_SLOTS, maps as abi},
+    datapath::Stage,
+};
 
-use super::{DataplaneError, Maps, Pins};
+use super::{DataplaneError, Maps, Pins, maps};
 
 /// The XDP program's object file.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));
@@ -52,40 +55,85 @@ pub fn load(pins: &Pins, capacity: &Capacity) -> Result<Loaded, DataplaneError> 
     pins.create()?;
     let mut ebpf = EbpfLoader::new()
         .default_map_pin_directory(pins.directory())
-        .map_max_entries(maps::SERVICES, capacity.binds)
-        .map_max_entries(maps::SERVICE_COUNTERS, capacity.services)
-        .map_max_entries(maps::SERVICE_INFO, capacity.services)
-        .map_max_entries(maps::BACKENDS, capacity.backends)
-        .map_max_entries(maps::BACKEND_COUNTERS, capacity.backends)
-        .map_max_entries(maps::BACKEND_INFO, capacity.backends)
-        .map_max_entries(maps::NAT_CURSORS, capacity.backends)
-        .map_max_entries(maps::NAT_SOURCES, capacity.nat_sources)
-        .map_max_entries(maps::RINGS, capacity.ring_slots.div_ceil(RING_CHUNK_SLOTS))
-        .map_max_entries(maps::FLOWS, capacity.flows.saturating_mul(ENTRIES_A_FLOW))
-        .map_max_entries(maps::EMBRYONIC, capacity.embryonic.saturating_mul(ENTRIES_A_FLOW))
+        .map_max_entries(abi::SERVICES, capacity.binds)
+        .map_max_entries(abi::SERVICES_IPV6, capacity.binds)
+        .map_max_entries(abi::SERVICE_COUNTERS, capacity.services)
+        .map_max_entries(abi::SERVICE_INFO, capacity.services)
+        .map_max_entries(abi::BACKENDS, capacity.backends)
+        .map_max_entries(abi::BACKEND_COUNTERS, capacity.backends)
+        .map_max_entries(abi::BACKEND_INFO, capacity.backends)
+        .map_max_entries(abi::NAT_CURSORS, capacity.backends)
+        .map_max_entries(abi::NAT_SOURCES, capacity.nat_sources)
+        .map_max_entries(abi::RINGS, capacity.ring_slots.div_ceil(RING_CHUNK_SLOTS))
+        .map_max_entries(abi::FLOWS, capacity.flows.saturating_mul(ENTRIES_A_FLOW))
+        .map_max_entries(abi::EMBRYONIC, capacity.embryonic.saturating_mul(ENTRIES_A_FLOW))
+        .map_max_entries(abi::FLOWS_IPV6, capacity.flows.saturating_mul(ENTRIES_A_FLOW))
+        .map_max_entries(abi::EMBRYONIC_IPV6, capacity.embryonic.saturating_mul(ENTRIES_A_FLOW))
         .load(OBJECT)
         .map_err(|error| load_error(&error))?;
     // Opening the pins checks that reused maps have the layout that the program expects.
     let maps = Maps::open(pins)?;
-    let program = xdp(&mut ebpf)?;
-    program.load().map_err(|error| DataplaneError::Load(format!("{error:#}")))?;
+    load_stages(&mut ebpf, pins)?;
+    load_program(&mut ebpf, PROGRAM)?;
     Ok(Loaded { ebpf, maps })
 }
 
+/// Loads the programs that the first one hands frames to, and puts them where it finds them: an
+/// earlier version's, which is still attached, finds these from then on.
+fn load_stages(ebpf: &mut aya::Ebpf, pins: &Pins) -> Result<(), DataplaneError> {
+    let mut stages: ProgramArray<_> = maps::open(pins, abi::STAGES)?;
+    for stage in Stage::ALL {
+        let program = load_program(ebpf, stage_program(stage))?;
+        stages.set(stage as u32, &program, 0).map_err(DataplaneError::map(abi::STAGES))?;
+    }
+    Ok(())
+}
+
+/// The name of a stage's program in the object file.
+const fn stage_program(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Ipv6 => "lb_ipv6",
+    }
+}
+
+fn load_program(ebpf: &mut aya::Ebpf, name: &str) -> Result<ProgramFd, DataplaneError> {
+    let refused = |error: ProgramError| DataplaneError::Load(format!("{name}: {error:#}"));
+    let program = xdp(ebpf, name)?;
+    program.load().map_err(refused)?;
+    let file = program.fd().map_err(refused)?;
+    file.try_clone().map_err(DataplaneError::system(name))
+}
+
 impl Loaded {
-    /// The program.
+    /// How many instructions the verifier looked at in each program, over all its paths. 0: the
+    /// kernel doesn't say.
+    ///
+    /// # Errors
+    ///
+    /// The kernel can't be asked.
+    pub fn verified_instructions(&mut self) -> Result<Vec<u32>, DataplaneError> {
+        let names = Stage::ALL.map(stage_program).into_iter().chain([PROGRAM]);
+        let verified = |name| {
+            let info = xdp(&mut self.ebpf, name)?.info();
+            let info = info.map_err(|error| DataplaneError::Load(format!("{name}: {error:#}")))?;
+            Ok(info.verified_instruction_count().unwrap_or(0))
+        };
+        names.map(verified).collect()
+    }
+
+    /// The first program.
     ///
     /// # Errors
     ///
     /// The object file has none of the name.
     pub fn program(&mut self) -> Result<&mut Xdp, DataplaneError> {
-        xdp(&mut self.ebpf)
+        xdp(&mut self.ebpf, PROGRAM)
     }
 }
 
-fn xdp(ebpf: &mut aya::Ebpf) -> Result<&mut Xdp, DataplaneError> {
-    ebpf.program_mut(PROGRAM)
-        .ok_or_else(|| DataplaneError::Load(format!("no program {PROGRAM:?} in the object")))?
+fn xdp<'a>(ebpf: &'a mut aya::Ebpf, name: &str) -> Result<&'a mut Xdp, DataplaneError> {
+    ebpf.program_mut(name)
+        .ok_or_else(|| DataplaneError::Load(format!("no program {name:?} in the object")))?
         .try_into()
         .map_err(|error: ProgramError| DataplaneError::Load(error.to_string()))
 }

@@ -1,6 +1,6 @@
 //! Typed handles of the pinned maps.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 
 use aya::maps::{Array, HashMap, IterableMap, Map, MapData, PerCpuArray, xdp::DevMapHash};
 use lb_common::{
@@ -8,24 +8,80 @@ use lb_common::{
         Backend, BackendInfo, Counters, Flow, FlowKey, LocalMac, Service, ServiceInfo, ServiceKey,
         Settings, maps,
     },
-    datapath::Reason,
-    wire::{Ipv4Address, NetworkU32},
+    datapath::{Reason, Table},
+    wire::{Address, Ipv4Address, Ipv6Address, NetworkU32},
 };
 
 use super::{DataplaneError, Pins, RingMemory, batch};
 
-type Key = FlowKey<Ipv4Address>;
-type Entry = Flow<Ipv4Address>;
+/// The pinned maps that are keyed by addresses of a family.
+#[expect(missing_docs, reason = "lb_common::abi::maps describes each of them")]
+pub struct FamilyMaps<A: Address> {
+    pub services: HashMap<MapData, ServiceKey<A>, Service>,
+    flows: HashMap<MapData, FlowKey<A>, Flow<A>>,
+    embryonic: HashMap<MapData, FlowKey<A>, Flow<A>>,
+}
+
+impl<A: Address> FamilyMaps<A> {
+    /// A table of flows.
+    pub const fn flows(&self, table: Table) -> &HashMap<MapData, FlowKey<A>, Flow<A>> {
+        match table {
+            Table::Established => &self.flows,
+            Table::Embryonic => &self.embryonic,
+        }
+    }
+
+    /// The same, to change it.
+    pub const fn flows_mut(&mut self, table: Table) -> &mut HashMap<MapData, FlowKey<A>, Flow<A>> {
+        match table {
+            Table::Established => &mut self.flows,
+            Table::Embryonic => &mut self.embryonic,
+        }
+    }
+
+    /// Calls `visit` with every entry of a table of flows. A flow has one for each direction whose
+    /// packets pass through us.
+    ///
+    /// # Errors
+    ///
+    /// The map can't be read.
+    pub fn for_each(
+        &self,
+        table: Table,
+        visit: impl FnMut(&FlowKey<A>, &Flow<A>),
+    ) -> Result<(), DataplaneError> {
+        let map = IterableMap::map(self.flows(table)).fd().as_fd();
+        batch::for_each(map, visit).map_err(DataplaneError::system(name_of(table)))
+    }
+
+    /// Entries in use in a table of flows, and how many there is room for.
+    ///
+    /// # Errors
+    ///
+    /// The map can't be read.
+    pub fn usage(&self, table: Table) -> Result<(u32, u32), DataplaneError> {
+        let mut used = 0;
+        self.for_each(table, |_, _| used += 1)?;
+        let info = IterableMap::map(self.flows(table)).info();
+        Ok((used, info.map_err(DataplaneError::map(name_of(table)))?.max_entries()))
+    }
+}
+
+const fn name_of(table: Table) -> &'static str {
+    match table {
+        Table::Established => maps::FLOWS,
+        Table::Embryonic => maps::EMBRYONIC,
+    }
+}
 
 /// The pinned maps.
 #[expect(missing_docs, reason = "lb_common::abi::maps describes each of them")]
 pub struct Maps {
     pub settings: Array<MapData, Settings>,
-    pub services: HashMap<MapData, ServiceKey<Ipv4Address>, Service>,
     pub backends: Array<MapData, Backend>,
     pub rings: RingMemory,
-    pub flows: HashMap<MapData, Key, Entry>,
-    pub embryonic: HashMap<MapData, Key, Entry>,
+    pub ipv4: FamilyMaps<Ipv4Address>,
+    pub ipv6: FamilyMaps<Ipv6Address>,
     pub nat_sources: Array<MapData, [u32; 4]>,
     pub nat_cursors: Array<MapData, u32>,
     pub local_macs: HashMap<MapData, LocalMac, u8>,
@@ -50,11 +106,18 @@ impl Maps {
         }
         Ok(Self {
             settings: open(pins, maps::SETTINGS)?,
-            services: open(pins, maps::SERVICES)?,
             backends: open(pins, maps::BACKENDS)?,
             rings: RingMemory::new(data(pins, maps::RINGS)?)?,
-            flows: open(pins, maps::FLOWS)?,
-            embryonic: open(pins, maps::EMBRYONIC)?,
+            ipv4: FamilyMaps {
+                services: open(pins, maps::SERVICES)?,
+                flows: open(pins, maps::FLOWS)?,
+                embryonic: open(pins, maps::EMBRYONIC)?,
+            },
+            ipv6: FamilyMaps {
+                services: open(pins, maps::SERVICES_IPV6)?,
+                flows: open(pins, maps::FLOWS_IPV6)?,
+                embryonic: open(pins, maps::EMBRYONIC_IPV6)?,
+            },
             nat_sources: open(pins, maps::NAT_SOURCES)?,
             nat_cursors: open(pins, maps::NAT_CURSORS)?,
             local_macs: open(pins, maps::LOCAL_MACS)?,
@@ -67,49 +130,14 @@ impl Maps {
         })
     }
 
-    /// How many addresses, ports and protocols there is room for.
+    /// How many addresses, ports and protocols of each family there is room for.
     ///
     /// # Errors
     ///
     /// The kernel doesn't tell.
     pub fn most_binds(&self) -> Result<u32, DataplaneError> {
-        let info = IterableMap::map(&self.services).info();
+        let info = IterableMap::map(&self.ipv4.services).info();
         Ok(info.map_err(DataplaneError::map(maps::SERVICES))?.max_entries())
-    }
-
-    /// Entries in use in a table of flows, named as in [`maps`], and how many there is room for.
-    ///
-    /// # Errors
-    ///
-    /// The map can't be read.
-    pub fn flow_table(&self, name: &'static str) -> Result<(u32, u32), DataplaneError> {
-        let mut used = 0;
-        let map = if name == maps::FLOWS { &self.flows } else { &self.embryonic };
-        batch::for_each(fd(map), |_: &Key, _: &Entry| used += 1)
-            .map_err(DataplaneError::system(name))?;
-        let info = IterableMap::map(map).info().map_err(DataplaneError::map(name))?;
-        Ok((used, info.max_entries()))
-    }
-
-    /// Calls `visit` with every entry of the established flows, one a direction.
-    ///
-    /// # Errors
-    ///
-    /// The map can't be read.
-    pub fn for_each_flow(&self, visit: impl FnMut(&Key, &Entry)) -> Result<(), DataplaneError> {
-        batch::for_each(fd(&self.flows), visit).map_err(DataplaneError::system(maps::FLOWS))
-    }
-
-    /// Calls `visit` with every entry of the half-open handshakes, one a direction.
-    ///
-    /// # Errors
-    ///
-    /// The map can't be read.
-    pub fn for_each_embryonic(
-        &self,
-        visit: impl FnMut(&Key, &Entry),
-    ) -> Result<(), DataplaneError> {
-        batch::for_each(fd(&self.embryonic), visit).map_err(DataplaneError::system(maps::EMBRYONIC))
     }
 
     /// Counts of a service, over all CPUs.
@@ -155,16 +183,12 @@ fn sum(
     Ok(sum)
 }
 
-fn fd<K: aya::Pod, V: aya::Pod>(map: &HashMap<MapData, K, V>) -> BorrowedFd<'_> {
-    IterableMap::map(map).fd().as_fd()
-}
-
 /// An address as it stands in [`Maps::nat_sources`].
 pub fn nat_source_words(words: [NetworkU32; 4]) -> [u32; 4] {
     words.map(NetworkU32::raw)
 }
 
-fn open<M: TryFrom<Map, Error = aya::maps::MapError>>(
+pub(super) fn open<M: TryFrom<Map, Error = aya::maps::MapError>>(
     pins: &Pins,
     name: &'static str,
 ) -> Result<M, DataplaneError> {

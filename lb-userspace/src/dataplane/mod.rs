@@ -11,7 +11,7 @@ mod rings;
 pub use attach::{Attached, Mode, ModeChoice, attach, detach};
 pub use clock::{now, seconds};
 pub use load::{Capacity, Loaded, OBJECT, load};
-pub use maps::{Maps, nat_source_words};
+pub use maps::{FamilyMaps, Maps, nat_source_words};
 pub use pins::Pins;
 pub use rings::RingMemory;
 

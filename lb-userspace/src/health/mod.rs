@@ -4,7 +4,7 @@ mod http;
 mod judge;
 
 use std::{
-    net::{SocketAddr, SocketAddrV4},
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -36,13 +36,13 @@ impl Checker {
     /// `phase`, from 0 to 1, spreads the checks of many backends over the interval.
     pub fn start<F: Future<Output = ()> + Send>(
         check: Check,
-        backend: SocketAddrV4,
+        backend: SocketAddr,
         verdict: Verdict,
         phase: f64,
         report: impl Fn(Report) -> F + Send + 'static,
     ) -> Self {
         let task = tokio::spawn(async move {
-            let target = SocketAddr::from((*backend.ip(), check.port.unwrap_or(backend.port())));
+            let target = SocketAddr::new(backend.ip(), check.port.unwrap_or(backend.port()));
             let mut judge = Judge::new(verdict);
             let mut spread = Some(phase);
             loop {

@@ -4,7 +4,11 @@ mod offloads;
 mod read;
 mod watch;
 
-use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
 
 use lb_common::wire::MacAddress;
 
@@ -21,8 +25,10 @@ pub struct Network {
     pub links: BTreeMap<u32, Link>,
     /// The interface of the default route.
     pub default_interface: Option<u32>,
+    /// Addresses by the index of the interface that has them.
+    pub addresses: BTreeSet<(u32, IpAddr)>,
     /// How each backend is reached.
-    pub next_hops: BTreeMap<Ipv4Addr, Result<NextHop, Unresolved>>,
+    pub next_hops: BTreeMap<IpAddr, Result<NextHop, Unresolved>>,
 }
 
 /// An interface.
@@ -54,9 +60,9 @@ pub struct NextHop {
     /// Hardware address of the station itself, or of the router before it.
     pub station: MacAddress,
     /// The address that this host sends from.
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
     /// The router on the way, unless the address is on the interface's own network.
-    pub router: Option<Ipv4Addr>,
+    pub router: Option<IpAddr>,
 }
 
 /// Why it isn't known how an address is reached.
@@ -67,7 +73,7 @@ pub enum Unresolved {
     /// It is this host's own.
     Own,
     /// The address, or that of the router before it, has no hardware address yet.
-    NoNeighbour(Ipv4Addr),
+    NoNeighbour(IpAddr),
 }
 
 impl fmt::Display for Unresolved {
@@ -75,7 +81,9 @@ impl fmt::Display for Unresolved {
         match self {
             Self::NoRoute => formatter.write_str("no route to it"),
             Self::Own => formatter.write_str("the address is this host's own"),
-            Self::NoNeighbour(address) => write!(formatter, "{address} doesn't answer ARP"),
+            Self::NoNeighbour(address) => {
+                write!(formatter, "{address} doesn't say its hardware address")
+            }
         }
     }
 }

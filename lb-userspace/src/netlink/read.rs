@@ -1,16 +1,19 @@
 //! Reading interfaces, routes and neighbours through rtnetlink (RFC 3549).
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use futures_util::{StreamExt, TryStreamExt, stream::BoxStream};
 use lb_common::wire::MacAddress;
 use rtnetlink::{
     Handle, MulticastGroup, RouteMessageBuilder, new_connection, new_multicast_connection,
     packet_route::{
-        AddressFamily,
+        address::{AddressAttribute, AddressMessage},
         link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourState},
-        route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia},
     },
 };
 
@@ -54,6 +57,8 @@ impl Reader {
             MulticastGroup::Neigh,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv6Route,
         ])?;
         tokio::spawn(connection);
         Ok((Self { handle }, messages.map(|_| ()).boxed()))
@@ -67,10 +72,11 @@ impl Reader {
     /// The kernel refuses.
     pub async fn read(
         &self,
-        addresses: impl IntoIterator<Item = Ipv4Addr>,
+        addresses: impl IntoIterator<Item = IpAddr>,
     ) -> Result<Network, NetlinkError> {
         let mut network = Network { links: self.links().await?, ..Network::default() };
         network.default_interface = self.default_interface().await?;
+        network.addresses = self.addresses().await?;
         let neighbours = self.neighbours().await?;
         for address in addresses {
             let next_hop = match self.route(address).await {
@@ -96,6 +102,26 @@ impl Reader {
         Ok(messages.iter().map(|message| (message.header.index, link(message))).collect())
     }
 
+    async fn addresses(&self) -> Result<BTreeSet<(u32, IpAddr)>, NetlinkError> {
+        let messages: Vec<AddressMessage> =
+            self.handle.address().get().execute().try_collect().await?;
+        let address = |message: &AddressMessage| {
+            let own = message.attributes.iter().find_map(|attribute| match attribute {
+                // What is said of the other end of a link stands in Address.
+                AddressAttribute::Local(address) => Some(*address),
+                _ => None,
+            });
+            let any = || {
+                message.attributes.iter().find_map(|attribute| match attribute {
+                    AddressAttribute::Address(address) => Some(*address),
+                    _ => None,
+                })
+            };
+            Some((message.header.index, own.or_else(any)?))
+        };
+        Ok(messages.iter().filter_map(address).collect())
+    }
+
     async fn default_interface(&self) -> Result<Option<u32>, NetlinkError> {
         let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
         let routes: Vec<RouteMessage> =
@@ -113,10 +139,9 @@ impl Reader {
         Ok(best.and_then(output_interface))
     }
 
-    async fn neighbours(&self) -> Result<BTreeMap<(u32, Ipv4Addr), MacAddress>, NetlinkError> {
-        let request = self.handle.neighbours().get().set_address_family(AddressFamily::Inet);
+    async fn neighbours(&self) -> Result<BTreeMap<(u32, IpAddr), MacAddress>, NetlinkError> {
         let mut found = BTreeMap::new();
-        let mut messages = std::pin::pin!(request.execute());
+        let mut messages = std::pin::pin!(self.handle.neighbours().get().execute());
         while let Some(message) = messages.try_next().await? {
             if matches!(message.header.state, NeighbourState::Failed | NeighbourState::Incomplete) {
                 continue;
@@ -126,7 +151,10 @@ impl Reader {
             for attribute in &message.attributes {
                 match attribute {
                     NeighbourAttribute::Destination(NeighbourAddress::Inet(destination)) => {
-                        address = Some(*destination);
+                        address = Some(IpAddr::V4(*destination));
+                    }
+                    NeighbourAttribute::Destination(NeighbourAddress::Inet6(destination)) => {
+                        address = Some(IpAddr::V6(*destination));
                     }
                     NeighbourAttribute::LinkLayerAddress(bytes) => station = mac(bytes),
                     _ => {}
@@ -141,9 +169,15 @@ impl Reader {
 
     /// The next station on the way to an address, the interface that leads there, and the address
     /// that this host sends from.
-    async fn route(&self, address: Ipv4Addr) -> Result<(Ipv4Addr, u32, Ipv4Addr), Unresolved> {
-        let request =
-            RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build();
+    async fn route(&self, address: IpAddr) -> Result<(IpAddr, u32, IpAddr), Unresolved> {
+        let request = match address {
+            IpAddr::V4(address) => {
+                RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build()
+            }
+            IpAddr::V6(address) => {
+                RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128).build()
+            }
+        };
         let mut routes = std::pin::pin!(self.handle.route().get(request).execute());
         let route = routes.try_next().await.ok().flatten().ok_or(Unresolved::NoRoute)?;
         match route.header.kind {
@@ -156,8 +190,9 @@ impl Reader {
         let mut source = None;
         for attribute in &route.attributes {
             match attribute {
-                RouteAttribute::Gateway(RouteAddress::Inet(router)) => gateway = *router,
-                RouteAttribute::PrefSource(RouteAddress::Inet(own)) => source = Some(*own),
+                RouteAttribute::Gateway(router) => gateway = ip(router).unwrap_or(gateway),
+                RouteAttribute::Via(RouteVia::Inet6(router)) => gateway = IpAddr::V6(*router),
+                RouteAttribute::PrefSource(own) => source = ip(own),
                 _ => {}
             }
         }
@@ -165,11 +200,11 @@ impl Reader {
     }
 
     /// Has the kernel find a neighbour's hardware address (`NTF_USE`: as if a packet were sent).
-    async fn find_neighbour(&self, interface: u32, address: Ipv4Addr) {
+    async fn find_neighbour(&self, interface: u32, address: IpAddr) {
         let request = self
             .handle
             .neighbours()
-            .add(interface, address.into())
+            .add(interface, address)
             .state(NeighbourState::None)
             .flags(NeighbourFlags::Use)
             .replace();
@@ -224,6 +259,14 @@ fn mode(xdp: &LinkXdp) -> Option<Mode> {
 
 fn mac(bytes: &[u8]) -> Option<MacAddress> {
     Some(MacAddress::new(bytes.try_into().ok()?))
+}
+
+const fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
 }
 
 fn output_interface(route: &RouteMessage) -> Option<u32> {

@@ -1,6 +1,6 @@
 //! Watching the network, so that next hops are kept fresh.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use futures_util::StreamExt;
 use tokio::{sync::watch::Receiver, time};
@@ -21,7 +21,7 @@ const RETRY: Duration = Duration::from_millis(500);
 ///
 /// No connection to the kernel.
 pub async fn watch(
-    mut addresses: Receiver<Vec<Ipv4Addr>>,
+    mut addresses: Receiver<Vec<IpAddr>>,
     mut changed: impl FnMut(Network) -> bool,
 ) -> Result<(), NetlinkError> {
     let (reader, mut changes) = Reader::connect_with_changes()?;

@@ -1,16 +1,17 @@
 //! Single flows.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use lb_common::{
     abi::{Direction, Flow, FlowKey},
-    wire::Ipv4Address,
+    datapath::Table,
+    wire::{Address, NetworkU16},
 };
 use serde::Serialize;
 
 use super::Overview;
-use crate::dataplane::{self, DataplaneError, Maps};
+use crate::dataplane::{self, DataplaneError, FamilyMaps, Maps};
 
 /// A flow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -19,9 +20,9 @@ pub struct FlowRecord {
     pub service: String,
     pub backend: String,
     pub protocol: &'static str,
-    pub client: SocketAddrV4,
-    pub vip: SocketAddrV4,
-    pub nat: Option<SocketAddrV4>,
+    pub client: SocketAddr,
+    pub vip: SocketAddr,
+    pub nat: Option<SocketAddr>,
     pub state: &'static str,
     pub age_s: u64,
     pub idle_s: u64,
@@ -35,15 +36,12 @@ pub struct FlowFilter {
     /// The backend's name.
     pub backend: Option<String>,
     /// Where the client's address lies.
-    pub client: Option<Ipv4Net>,
+    pub client: Option<IpNet>,
     /// The state's word.
     pub state: Option<String>,
     /// How many at most.
     pub limit: Option<usize>,
 }
-
-type Key = FlowKey<Ipv4Address>;
-type Entry = Flow<Ipv4Address>;
 
 /// The flows that the filter lets through.
 ///
@@ -55,48 +53,67 @@ pub fn flows(
     overview: &Overview,
     filter: &FlowFilter,
 ) -> Result<Vec<FlowRecord>, DataplaneError> {
-    let limit = filter.limit.unwrap_or(usize::MAX);
-    let mut found: Vec<(Key, Entry)> = Vec::new();
-    let mut visit = |key: &Key, flow: &Entry| {
-        if found.len() < limit
+    let mut found = Vec::new();
+    for table in [Table::Established, Table::Embryonic] {
+        of_family(&maps.ipv4, table, overview, filter, &mut found)?;
+        of_family(&maps.ipv6, table, overview, filter, &mut found)?;
+    }
+    Ok(found)
+}
+
+/// Adds those of a table of a family.
+fn of_family<A: Address>(
+    maps: &FamilyMaps<A>,
+    table: Table,
+    overview: &Overview,
+    filter: &FlowFilter,
+    found: &mut Vec<FlowRecord>,
+) -> Result<(), DataplaneError> {
+    let room = filter.limit.unwrap_or(usize::MAX).saturating_sub(found.len());
+    let mut entries: Vec<(FlowKey<A>, Flow<A>)> = Vec::new();
+    maps.for_each(table, |key, flow| {
+        if entries.len() < room
             && flow.direction == Direction::ToBackend as u8
             && matches(filter, overview, key, flow)
         {
-            found.push((*key, *flow));
+            entries.push((*key, *flow));
         }
-    };
-    maps.for_each_flow(&mut visit)?;
-    maps.for_each_embryonic(&mut visit)?;
+    })?;
     let now = dataplane::now();
-    let record = |(key, flow): &(Key, Entry)| {
-        let table = if flow.state.is_half_open() { &maps.embryonic } else { &maps.flows };
+    let socket = |address: A, port: NetworkU16| SocketAddr::new(address.into(), port.get());
+    let record = |(key, flow): &(FlowKey<A>, Flow<A>)| {
         let idle = now.since(flow.last_seen);
-        let reply = table.get(&flow.peer_key(key.protocol), 0);
+        let peer = flow.forwarding.sees_replies().then(|| flow.peer_key(key.protocol));
+        let reply = peer.and_then(|peer| maps.flows(table).get(&peer, 0).ok());
         let idle = reply.map_or(idle, |reply| idle.min(now.since(reply.last_seen)));
+        let is_translated = flow.forwarding.hides_client();
         FlowRecord {
             service: overview.service_name(flow.service),
             backend: overview.backend_name(flow.backend),
-            protocol: "tcp",
-            client: SocketAddrV4::new(key.source.into(), key.source_port.get()),
-            vip: SocketAddrV4::new(key.destination.into(), key.destination_port.get()),
-            nat: flow
-                .forwarding
-                .hides_client()
-                .then(|| SocketAddrV4::new(flow.source.into(), flow.source_port.get())),
-            state: flow.state.name(),
+            protocol: overview.protocol(flow.service),
+            client: socket(key.source, key.source_port),
+            vip: socket(key.destination, key.destination_port),
+            nat: is_translated.then(|| socket(flow.source, flow.source_port)),
+            state: flow.state.name(key.protocol),
             age_s: dataplane::seconds(now.since(flow.opened)),
             idle_s: dataplane::seconds(idle),
         }
     };
-    Ok(found.iter().map(record).collect())
+    found.extend(entries.iter().map(record));
+    Ok(())
 }
 
-fn matches(filter: &FlowFilter, overview: &Overview, key: &Key, flow: &Entry) -> bool {
+fn matches<A: Address>(
+    filter: &FlowFilter,
+    overview: &Overview,
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+) -> bool {
     let is = |wanted: &Option<String>, name: &dyn Fn() -> String| {
         wanted.as_ref().is_none_or(|wanted| *wanted == name())
     };
-    filter.client.is_none_or(|net| net.contains(&Ipv4Addr::from(key.source)))
-        && is(&filter.state, &|| flow.state.name().to_owned())
+    filter.client.is_none_or(|net| net.contains(&key.source.into()))
+        && is(&filter.state, &|| flow.state.name(key.protocol).to_owned())
         && is(&filter.service, &|| overview.service_name(flow.service))
         && is(&filter.backend, &|| overview.backend_name(flow.backend))
 }

@@ -3,7 +3,7 @@
 use std::{fs, os::fd::AsRawFd};
 
 use aya::maps::{MapData, MapType};
-use lb_common::abi::maps as names;
+use lb_common::{abi::maps as names, datapath::Table};
 use serde::Serialize;
 
 use crate::dataplane::{DataplaneError, Maps, Pins};
@@ -35,8 +35,12 @@ fn record(pins: &Pins, maps: &Maps, name: &'static str) -> Result<MapRecord, Dat
     let data = MapData::from_pin(pins.map(name)).map_err(DataplaneError::map(name))?;
     let info = data.info().map_err(DataplaneError::map(name))?;
     let entries = match name {
-        names::FLOWS | names::EMBRYONIC => maps.flow_table(name)?.0,
-        names::SERVICES => maps.services.keys().count() as u32,
+        names::FLOWS => maps.ipv4.usage(Table::Established)?.0,
+        names::FLOWS_IPV6 => maps.ipv6.usage(Table::Established)?.0,
+        names::EMBRYONIC => maps.ipv4.usage(Table::Embryonic)?.0,
+        names::EMBRYONIC_IPV6 => maps.ipv6.usage(Table::Embryonic)?.0,
+        names::SERVICES => maps.ipv4.services.keys().count() as u32,
+        names::SERVICES_IPV6 => maps.ipv6.services.keys().count() as u32,
         names::LOCAL_MACS => maps.local_macs.keys().count() as u32,
         names::EGRESS => maps.egress.keys().count() as u32,
         _ => info.max_entries(),
@@ -59,6 +63,7 @@ const fn kind(kind: MapType) -> &'static str {
         MapType::Hash => "hash",
         MapType::LruHash => "lru_hash",
         MapType::DevMapHash => "devmap_hash",
+        MapType::ProgramArray => "prog_array",
         _ => "other",
     }
 }

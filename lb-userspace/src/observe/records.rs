@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddrV4,
+    net::SocketAddr,
     time::{Duration, UNIX_EPOCH},
 };
 
@@ -11,12 +11,12 @@ use lb_common::{
         BackendInfo, CheckKind, Counters, Direction, FlowState, Lifecycle, Ring, ServiceInfo,
         maps as names,
     },
-    datapath::Reason,
-    wire::{Address, Ipv4Address},
+    datapath::{Reason, Table},
+    wire::Address,
 };
 use serde::Serialize;
 
-use crate::dataplane::{DataplaneError, Maps};
+use crate::dataplane::{DataplaneError, FamilyMaps, Maps};
 
 /// A service.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -92,8 +92,8 @@ pub struct ReasonRecord {
 pub struct Overview {
     services: BTreeMap<u32, ServiceInfo>,
     backends: BTreeMap<u32, BackendInfo>,
-    addresses: BTreeMap<u32, SocketAddrV4>,
-    binds: BTreeMap<u32, Vec<SocketAddrV4>>,
+    addresses: BTreeMap<u32, SocketAddr>,
+    binds: BTreeMap<u32, Vec<SocketAddr>>,
     rings: BTreeMap<u32, Ring>,
     /// Flows under way, by backend.
     flows: BTreeMap<u32, u64>,
@@ -125,25 +125,28 @@ impl Overview {
             if info.lifecycle != Lifecycle::Free {
                 let backend =
                     maps.backends.get(&index, 0).map_err(DataplaneError::map(names::BACKENDS))?;
-                let address = Ipv4Address::from_words(backend.address).into();
-                overview.addresses.insert(index, SocketAddrV4::new(address, backend.port.get()));
+                overview.addresses.insert(index, backend.socket_address());
                 overview.backends.insert(index, info);
             }
         }
+        overview.read_family(&maps.ipv4)?;
+        overview.read_family(&maps.ipv6)?;
+        Ok(overview)
+    }
+
+    fn read_family<A: Address>(&mut self, maps: &FamilyMaps<A>) -> Result<(), DataplaneError> {
         for entry in &maps.services {
             let (key, service) = entry.map_err(DataplaneError::map(names::SERVICES))?;
-            let bind = SocketAddrV4::new(key.address.into(), key.port.get());
-            overview.binds.entry(service.index).or_default().push(bind);
-            overview.rings.insert(service.index, service.ring);
+            let bind = SocketAddr::new(key.address.into(), key.port.get());
+            self.binds.entry(service.index).or_default().push(bind);
+            self.rings.insert(service.index, service.ring);
         }
-        let flows = &mut overview.flows;
-        maps.for_each_flow(|_, flow| {
+        maps.for_each(Table::Established, |_, flow| {
             let under_way = [FlowState::ESTABLISHED, FlowState::CLOSING].contains(&flow.state);
             if under_way && flow.direction == Direction::ToBackend as u8 {
-                *flows.entry(flow.backend).or_default() += 1;
+                *self.flows.entry(flow.backend).or_default() += 1;
             }
-        })?;
-        Ok(overview)
+        })
     }
 
     /// The services in the configuration, and those that flows still belong to.
@@ -167,7 +170,7 @@ impl Overview {
                 Ok(ServiceRecord {
                     name: info.name.as_str().to_owned(),
                     bind: binds.iter().map(ToString::to_string).collect(),
-                    protocol: "tcp",
+                    protocol: info.protocol.name(),
                     forwarding: info.forwarding.name(),
                     balance: "maglev",
                     backends_up: backends().filter(|backend| backend.takes_new_flows()).count(),
@@ -246,6 +249,10 @@ impl Overview {
         self.services
             .get(&index)
             .map_or_else(|| format!("#{index}"), |info| info.name.as_str().to_owned())
+    }
+
+    pub(super) fn protocol(&self, service: u32) -> &'static str {
+        self.services.get(&service).map_or("unknown", |info| info.protocol.name())
     }
 
     pub(super) fn backend_name(&self, index: u32) -> String {

@@ -1,6 +1,7 @@
 //! Takes datagrams out of outer headers, as a backend of forwarding "ipip" or "gue" does where its
-//! kernel has no module for that: what comes by IP in IP (RFC 2003) or in Generic UDP Encapsulation
-//! (variant 1, port 6080) enters the host anew by the interface `decap`.
+//! kernel has no module for that: what comes by IP in IP (RFC 2003, RFC 2473, RFC 4213) or in Generic
+//! UDP Encapsulation (variant 1, port 6080), over either family, enters the host anew by the
+//! interface `decap`.
 //!
 //! Says `ready` when it is, and runs until it is ended.
 
@@ -8,6 +9,7 @@ use std::{
     fs::File,
     io::{Error, Read, Result, Write},
     net::UdpSocket,
+    ops::Range,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     process::Command,
     thread,
@@ -15,7 +17,13 @@ use std::{
 
 const INTERFACE: &str = "decap";
 const GUE_PORT: u16 = 6080;
+/// Of the kernel's linux/udp.h: take datagrams over IPv6 without a checksum, as tunnels may send
+/// (RFC 6935).
+const UDP_NO_CHECK6_RX: libc::c_int = 102;
 const LONGEST_DATAGRAM: usize = 65_535;
+
+/// Fills a buffer with what has come, and says where in it the inner datagram is.
+type Receive = Box<dyn FnMut(&mut [u8]) -> Result<Range<usize>> + Send>;
 
 fn main() -> Result<()> {
     let tunnel = open_tunnel()?;
@@ -25,26 +33,50 @@ fn main() -> Result<()> {
         succeed("sysctl", &["-qw", &format!("net.ipv4.conf.{scope}.rp_filter=0")])?;
     }
 
-    let ip_in_ip = raw_socket(libc::AF_INET, libc::IPPROTO_IPIP)?;
-    let gue = UdpSocket::bind(("0.0.0.0", GUE_PORT))?;
-    let tunnel_of_gue = tunnel.try_clone()?;
-    println!("ready");
-    thread::spawn(move || {
-        let receive = |buffer: &mut [u8]| Ok(0..gue.recv(buffer)?);
-        pump(receive, tunnel_of_gue)
-    });
-    let mut ip_in_ip = File::from(ip_in_ip);
-    let receive = |buffer: &mut [u8]| {
-        let length = ip_in_ip.read(buffer)?;
-        // A raw socket hands over the outer header, too.
-        Ok(usize::from(buffer[0] & 0x0f) * 4..length)
+    let mut pumps = Vec::new();
+    let mut start = |receive: Receive| {
+        let tunnel = tunnel.try_clone()?;
+        pumps.push(thread::spawn(move || pump(receive, tunnel)));
+        Ok::<(), Error>(())
     };
-    pump(receive, tunnel)
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        for protocol in [libc::IPPROTO_IPIP, libc::IPPROTO_IPV6] {
+            let mut socket = File::from(raw_socket(family, protocol)?);
+            start(Box::new(move |buffer| {
+                let length = socket.read(buffer)?;
+                // A raw socket of IPv4 hands over the outer header, too.
+                let is_ipv4 = family == libc::AF_INET;
+                let header = if is_ipv4 { usize::from(buffer[0] & 0x0f) * 4 } else { 0 };
+                Ok(header..length)
+            }))?;
+        }
+    }
+    let gue = UdpSocket::bind(("::", GUE_PORT))?;
+    let allow: libc::c_int = 1;
+    // SAFETY: the value is what the option wants, and outlives the call.
+    let set = unsafe {
+        libc::setsockopt(
+            gue.as_raw_fd(),
+            libc::SOL_UDP,
+            UDP_NO_CHECK6_RX,
+            (&raw const allow).cast(),
+            size_of_val(&allow) as u32,
+        )
+    };
+    if set != 0 {
+        return Err(Error::last_os_error());
+    }
+    start(Box::new(move |buffer| Ok(0..gue.recv(buffer)?)))?;
+    println!("ready");
+    for pump in pumps {
+        pump.join().map_err(|_| Error::other("a thread panicked"))??;
+    }
+    Ok(())
 }
 
 /// Hands what is received to the tunnel's interface.
 fn pump(
-    mut receive: impl FnMut(&mut [u8]) -> Result<std::ops::Range<usize>>,
+    mut receive: impl FnMut(&mut [u8]) -> Result<Range<usize>>,
     mut tunnel: File,
 ) -> Result<()> {
     let mut buffer = vec![0; LONGEST_DATAGRAM];
