@@ -2,7 +2,10 @@
 
 use core::arch::asm;
 
-use aya_ebpf::{helpers::generated::bpf_xdp_adjust_head, programs::XdpContext};
+use aya_ebpf::{
+    helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    programs::XdpContext,
+};
 use bytemuck::Pod;
 use lb_common::datapath::Packet;
 
@@ -55,6 +58,14 @@ impl Packet for Frame<'_> {
     fn grow<const BYTES: usize>(&mut self) -> Option<()> {
         // SAFETY: the context is the kernel's; every access reads the frame's bounds anew.
         let result = unsafe { bpf_xdp_adjust_head(self.0.ctx, -(BYTES as i32)) };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn truncate(&mut self, length: usize) -> Option<()> {
+        let cut = self.length().checked_sub(length)?;
+        // SAFETY: as in `grow`.
+        let result = unsafe { bpf_xdp_adjust_tail(self.0.ctx, -(cut as i32)) };
         (result == 0).then_some(())
     }
 

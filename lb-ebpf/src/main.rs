@@ -19,7 +19,11 @@ mod tables;
 use core::hint;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use lb_common::datapath::{self, Action, Decision, Packet, Reason, Verdict};
+use bytemuck::Zeroable;
+use lb_common::{
+    datapath::{self, Action, Decision, Packet, Reason, Scratch, Verdict},
+    wire::{Ipv4Address, Ipv6Address},
+};
 
 use crate::{frame::Frame, tables::MapTables};
 
@@ -27,42 +31,94 @@ use crate::{frame::Frame, tables::MapTables};
 #[xdp]
 #[inline(always)]
 pub fn lb(context: XdpContext) -> u32 {
-    let mut frame = Frame::new(&context);
-    match datapath::process(&mut frame, &MapTables) {
-        Decision::Made(verdict) => finish(verdict, frame.ingress()),
-        Decision::Left(stage) => {
-            // SAFETY: nothing here has to be dropped.
-            unsafe { maps::STAGES.tail_call(&context, stage as u32) };
-            // Only a program that isn't there is not called.
-            finish(Verdict::refusing(Reason::TablesIncomplete), frame.ingress())
-        }
-    }
+    let decision = datapath::process(&mut Frame::new(&context), &MapTables);
+    finish(&context, decision)
 }
 
 /// The program of [`datapath::Stage::Ipv6`].
 #[xdp]
 #[inline(always)]
 pub fn lb_ipv6(context: XdpContext) -> u32 {
-    let mut frame = Frame::new(&context);
-    let verdict = process_ipv6(&mut frame).unwrap_or_else(Verdict::refusing);
-    finish(verdict, frame.ingress())
+    let decision = process_ipv6(&mut Frame::new(&context)).unwrap_or_else(|decision| decision);
+    finish(&context, decision)
 }
 
 #[inline(always)]
-fn process_ipv6(frame: &mut Frame<'_>) -> Result<Verdict, Reason> {
-    let scratch = maps::SCRATCH_IPV6.get_ptr_mut(0).ok_or(Reason::TablesIncomplete)?;
-    // SAFETY: the map's value is valid, and this CPU's alone while the program runs.
-    let scratch = unsafe { &mut *scratch };
+fn process_ipv6(frame: &mut Frame<'_>) -> Result<Decision, Decision> {
+    let scratch = scratch_ipv6().ok_or(INCOMPLETE)?;
     datapath::read(frame, scratch)?;
     // What was read is read anew from memory, where the verifier knows nothing of it: else it would
     // go on with one path for each row of extension headers.
     Ok(datapath::decide(frame, &MapTables, hint::black_box(scratch)))
 }
 
-/// Counts the reason, and acts on the verdict.
+/// The program of [`datapath::Stage::Icmp`].
+#[xdp]
 #[inline(always)]
-fn finish(verdict: Verdict, ingress: u32) -> u32 {
-    let (action, reason) = act(verdict, ingress);
+pub fn lb_icmp(context: XdpContext) -> u32 {
+    let mut scratch = Scratch::<Ipv4Address>::zeroed();
+    let verdict = datapath::process_icmp(&mut Frame::new(&context), &MapTables, &mut scratch);
+    finish(&context, Decision::Made(verdict))
+}
+
+/// The program of [`datapath::Stage::Icmpv6`].
+#[xdp]
+#[inline(always)]
+pub fn lb_icmpv6(context: XdpContext) -> u32 {
+    let frame = &mut Frame::new(&context);
+    let process = |scratch| Decision::Made(datapath::process_icmp(frame, &MapTables, scratch));
+    finish(&context, scratch_ipv6().map_or(INCOMPLETE, process))
+}
+
+/// The program of [`datapath::Stage::TooBig`].
+#[xdp]
+#[inline(always)]
+pub fn lb_too_big(context: XdpContext) -> u32 {
+    let verdict = datapath::answer_too_big::<Ipv4Address, _>(&mut Frame::new(&context), note());
+    finish(&context, Decision::Made(verdict))
+}
+
+/// The program of [`datapath::Stage::TooBigIpv6`].
+#[xdp]
+#[inline(always)]
+pub fn lb_too_big_ipv6(context: XdpContext) -> u32 {
+    let verdict = datapath::answer_too_big::<Ipv6Address, _>(&mut Frame::new(&context), note());
+    finish(&context, Decision::Made(verdict))
+}
+
+const INCOMPLETE: Decision = Decision::Made(Verdict::refusing(Reason::TablesIncomplete));
+
+#[inline(always)]
+fn scratch_ipv6<'a>() -> Option<&'a mut Scratch<Ipv6Address>> {
+    // SAFETY: the map's value is valid, and this CPU's alone while the program runs, which asks for
+    // it once.
+    maps::SCRATCH_IPV6.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+}
+
+/// What the program that called this one left.
+#[inline(always)]
+fn note() -> u32 {
+    maps::NOTE.get(0).copied().unwrap_or(0)
+}
+
+/// Counts the reason and acts on the verdict, or calls the program of the stage that the frame is
+/// left to.
+#[inline(always)]
+fn finish(context: &XdpContext, decision: Decision) -> u32 {
+    let verdict = match decision {
+        Decision::Made(verdict) => verdict,
+        Decision::Left { stage, note } => {
+            if let Some(place) = maps::NOTE.get_ptr_mut(0) {
+                // SAFETY: the map's value is valid, and this CPU's alone while the program runs.
+                unsafe { *place = note };
+            }
+            // SAFETY: nothing here has to be dropped.
+            unsafe { maps::STAGES.tail_call(context, stage as u32) };
+            // Only a program that isn't there is not called.
+            Verdict::refusing(Reason::TablesIncomplete)
+        }
+    };
+    let (action, reason) = act(verdict, Frame::new(context).ingress());
     tables::count_reason(reason);
     action
 }

@@ -59,6 +59,9 @@ pub(crate) static SCRATCH_IPV6: PerCpuArray<Scratch<Ipv6Address>> =
     PerCpuArray::with_max_entries(1, 0);
 
 #[map]
+pub(crate) static NOTE: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+
+#[map]
 pub(crate) static NAT_SOURCES: Array<[NetworkU32; 4]> = Array::pinned(1, 0);
 
 #[map]

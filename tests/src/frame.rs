@@ -123,7 +123,11 @@ impl Segment {
 
     /// The frame's bytes.
     pub fn build(&self) -> Vec<u8> {
-        let transport = if self.is_udp { self.udp_bytes() } else { self.tcp_bytes() };
+        self.around(&if self.is_udp { self.udp_bytes() } else { self.tcp_bytes() })
+    }
+
+    /// The frame's bytes with another payload of IP than the segment.
+    pub(crate) fn around(&self, transport: &[u8]) -> Vec<u8> {
         let (ether_type, network) = match (self.source, self.destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 (0x0800, self.ipv4_bytes(source, destination, transport.len()))

@@ -160,10 +160,11 @@ impl Host {
         self.ipv4.removed.borrow_mut().clear();
         self.ipv6.removed.borrow_mut().clear();
         let mut packet = Frame(frame.to_vec());
-        let verdict = match datapath::process(&mut packet, self) {
-            Decision::Made(verdict) => verdict,
-            Decision::Left(Stage::Ipv6) => {
-                datapath::process_family(&mut packet, self, &mut Scratch::<Ipv6Address>::zeroed())
+        let mut decision = datapath::process(&mut packet, self);
+        let verdict = loop {
+            match decision {
+                Decision::Made(verdict) => break verdict,
+                Decision::Left { stage, note } => decision = self.stage(&mut packet, stage, note),
             }
         };
         let action = verdict.reason.action();
@@ -172,6 +173,25 @@ impl Host {
             redirected: action == Action::Transmit && verdict.egress != INGRESS,
             reason: verdict.reason,
             frame: packet.0,
+        }
+    }
+
+    fn stage(&self, packet: &mut Frame, stage: Stage, note: u32) -> Decision {
+        let ipv4 = &mut Scratch::<Ipv4Address>::zeroed();
+        let ipv6 = &mut Scratch::<Ipv6Address>::zeroed();
+        match stage {
+            Stage::Ipv6 => match datapath::read(packet, ipv6) {
+                Ok(()) => datapath::decide(packet, self, ipv6),
+                Err(decision) => decision,
+            },
+            Stage::Icmp => Decision::Made(datapath::process_icmp(packet, self, ipv4)),
+            Stage::Icmpv6 => Decision::Made(datapath::process_icmp(packet, self, ipv6)),
+            Stage::TooBig => {
+                Decision::Made(datapath::answer_too_big::<Ipv4Address, _>(packet, note))
+            }
+            Stage::TooBigIpv6 => {
+                Decision::Made(datapath::answer_too_big::<Ipv6Address, _>(packet, note))
+            }
         }
     }
 
@@ -286,6 +306,12 @@ impl Packet for Frame {
 
     fn grow<const BYTES: usize>(&mut self) -> Option<()> {
         self.0.splice(0..0, [0; BYTES]);
+        Some(())
+    }
+
+    fn truncate(&mut self, length: usize) -> Option<()> {
+        self.0.len().checked_sub(length)?;
+        self.0.truncate(length);
         Some(())
     }
 

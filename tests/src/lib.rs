@@ -1,12 +1,13 @@
 //! What the tests of lb share.
 //!
-//! * [`frame`] builds frames, and [`seen`] reads them, with code that shares nothing with the data
+//! * [`frame`] and [`icmp`] build frames, and [`seen`] reads them, with code that shares nothing with the data
 //!   path.
 //! * [`host`] and [`kernel`] run the same packet logic over in-memory tables and in the kernel, and
 //!   [`pair`] demands the same of both; [`world`] is what they are set up with.
 //! * [`object`] reads the program's instructions.
 //! * [`bed`] is a network of namespaces with a balancer in it, and [`client`] its clients;
 //!   [`capture`] reads what crosses it.
+//! * [`modes`] is such a network with every way of forwarding.
 //! * [`connection`] plays a TCP connection from both ends, and [`random`] makes random frames.
 
 pub mod bed;
@@ -15,7 +16,9 @@ pub mod client;
 pub mod connection;
 pub mod frame;
 pub mod host;
+pub mod icmp;
 pub mod kernel;
+pub mod modes;
 mod nginx;
 pub mod object;
 pub mod pair;

@@ -5,6 +5,7 @@ use lb_common::datapath::{Action, Reason, Table};
 
 use crate::{
     host::{Host, Outcome},
+    icmp::Message,
     kernel::{Kernel, LONGEST_FRAME, SHORTEST_FRAME},
     seen::{self, Seen},
     world::World,
@@ -63,9 +64,7 @@ impl Pair {
     pub fn expect(&mut self, what: &str, frame: &[u8], reason: Reason) -> Result<Outcome> {
         let outcome = self.run(frame).with_context(|| what.to_owned())?;
         ensure!(outcome.reason == reason, "{what}: {:?}, wanted {reason:?}", outcome.reason);
-        if outcome.action == Action::Transmit {
-            check_forwarded(frame, &outcome.frame).with_context(|| what.to_owned())?;
-        }
+        check_transmitted(frame, &outcome).with_context(|| what.to_owned())?;
         Ok(outcome)
     }
 
@@ -107,6 +106,44 @@ impl Pair {
     }
 }
 
+/// Demands of a frame what holds of every one that is transmitted for the same reason.
+///
+/// # Errors
+///
+/// Something doesn't hold.
+pub fn check_transmitted(before: &[u8], outcome: &Outcome) -> Result<()> {
+    match outcome.reason {
+        Reason::IcmpError => check_message(before, &outcome.frame),
+        Reason::NeedsFragmentation => check_answer(before, &outcome.frame),
+        _ if outcome.action == Action::Transmit => check_forwarded(before, &outcome.frame),
+        _ => Ok(()),
+    }
+}
+
+/// Demands of an ICMP message that was sent on that its checksum is as right as it was, and that it
+/// says the same.
+fn check_message(before: &[u8], after: &[u8]) -> Result<()> {
+    let (_, after) = seen::decapsulate(after)?;
+    // A message whose checksum is wrong, or that has options before it, isn't looked at.
+    let Ok(before) = Message::read(before) else { return Ok(()) };
+    let after = Message::read(&after)?;
+    ensure!(after.time_to_live + 1 == before.time_to_live, "time to live: {after:?}");
+    let said = |message: &Message| (message.kind, message.code, message.rest, message.quoted.len());
+    ensure!(said(&after) == said(&before), "{before:?} {after:?}");
+    Ok(())
+}
+
+/// Demands of the answer to a frame that was too long that it is right, and quotes it.
+fn check_answer(before: &[u8], after: &[u8]) -> Result<()> {
+    let message = Message::read(after)?;
+    ensure!(before[14..].starts_with(&message.quoted), "{message:?}");
+    let before = Seen::new(before);
+    ensure!(message.destination == before.source.0, "{message:?}");
+    ensure!(message.source == before.destination.0, "{message:?}");
+    ensure!(message.destination_mac == before.source_mac, "{message:?}");
+    Ok(())
+}
+
 /// Demands of a forwarded frame what holds of every one, whatever its flow: one hop less, checksums
 /// as right or wrong as they were, and nothing else changed than what translation changes. An outer
 /// header is right, and takes over what it must of the one within.
@@ -114,7 +151,7 @@ impl Pair {
 /// # Errors
 ///
 /// Something doesn't hold.
-pub fn check_forwarded(before: &[u8], after: &[u8]) -> Result<()> {
+fn check_forwarded(before: &[u8], after: &[u8]) -> Result<()> {
     let (outer, after) = seen::decapsulate(after)?;
     if let Some(outer) = outer {
         ensure!(outer.service == Seen::new(before).service, "{outer:?}");

@@ -9,6 +9,7 @@ use lb_common::datapath::Reason;
 use crate::{
     frame::{Segment, fix_ip_checksum, flags},
     host::Outcome,
+    icmp::Message,
     seen::{self, Seen},
     world::{
         EMPTY_VIP, NAT_SOURCE, NAT_VIP, OTHER_FORWARDINGS, Socket, UNRESOLVED_VIP, VIP, VIP_IPV6,
@@ -42,12 +43,12 @@ impl Generator {
 
     /// The next frame.
     pub fn frame(&mut self) -> Vec<u8> {
-        let segment = match self.random.u8(0..100) {
-            0..25 => self.opening(),
-            25..90 => self.continuation(),
+        let mut frame = match self.random.u8(0..100) {
+            0..25 => self.opening().build(),
+            25..85 => self.continuation().build(),
+            85..90 => self.error(),
             _ => return self.noise(),
         };
-        let mut frame = segment.build();
         if self.random.u8(0..100) < 30 {
             self.mutate(&mut frame);
         }
@@ -141,6 +142,34 @@ impl Generator {
         segment.sequence = 5000;
         segment.acknowledgement = if random.u8(0..8) == 0 { random.u32(..) } else { 5001 };
         self.decorate(segment)
+    }
+
+    /// An ICMP message about a datagram of one of the latest connections, from either side.
+    fn error(&mut self) -> Vec<u8> {
+        if self.peers.is_empty() {
+            return self.noise();
+        }
+        let random = &mut self.random;
+        let peer = self.peers[random.usize(0..self.peers.len())];
+        let (from, to) =
+            if random.bool() { (peer.nat, peer.backend) } else { (peer.vip, peer.client) };
+        let mut about = Segment::syn(from, to);
+        (about.is_udp, about.protocol) = if peer.is_udp { (true, 17) } else { (false, 6) };
+        let about = self.decorate(about).build();
+        let random = &mut self.random;
+        let quoted = &about[14.min(about.len())..];
+        let length = random.usize(0..=quoted.len().min(600));
+        let router = if random.bool() { to.0 } else { peer.backend.0 };
+        let router = if router.is_ipv4() == from.0.is_ipv4() { router } else { to.0 };
+        let mut message = Message::too_big(router, from.0, random.u16(..), &quoted[..length]);
+        match random.u8(0..8) {
+            0 => message.kind = random.u8(0..16),
+            1 => message.time_to_live = random.u8(..),
+            2 => message.destination_mac[5] = random.u8(..),
+            3 => message.rest = random.u32(..).to_be_bytes(),
+            _ => {}
+        }
+        message.build()
     }
 
     /// Options, payloads, hops and hardware addresses of all sorts.

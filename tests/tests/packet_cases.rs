@@ -307,10 +307,11 @@ fn every_reason_has_a_case() {
     // What can't be brought about by packets alone.
     let without =
         [Reason::PortCollision, Reason::TablesIncomplete, Reason::NoEgress, Reason::NoHeadroom];
-    // What needs more than one frame: see connections.rs and forwarding.rs.
+    // What needs more than one frame: see connections.rs, forwarding.rs and errors.rs.
     let scenarios = [
         Reason::ToBackend,
         Reason::ToClient,
+        Reason::IcmpError,
         Reason::NatPortsExhausted,
         Reason::TupleInUse,
         Reason::FlowTableFull,

@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use lb_common::datapath::{Action, Reason};
+use lb_common::datapath::Reason;
 use lb_tests::{
-    pair::{Pair, check_forwarded},
+    pair::{Pair, check_transmitted},
     random::Generator,
     world::World,
 };
@@ -59,9 +59,7 @@ fn run(seed: u64, packets: u64, reasons: &mut BTreeMap<Reason, u64>) -> Result<(
         let frame = generator.frame();
         let outcome = pair.run(&frame).with_context(|| format!("packet {packet}"))?;
         *reasons.entry(outcome.reason).or_default() += 1;
-        if outcome.action == Action::Transmit {
-            check_forwarded(&frame, &outcome.frame)?;
-        }
+        check_transmitted(&frame, &outcome)?;
         generator.learn(&frame, &outcome);
         if packet % ROUND == 0 {
             pair.compare_tables().with_context(|| format!("after packet {packet}"))?;

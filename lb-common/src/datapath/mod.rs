@@ -14,7 +14,9 @@
 //! The code knows no platform: frames come in through [`Packet`], tables and time through
 //! [`Tables`].
 
+mod answer;
 mod encapsulate;
+mod errors;
 mod established;
 mod handshake;
 mod hash;
@@ -46,22 +48,44 @@ use bytemuck::Zeroable;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Stage {
-    /// IPv6.
+    /// IPv6: [`read`] and [`decide`].
     Ipv6 = 0,
+    /// ICMP: [`process_icmp`].
+    Icmp = 1,
+    /// The same for IPv6.
+    Icmpv6 = 2,
+    /// What is too long: [`answer_too_big`].
+    TooBig = 3,
+    /// The same for IPv6.
+    TooBigIpv6 = 4,
 }
 
 impl Stage {
     /// Every one, in the order of its numbers.
-    pub const ALL: [Self; 1] = [Self::Ipv6];
+    pub const ALL: [Self; 5] =
+        [Self::Ipv6, Self::Icmp, Self::Icmpv6, Self::TooBig, Self::TooBigIpv6];
 }
 
-/// What the first part says of a frame.
+/// What a part says of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// What became of it.
     Made(Verdict),
     /// It is left to another part, as it was.
-    Left(Stage),
+    Left {
+        /// To which.
+        stage: Stage,
+        /// What that has to know.
+        note: u32,
+    },
+}
+
+impl Decision {
+    /// A frame that isn't transmitted.
+    #[inline(always)]
+    const fn refusing(reason: Reason) -> Self {
+        Self::Made(Verdict::refusing(reason))
+    }
 }
 
 /// What the packet logic works on while it decides about a frame. What it holds before and
@@ -72,6 +96,8 @@ pub struct Scratch<A: Family> {
     segment: Segment<A>,
     flow: Flow<A>,
     reply_key: FlowKey<A>,
+    /// How long a datagram may be, in bytes, where it is too long.
+    longest: u32,
 }
 
 // SAFETY: every part of it may be all zeros.
@@ -83,52 +109,85 @@ unsafe impl<A: Family> Zeroable for Scratch<A> {}
 #[inline(always)]
 pub fn process<P: Packet, T: FamilyTables<Ipv4Address>>(packet: &mut P, tables: &T) -> Decision {
     let Some(ethernet) = packet.read::<EthernetHeader>(0) else {
-        return Decision::Made(Verdict::refusing(Reason::ShortFrame));
+        return Decision::refusing(Reason::ShortFrame);
     };
-    let reason = match ethernet.ether_type {
+    match ethernet.ether_type {
         EtherType::IPV4 => {
-            let verdict = process_family(packet, tables, &mut Scratch::<Ipv4Address>::zeroed());
-            return Decision::Made(verdict);
+            let mut scratch = Scratch::<Ipv4Address>::zeroed();
+            match read(packet, &mut scratch) {
+                Ok(()) => decide(packet, tables, &mut scratch),
+                Err(decision) => decision,
+            }
         }
-        EtherType::IPV6 => return Decision::Left(Stage::Ipv6),
-        EtherType::VLAN | EtherType::SERVICE_VLAN => Reason::VlanTagged,
-        _ => Reason::NotIp,
-    };
-    Decision::Made(Verdict::refusing(reason))
-}
-
-/// The same for a frame that carries a datagram of the family.
-#[inline(always)]
-pub fn process_family<A: Family, P: Packet, T: FamilyTables<A>>(
-    packet: &mut P,
-    tables: &T,
-    scratch: &mut Scratch<A>,
-) -> Verdict {
-    match read(packet, scratch) {
-        Ok(()) => decide(packet, tables, scratch),
-        Err(reason) => Verdict::refusing(reason),
+        EtherType::IPV6 => Decision::Left { stage: Stage::Ipv6, note: 0 },
+        EtherType::VLAN | EtherType::SERVICE_VLAN => Decision::refusing(Reason::VlanTagged),
+        _ => Decision::refusing(Reason::NotIp),
     }
 }
 
-/// The first half of [`process_family`]: reads the frame's headers.
+/// The first half of what is done with a frame that carries a datagram of the family: reads its
+/// headers.
 ///
 /// # Errors
 ///
-/// They aren't those of a datagram for us.
+/// They aren't those of a datagram for this part: then what becomes of it.
 #[inline(always)]
-pub fn read<A: Family, P: Packet>(packet: &P, scratch: &mut Scratch<A>) -> Result<(), Reason> {
-    scratch.segment = parse::segment(packet)?;
-    Ok(())
+pub fn read<A: Family, P: Packet>(packet: &P, scratch: &mut Scratch<A>) -> Result<(), Decision> {
+    match parse::segment(packet) {
+        Ok(segment) => {
+            scratch.segment = segment;
+            Ok(())
+        }
+        Err(Reason::OtherProtocol) if carries_icmp::<A, P>(packet) => {
+            let [icmp, _] = A::STAGES;
+            Err(Decision::Left { stage: icmp, note: 0 })
+        }
+        Err(reason) => Err(Decision::refusing(reason)),
+    }
 }
 
-/// The second half of [`process_family`].
+#[inline(always)]
+fn carries_icmp<A: Family, P: Packet>(packet: &P) -> bool {
+    let header = A::quoted(packet, NETWORK_OFFSET);
+    header.is_some_and(|(_, protocol, _)| protocol == A::ICMP)
+}
+
+/// The second half: decides.
 #[inline(always)]
 pub fn decide<A: Family, P: Packet, T: FamilyTables<A>>(
     packet: &mut P,
     tables: &T,
     scratch: &mut Scratch<A>,
+) -> Decision {
+    match forward(packet, tables, scratch) {
+        Ok(verdict) => Decision::Made(verdict),
+        Err(Reason::NeedsFragmentation) => {
+            let [_, too_big] = A::STAGES;
+            Decision::Left { stage: too_big, note: scratch.longest }
+        }
+        Err(reason) => Decision::refusing(reason),
+    }
+}
+
+/// What is done with a frame that carries ICMP of the family.
+#[inline(always)]
+pub fn process_icmp<A: Family, P: Packet, T: FamilyTables<A>>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch<A>,
 ) -> Verdict {
-    forward(packet, tables, scratch).unwrap_or_else(Verdict::refusing)
+    errors::forward(packet, tables, scratch).unwrap_or_else(|reason| {
+        // No message is sent about a message.
+        let is_too_long = reason == Reason::NeedsFragmentation;
+        Verdict::refusing(if is_too_long { Reason::TooBig } else { reason })
+    })
+}
+
+/// What is done with a frame whose datagram of the family is too long: `note` is what came with the
+/// decision.
+#[inline(always)]
+pub fn answer_too_big<A: Family, P: Packet>(packet: &mut P, note: u32) -> Verdict {
+    answer::too_big::<A, P>(packet, note as u16).unwrap_or_else(Verdict::refusing)
 }
 
 #[inline(always)]
@@ -137,13 +196,13 @@ fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     tables: &T,
     scratch: &mut Scratch<A>,
 ) -> Result<Verdict, Reason> {
-    let Scratch { segment, flow, reply_key } = scratch;
+    let Scratch { segment, flow, reply_key, longest } = scratch;
     let segment = &*segment;
     let place = locate(tables, segment, flow)?;
 
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
     segment.admit(packet, &settings)?;
-    let backend = transmit::backend(tables, segment, flow)?;
+    let backend = transmit::backend(tables, segment, flow, longest)?;
     let reason = match place {
         Place::Established(entry) => established::follow(tables, segment, entry, flow)?,
         Place::HalfOpen(handshake) => handshake::follow(tables, segment, handshake, flow)?,

@@ -1,8 +1,9 @@
 //! The network layer: from its header to the transport header, by address family.
 
-use super::{Packet, Reason};
+use super::{Packet, Reason, Stage};
 use crate::wire::{
-    Address, Ipv4Address, Ipv4Header, Ipv6Address, Ipv6Extension, Ipv6Fragment, Ipv6Header,
+    Address, IcmpHeader, Ipv4Address, Ipv4Header, Ipv6Address, Ipv6Extension, Ipv6Fragment,
+    Ipv6Header,
 };
 
 /// A datagram whose network headers lie within the frame and agree with it about lengths.
@@ -21,8 +22,26 @@ pub struct Datagram<A: Address> {
 
 /// An address family, with what its headers need of the packet logic.
 pub trait Family: Address {
+    /// Protocol number of the family's ICMP.
+    const ICMP: u8;
+    /// Whether its checksum covers the addresses of the datagram that it is in.
+    const ICMP_COVERS_ADDRESSES: bool;
+    /// Whether the network header has a checksum.
+    const HEADER_HAS_CHECKSUM: bool;
+    /// The stage that handles ICMP, and the one that answers what is too long.
+    const STAGES: [Stage; 2];
     /// Whether UDP may go without a checksum.
     const UDP_CHECKSUM_IS_OPTIONAL: bool;
+
+    /// Most bytes of a datagram that an error about it quotes: the whole message isn't longer than what
+    /// every host takes, 576 bytes (RFC 1812, section 4.3.2.3) or 1280 (RFC 4443, section 2.4).
+    const LONGEST_QUOTE: usize;
+
+    /// The header of a message that a datagram may be `longest` bytes long, without its checksum.
+    fn too_big_message(longest: u16) -> IcmpHeader;
+
+    /// Makes room before the frame for the headers of a message about it.
+    fn grow_for_message<P: Packet>(packet: &mut P) -> Option<()>;
 
     /// Reads the network headers, which start at `start` bytes.
     ///
@@ -31,11 +50,23 @@ pub trait Family: Address {
     /// They are cut off or contradict each other, or no transport header follows.
     fn datagram<P: Packet>(packet: &P, start: usize) -> Result<Datagram<Self>, Reason>;
 
+    /// Whether an ICMP message of that type is an error about a datagram.
+    fn is_error(kind: u8) -> bool;
+
+    /// The header of a datagram whose beginning is quoted at `start` bytes, the protocol of what
+    /// follows it, and where that begins. `None`: there isn't enough of it.
+    fn quoted<P: Packet>(packet: &P, start: usize) -> Option<(Self::Header, u8, usize)>;
+
     /// Whether the header's checksum is right, as a router must see to.
     fn is_intact<P: Packet>(packet: &P, start: usize, transport_offset: usize) -> bool;
 }
 
 impl Family for Ipv4Address {
+    const STAGES: [Stage; 2] = [Stage::Icmp, Stage::TooBig];
+    const ICMP: u8 = 1;
+    const ICMP_COVERS_ADDRESSES: bool = false;
+    const HEADER_HAS_CHECKSUM: bool = true;
+    const LONGEST_QUOTE: usize = 576 - Ipv4Header::MINIMUM_LENGTH - IcmpHeader::LENGTH;
     const UDP_CHECKSUM_IS_OPTIONAL: bool = true;
 
     #[inline(always)]
@@ -56,6 +87,32 @@ impl Family for Ipv4Address {
             length,
             is_fragment: header.is_fragment(),
         })
+    }
+
+    #[inline(always)]
+    fn too_big_message(longest: u16) -> IcmpHeader {
+        IcmpHeader::fragmentation_needed(longest)
+    }
+
+    #[inline(always)]
+    fn grow_for_message<P: Packet>(packet: &mut P) -> Option<()> {
+        packet.grow::<{ Ipv4Header::MINIMUM_LENGTH + IcmpHeader::LENGTH }>()
+    }
+
+    /// Destination unreachable, time exceeded and parameter problem (RFC 792).
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        matches!(kind, 3 | 11 | 12)
+    }
+
+    #[inline(always)]
+    fn quoted<P: Packet>(packet: &P, start: usize) -> Option<(Ipv4Header, u8, usize)> {
+        let header: Ipv4Header = packet.read(start)?;
+        let length = header.length()?;
+        if header.is_later_fragment() {
+            return None;
+        }
+        Some((header, header.protocol(), start + length))
     }
 
     /// Sums the header and its options (RFC 1812, section 5.2.2).
@@ -82,6 +139,11 @@ impl Family for Ipv4Address {
 const MAXIMUM_OPTION_WORDS: usize = (Ipv4Header::MAXIMUM_LENGTH - Ipv4Header::MINIMUM_LENGTH) / 4;
 
 impl Family for Ipv6Address {
+    const STAGES: [Stage; 2] = [Stage::Icmpv6, Stage::TooBigIpv6];
+    const ICMP: u8 = 58;
+    const ICMP_COVERS_ADDRESSES: bool = true;
+    const HEADER_HAS_CHECKSUM: bool = false;
+    const LONGEST_QUOTE: usize = 1280 - Ipv6Header::LENGTH - IcmpHeader::LENGTH;
     const UDP_CHECKSUM_IS_OPTIONAL: bool = false;
 
     #[inline(always)]
@@ -126,6 +188,31 @@ impl Family for Ipv6Address {
             return Err(Reason::BadIpLength);
         }
         Ok(Datagram { header, protocol, transport_offset, length, is_fragment })
+    }
+
+    #[inline(always)]
+    fn too_big_message(longest: u16) -> IcmpHeader {
+        IcmpHeader::packet_too_big(longest)
+    }
+
+    #[inline(always)]
+    fn grow_for_message<P: Packet>(packet: &mut P) -> Option<()> {
+        packet.grow::<{ Ipv6Header::LENGTH + IcmpHeader::LENGTH }>()
+    }
+
+    /// Destination unreachable, packet too big, time exceeded and parameter problem (RFC 4443).
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        matches!(kind, 1..=4)
+    }
+
+    #[inline(always)]
+    fn quoted<P: Packet>(packet: &P, start: usize) -> Option<(Ipv6Header, u8, usize)> {
+        let header: Ipv6Header = packet.read(start)?;
+        if !header.is_version_6() {
+            return None;
+        }
+        Some((header, header.next_header(), start + Ipv6Header::LENGTH))
     }
 
     #[inline(always)]

@@ -17,6 +17,10 @@ pub trait Packet {
     /// room.
     fn grow<const BYTES: usize>(&mut self) -> Option<()>;
 
+    /// Cuts off what is beyond the first `length` bytes. `None`, with the frame unchanged, where it
+    /// isn't that long.
+    fn truncate(&mut self, length: usize) -> Option<()>;
+
     /// Length of the frame in bytes, without its check sequence.
     fn length(&self) -> usize;
 

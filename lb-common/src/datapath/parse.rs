@@ -3,7 +3,7 @@
 
 use bytemuck::Zeroable;
 
-use super::{Family, NETWORK_OFFSET, Packet, Reason};
+use super::{Datagram, Family, NETWORK_OFFSET, Packet, Reason};
 use crate::{
     abi::{FlowKey, Link, Settings},
     wire::{
@@ -77,6 +77,32 @@ pub(super) fn segment<A: Family, P: Packet>(packet: &P) -> Result<Segment<A>, Re
         is_fragment: datagram.is_fragment,
         lacks_checksum: transport.lacks_checksum,
         network: network.digest(),
+    })
+}
+
+/// What there is of an ICMP message about a flow whose key is `key`, in the form of a segment.
+#[inline(always)]
+pub(super) fn message<A: Family, P: Packet>(
+    packet: &P,
+    datagram: &Datagram<A>,
+    key: FlowKey<A>,
+) -> Result<Segment<A>, Reason> {
+    let ethernet: EthernetHeader = packet.read(0).ok_or(Reason::ShortFrame)?;
+    Ok(Segment {
+        key,
+        link: Link {
+            interface: packet.ingress(),
+            station: ethernet.source,
+            own: ethernet.destination,
+        },
+        flags: TcpFlags::NONE,
+        sequence: 0,
+        acknowledgement: 0,
+        datagram_length: datagram.length,
+        transport_offset: datagram.transport_offset as u16,
+        is_fragment: datagram.is_fragment,
+        lacks_checksum: false,
+        network: datagram.header.digest(),
     })
 }
 
@@ -160,6 +186,23 @@ impl<A: Family> Segment<A> {
     /// Whether a segment that is ours by its addresses may be sent on at all.
     #[inline(always)]
     pub(super) fn admit<P: Packet>(&self, packet: &P, settings: &Settings) -> Result<(), Reason> {
+        self.admit_datagram(packet, settings)?;
+        if !self.is_udp() && self.flags.is_invalid() {
+            return Err(Reason::InvalidFlags);
+        }
+        if self.lacks_checksum && !A::UDP_CHECKSUM_IS_OPTIONAL {
+            return Err(Reason::NoChecksum);
+        }
+        Ok(())
+    }
+
+    /// The part of [`Self::admit`] that holds for every datagram.
+    #[inline(always)]
+    pub(super) fn admit_datagram<P: Packet>(
+        &self,
+        packet: &P,
+        settings: &Settings,
+    ) -> Result<(), Reason> {
         if self.is_fragment {
             return Err(Reason::Fragment);
         }
@@ -171,12 +214,6 @@ impl<A: Family> Segment<A> {
         }
         if self.datagram_length > settings.maximum_datagram as usize {
             return Err(Reason::TooBig);
-        }
-        if !self.is_udp() && self.flags.is_invalid() {
-            return Err(Reason::InvalidFlags);
-        }
-        if self.lacks_checksum && !A::UDP_CHECKSUM_IS_OPTIONAL {
-            return Err(Reason::NoChecksum);
         }
         Ok(())
     }

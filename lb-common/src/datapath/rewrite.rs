@@ -38,6 +38,17 @@ pub(super) fn headers<A: Family, P: Packet>(
         }
         packet.write(transport, [flow.source_port, flow.destination_port])?;
     }
+    network(packet, segment, flow, link)
+}
+
+/// Changes the network header as the flow says, and sends the frame on by `link`.
+#[inline(always)]
+pub(super) fn network<A: Family, P: Packet>(
+    packet: &mut P,
+    segment: &Segment<A>,
+    flow: &Flow<A>,
+    link: Link,
+) -> Option<()> {
     let route =
         A::Header::forwarded(segment.network, flow.source, flow.destination, flow.network_delta);
     packet.write(NETWORK_OFFSET + A::Header::ROUTE_OFFSET, route)?;

@@ -4,12 +4,14 @@ use super::{Family, FamilyTables, Packet, Reason, encapsulate, parse::Segment, r
 use crate::abi::{Backend, Direction, Flow};
 
 /// The flow's backend, where a segment goes there. Demands that it is known how to reach it, and
-/// that the datagram is short enough. `None`: it goes to the client.
+/// that the datagram is short enough. `None`: it goes to the client. Where it
+/// is too long, `longest` becomes what would do, in bytes.
 #[inline(always)]
 pub(super) fn backend<'t, A: Family, T: FamilyTables<A>>(
     tables: &'t T,
     segment: &Segment<A>,
     flow: &Flow<A>,
+    longest: &mut u32,
 ) -> Result<Option<&'t Backend>, Reason> {
     if flow.direction == Direction::ToClient as u8 {
         return Ok(None);
@@ -18,8 +20,9 @@ pub(super) fn backend<'t, A: Family, T: FamilyTables<A>>(
     if backend.link.interface == 0 {
         return Err(Reason::NextHopUnknown);
     }
-    let length = segment.datagram_length + encapsulate::overhead(backend, flow.forwarding);
-    if length > backend.maximum_datagram as usize {
+    let overhead = encapsulate::overhead(backend, flow.forwarding);
+    if segment.datagram_length + overhead > backend.maximum_datagram as usize {
+        *longest = u32::from(backend.maximum_datagram).saturating_sub(overhead as u32);
         return Err(Reason::NeedsFragmentation);
     }
     Ok(Some(backend))

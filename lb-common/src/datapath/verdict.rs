@@ -7,7 +7,7 @@ pub enum Action {
     Pass,
     /// It goes no further.
     Drop,
-    /// It was rewritten and goes out on [`Verdict::egress`].
+    /// It was rewritten, or turned into an answer, and goes out on [`Verdict::egress`].
     Transmit,
 }
 
@@ -98,6 +98,8 @@ reasons! {
     ToBackend "to_backend" Forwarded Transmit,
     /// From the backend to the client, in a flow.
     ToClient "to_client" Forwarded Transmit,
+    /// An ICMP error about a flow, to the end whose datagram it is about.
+    IcmpError "icmp_error" Forwarded Transmit,
 
     /// Neither IP nor tagged: ARP, LLDP and the like.
     NotIp "not_ip" Passed Pass,
@@ -137,8 +139,8 @@ reasons! {
     /// them (LRO, GRO or TSO in generic mode).
     TooBig "too_big" Refused Drop,
     /// The datagram is longer than the MTU on the way to the backend, with the outer header where
-    /// there is one.
-    NeedsFragmentation "needs_fragmentation" Refused Drop,
+    /// there is one. Its sender is told so by ICMP.
+    NeedsFragmentation "needs_fragmentation" Refused Transmit,
     /// Flags that no TCP sends: SYN with FIN or RST, or none of SYN, ACK, FIN and RST.
     InvalidFlags "invalid_flags" Refused Drop,
     /// UDP over IPv6 without a checksum, which no receiver may take.
@@ -191,7 +193,11 @@ mod tests {
             let expected = match reason.kind() {
                 Kind::Forwarded => reason.action() == Action::Transmit,
                 Kind::Passed => reason.action() == Action::Pass,
-                Kind::Refused => reason.action() != Action::Transmit,
+                Kind::Refused => {
+                    // Only an answer to the sender is transmitted.
+                    let answers = *reason == Reason::NeedsFragmentation;
+                    (reason.action() == Action::Transmit) == answers
+                }
                 Kind::Error => reason.action() == Action::Drop,
             };
             assert!(expected, "{}", reason.name());

@@ -46,6 +46,18 @@ pub struct Digest {
     pub identification: NetworkU16,
 }
 
+impl Digest {
+    /// Of no header.
+    pub const NONE: Self = Self {
+        time_to_live: 0,
+        protocol: 0,
+        checksum: Checksum::NONE,
+        service: 0,
+        whole: false,
+        identification: NetworkU16::new(0),
+    };
+}
+
 /// What differs between one outer header and another.
 #[derive(Clone, Copy, Debug)]
 pub struct Outer {
@@ -98,12 +110,25 @@ pub trait NetworkHeader: Pod {
     /// A header without options around a datagram.
     fn around(outer: &Outer) -> Self;
 
-    /// The changed part of a header: other addresses and one hop less. `delta` is what that does to
-    /// the header's checksum, where it has one.
-    fn forwarded(
+    /// The changed part of a header: other addresses. `delta` is what that does to the header's
+    /// checksum, where it has one.
+    fn readdressed(
         digest: Digest,
         source: Self::Address,
         destination: Self::Address,
         delta: ChecksumDelta,
     ) -> Self::Route;
+
+    /// The changed part of a header: other addresses and one hop less. `delta` is what that does to
+    /// the header's checksum, where it has one.
+    #[inline(always)]
+    fn forwarded(
+        digest: Digest,
+        source: Self::Address,
+        destination: Self::Address,
+        delta: ChecksumDelta,
+    ) -> Self::Route {
+        let digest = Digest { time_to_live: digest.time_to_live.wrapping_sub(1), ..digest };
+        Self::readdressed(digest, source, destination, delta)
+    }
 }

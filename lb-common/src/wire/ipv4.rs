@@ -217,14 +217,14 @@ impl NetworkHeader for Ipv4Header {
     }
 
     #[inline(always)]
-    fn forwarded(
+    fn readdressed(
         digest: Digest,
         source: Ipv4Address,
         destination: Ipv4Address,
         delta: ChecksumDelta,
     ) -> Ipv4Route {
         Ipv4Route {
-            time_to_live: digest.time_to_live.wrapping_sub(1),
+            time_to_live: digest.time_to_live,
             protocol: digest.protocol,
             checksum: digest.checksum.updated(delta),
             source,

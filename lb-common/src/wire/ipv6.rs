@@ -172,7 +172,7 @@ impl NetworkHeader for Ipv6Header {
     }
 
     #[inline(always)]
-    fn forwarded(
+    fn readdressed(
         digest: Digest,
         source: Ipv6Address,
         destination: Ipv6Address,
@@ -180,7 +180,7 @@ impl NetworkHeader for Ipv6Header {
     ) -> Ipv6Route {
         Ipv6Route {
             next_header: digest.protocol,
-            hop_limit: digest.time_to_live.wrapping_sub(1),
+            hop_limit: digest.time_to_live,
             source,
             destination,
         }

@@ -15,11 +15,12 @@ use tokio::{
 use super::{
     configure::Room,
     interfaces::{self, Interfaces},
+    path_mtu::PathMtu,
     plan::plan,
     ring::Member,
     ring_space::RingSpace,
     start::Source,
-    state::State,
+    state::{BackendState, State},
     store, sweep,
     troubles::Troubles,
 };
@@ -35,6 +36,8 @@ use crate::{
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// Sweeps in a row that must find no flow of a retired backend before its index is free.
 const IDLE_SWEEPS: u32 = 2;
+/// How long it is believed what a router said, as long as by the kernel (`mtu_expires`).
+const PATH_MTU_LIFE: Duration = Duration::from_secs(600);
 
 /// Something that happened.
 pub(super) enum Event {
@@ -42,6 +45,8 @@ pub(super) enum Event {
     Checked(u32, Report),
     /// The network isn't what it was.
     Network(Network),
+    /// A router on the way to a backend said how much it takes.
+    PathMtu(PathMtu),
     /// A client asks something.
     Call(Call),
     /// It's time to look for idle flows.
@@ -70,6 +75,8 @@ pub(super) struct Controller {
     pub(super) members: BTreeMap<u32, Vec<Member>>,
     pub(super) checkers: HashMap<u32, (Check, Checker)>,
     pub(super) idle_sweeps: HashMap<u32, u32>,
+    /// When a router last said how much it takes, by the backend's address.
+    pub(super) path_mtu_times: HashMap<IpAddr, Instant>,
     pub(super) addresses: watch::Sender<Vec<IpAddr>>,
     pub(super) events: mpsc::Sender<Event>,
     pub(super) started: Instant,
@@ -101,12 +108,16 @@ impl Controller {
                 match event {
                     Event::Checked(index, report) => self.record(index, &report),
                     Event::Network(network) => self.take_in(network),
+                    Event::PathMtu(path_mtu) => self.learn_path_mtu(path_mtu),
                     Event::Call((request, answer)) => {
                         let response = self.answer(request);
                         // A client that hung up doesn't care.
                         let _: Result<(), Response> = answer.send(response);
                     }
-                    Event::Sweep => self.sweep(),
+                    Event::Sweep => {
+                        self.forget_path_mtus();
+                        self.sweep();
+                    }
                     Event::Reload => match self.reload() {
                         Response::Done(text) => tracing::info!("{text}"),
                         Response::Failed(text)
@@ -235,10 +246,42 @@ impl Controller {
         let result = self.attach_present();
         self.troubles.note("interfaces", result);
         self.interfaces.warn_of_detours(&self.network, &before);
-        let attached = self.interfaces.indices();
-        self.wanted.apply_network(&self.config, &self.network, &attached);
+        self.apply_network();
         let result = self.demand_direct_reach();
         self.troubles.note("dsr", result);
+    }
+
+    /// Takes in what a router on the way to a backend said.
+    fn learn_path_mtu(&mut self, path_mtu: PathMtu) {
+        let PathMtu { source, destination, mtu } = path_mtu;
+        let is_meant = |state: &BackendState| {
+            state.backend.forwarding.encapsulates()
+                && state.address().ip() == destination
+                && self.wanted.nat_sources.get(state.backend.nat_source as usize) == Some(&source)
+        };
+        if !self.wanted.backends.values().any(is_meant) {
+            return;
+        }
+        self.path_mtu_times.insert(destination, Instant::now());
+        if self.wanted.path_mtus.insert(destination, mtu) != Some(mtu) {
+            tracing::info!(backend = %destination, mtu, "a router on the way takes no more");
+            self.apply_network();
+        }
+    }
+
+    /// Forgets what routers said long ago: the way may be another by now.
+    fn forget_path_mtus(&mut self) {
+        self.path_mtu_times.retain(|_, heard| heard.elapsed() < PATH_MTU_LIFE);
+        let known = self.wanted.path_mtus.len();
+        self.wanted.path_mtus.retain(|address, _| self.path_mtu_times.contains_key(address));
+        if self.wanted.path_mtus.len() < known {
+            self.apply_network();
+        }
+    }
+
+    fn apply_network(&mut self) {
+        let attached = self.interfaces.indices();
+        self.wanted.apply_network(&self.config, &self.network, &attached);
     }
 
     /// Demands that backends whose hardware address is all that changes are on our own network.

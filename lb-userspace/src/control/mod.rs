@@ -9,6 +9,7 @@ pub mod configure;
 mod controller;
 mod interfaces;
 mod operate;
+mod path_mtu;
 pub mod plan;
 mod preflight;
 pub mod ring;

@@ -20,7 +20,7 @@ use super::{
     configure::{NoRoom, Room},
     controller::{Controller, Event},
     interfaces::{self, Interfaces},
-    preflight, ring, store,
+    path_mtu, preflight, ring, store,
     troubles::Troubles,
 };
 use crate::{
@@ -194,6 +194,7 @@ async fn start(
         }
     });
     watch_network(&controller, events.clone());
+    watch_path_mtus(&events);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         services = controller.config.services.len(),
@@ -266,6 +267,7 @@ async fn assemble(
         members: BTreeMap::new(),
         checkers: HashMap::new(),
         idle_sweeps: HashMap::new(),
+        path_mtu_times: HashMap::new(),
         addresses: watch::channel(Vec::new()).0,
         events,
         started: Instant::now(),
@@ -323,6 +325,24 @@ fn watch_network(controller: &Controller, events: mpsc::Sender<Event>) {
             tracing::error!(%error, "the network is no longer watched; restart the controller");
         }
     });
+}
+
+fn watch_path_mtus(events: &mpsc::Sender<Event>) {
+    for is_ipv4 in [true, false] {
+        let events = events.clone();
+        tokio::spawn(async move {
+            // A router says it again if there is no room for it now.
+            let heard = |path_mtu| {
+                !matches!(
+                    events.try_send(Event::PathMtu(path_mtu)),
+                    Err(mpsc::error::TrySendError::Closed(_))
+                )
+            };
+            if let Err(error) = path_mtu::watch(is_ipv4, heard).await {
+                tracing::warn!(%error, "what routers say of ipip's and gue's path MTU isn't heard");
+            }
+        });
+    }
 }
 
 fn watch_signals(events: &mpsc::Sender<Event>) -> Result<(), StartError> {

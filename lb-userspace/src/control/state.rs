@@ -40,6 +40,9 @@ pub struct State {
     pub local_macs: BTreeSet<(u32, MacAddress)>,
     /// Interfaces that frames may leave by.
     pub egress: BTreeSet<u32>,
+    /// How long datagrams may be on the way to a backend, in bytes, as routers say. Only known of what
+    /// is wanted; it comes out in [`Backend::maximum_datagram`].
+    pub path_mtus: BTreeMap<IpAddr, u16>,
 }
 
 /// What a service is bound to.
@@ -148,6 +151,8 @@ impl State {
             let Some(Ok(hop)) = network.next_hops.get(&state.address().ip()) else { continue };
             let Some(link) = network.links.get(&hop.interface) else { continue };
             let mtu = u16::try_from(link.mtu).unwrap_or(u16::MAX);
+            let path_mtu = self.path_mtus.get(&state.address().ip()).copied();
+            let mtu = path_mtu.map_or(mtu, |path_mtu| mtu.min(path_mtu));
             let out_of_reach = state.backend.forwarding == Forwarding::Dsr && hop.router.is_some();
             let link = if out_of_reach {
                 Link::default()

@@ -93,6 +93,10 @@ fn load_stages(ebpf: &mut aya::Ebpf, pins: &Pins) -> Result<(), DataplaneError> 
 const fn stage_program(stage: Stage) -> &'static str {
     match stage {
         Stage::Ipv6 => "lb_ipv6",
+        Stage::Icmp => "lb_icmp",
+        Stage::Icmpv6 => "lb_icmpv6",
+        Stage::TooBig => "lb_too_big",
+        Stage::TooBigIpv6 => "lb_too_big_ipv6",
     }
 }
 

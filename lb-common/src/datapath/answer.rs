@@ -1,0 +1,72 @@
+//! A datagram is too long for the way to its backend: its sender is told how long it may be (RFC
+//! 1191; RFC 4443, section 3.2).
+
+use super::{Family, NETWORK_OFFSET, Packet, Reason, Verdict};
+use crate::wire::{Digest, EthernetHeader, IcmpHeader, NetworkHeader, NetworkU16, Outer};
+
+/// Turns the frame into the message that its datagram may be `longest` bytes long.
+#[inline(always)]
+pub(super) fn too_big<A: Family, P: Packet>(
+    packet: &mut P,
+    longest: u16,
+) -> Result<Verdict, Reason> {
+    let ethernet: EthernetHeader = packet.read(0).ok_or(Reason::ShortFrame)?;
+    let datagram = A::datagram(packet, NETWORK_OFFSET)?;
+    // The last ones of it, fewer than make a step, needn't be there.
+    let steps = datagram.length.min(A::LONGEST_QUOTE) / STEP;
+    let mut sum = 0;
+    for step in 0..A::LONGEST_QUOTE / STEP {
+        if step >= steps {
+            break;
+        }
+        let words: [u16; STEP / 2] =
+            packet.read(NETWORK_OFFSET + step * STEP).ok_or(Reason::ShortFrame)?;
+        for word in words {
+            sum += u32::from(word);
+        }
+    }
+    let quoted = steps * STEP;
+    let payload_length = (IcmpHeader::LENGTH + quoted) as u16;
+    let (client, service) = (datagram.header.source(), datagram.header.destination());
+    if A::ICMP_COVERS_ADDRESSES {
+        sum += pseudo_header_sum::<A>(client, service, payload_length);
+    }
+
+    packet.truncate(NETWORK_OFFSET + quoted).ok_or(Reason::NoHeadroom)?;
+    A::grow_for_message(packet).ok_or(Reason::NoHeadroom)?;
+    let message = A::too_big_message(longest).with_checksum(sum);
+    let place = NETWORK_OFFSET + A::Header::LENGTH;
+    packet.write(place, message).ok_or(Reason::NoHeadroom)?;
+    let header = A::Header::around(&Outer {
+        inner: Digest { whole: true, ..Digest::NONE },
+        payload_length,
+        protocol: A::ICMP,
+        source: service.words(),
+        destination: client.words(),
+        flow: 0,
+    });
+    packet.write(NETWORK_OFFSET, header).ok_or(Reason::NoHeadroom)?;
+    let ethernet = EthernetHeader {
+        destination: ethernet.source,
+        source: ethernet.destination,
+        ether_type: A::Header::ETHER_TYPE,
+    };
+    packet.write(0, ethernet).ok_or(Reason::NoHeadroom)?;
+    Ok(Verdict { reason: Reason::NeedsFragmentation, egress: packet.ingress() })
+}
+
+/// Bytes that are added up at a time.
+const STEP: usize = 8;
+
+/// The sum over the words of the pseudo-header of ICMP over IPv6 (RFC 8200, section 8.1).
+#[inline(always)]
+fn pseudo_header_sum<A: Family>(first: A, second: A, length: u16) -> u32 {
+    let mut sum = u32::from(NetworkU16::new(length).raw());
+    sum += u32::from(NetworkU16::new(A::ICMP.into()).raw());
+    for address in [first.words(), second.words()] {
+        for word in address {
+            sum += (word.raw() & 0xffff) + (word.raw() >> 16);
+        }
+    }
+    sum
+}

@@ -1,0 +1,159 @@
+//! ICMP errors about a flow: they reach the end whose datagram they are about, which finds in them
+//! what it sent (RFC 792; RFC 4443, section 3; RFC 5508, section 4).
+
+use super::{
+    Family, FamilyTables, NETWORK_OFFSET, Packet, Reason, Scratch, Table, Verdict, encapsulate,
+    established, network::Datagram, parse, rewrite, transmit,
+};
+use crate::{
+    abi::{Direction, Flow, FlowKey},
+    wire::{
+        Checksum, ChecksumDelta, IcmpHeader, Ipv4Header, NetworkHeader, NetworkU16, PROTOCOL_TCP,
+        PROTOCOL_UDP, TcpHeader, UdpHeader,
+    },
+};
+
+/// Forwards an ICMP error about a flow.
+#[inline(always)]
+pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch<A>,
+) -> Result<Verdict, Reason> {
+    let Scratch { segment, flow, reply_key: key, longest } = scratch;
+    let datagram = A::datagram(packet, NETWORK_OFFSET)?;
+    let quote = quote::<A, P>(packet, &datagram)?;
+    *key = quote.answered_by();
+    *segment = parse::message(packet, &datagram, *key)?;
+    let segment = &*segment;
+    *flow = find(tables, key).ok_or(Reason::OtherProtocol)?;
+
+    established::demand_own_station(tables, segment)?;
+    let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
+    segment.admit_datagram(packet, &settings)?;
+    let backend = transmit::backend(tables, segment, flow, longest)?;
+
+    let changed = if flow.forwarding.sees_replies() {
+        unquote(packet, &quote, flow)?
+    } else {
+        ChecksumDelta::ZERO
+    };
+    // Whoever noticed it is hidden where those behind us are.
+    let from = datagram.header.source();
+    let is_hidden = flow.direction == Direction::ToClient as u8 || flow.forwarding.hides_client();
+    if !is_hidden {
+        flow.source = from;
+    }
+    let addresses = A::checksum_delta(from, flow.source)
+        .and(A::checksum_delta(datagram.header.destination(), flow.destination));
+    let pseudo_header = if A::ICMP_COVERS_ADDRESSES { addresses } else { ChecksumDelta::ZERO };
+    let place = segment.transport_offset() + IcmpHeader::CHECKSUM_OFFSET;
+    let checksum: Checksum = packet.read(place).ok_or(Reason::OtherProtocol)?;
+    packet.write(place, checksum.updated(changed.and(pseudo_header))).ok_or(Reason::ShortFrame)?;
+
+    flow.network_delta = addresses.and(Ipv4Header::TIME_TO_LIVE_DELTA);
+    let link = backend.map_or(flow.link, |backend| backend.link);
+    match backend {
+        Some(backend) if flow.forwarding.encapsulates() => {
+            encapsulate::forward(packet, tables, segment, flow, backend)?;
+        }
+        _ => rewrite::network(packet, segment, flow, link).ok_or(Reason::ShortFrame)?,
+    }
+    Ok(Verdict { reason: Reason::IcmpError, egress: link.interface })
+}
+
+/// The beginning of the datagram that an error is about, as we had sent it.
+struct Quote<A: Family> {
+    /// Offset of its network header in the frame, in bytes.
+    start: usize,
+    /// Offset of its transport header.
+    transport: usize,
+    header: A::Header,
+    protocol: u8,
+    /// Sender's and receiver's.
+    ports: [NetworkU16; 2],
+}
+
+/// Reads what an ICMP error is about; anything else that is ICMP isn't for us.
+#[inline(always)]
+fn quote<A: Family, P: Packet>(packet: &P, datagram: &Datagram<A>) -> Result<Quote<A>, Reason> {
+    let message: IcmpHeader =
+        packet.read(datagram.transport_offset).ok_or(Reason::OtherProtocol)?;
+    if datagram.protocol != A::ICMP || !A::is_error(message.kind()) {
+        return Err(Reason::OtherProtocol);
+    }
+    let start = datagram.transport_offset + IcmpHeader::LENGTH;
+    let (header, protocol, transport) = A::quoted(packet, start).ok_or(Reason::OtherProtocol)?;
+    if protocol != PROTOCOL_TCP && protocol != PROTOCOL_UDP {
+        return Err(Reason::OtherProtocol);
+    }
+    // As much as there must be of it (RFC 792), within the message.
+    if transport + QUOTED_TRANSPORT > NETWORK_OFFSET + datagram.length {
+        return Err(Reason::OtherProtocol);
+    }
+    let ports = packet.read(transport).ok_or(Reason::OtherProtocol)?;
+    Ok(Quote { start, transport, header, protocol, ports })
+}
+
+/// Bytes that a message quotes of a transport header at least.
+const QUOTED_TRANSPORT: usize = 8;
+
+impl<A: Family> Quote<A> {
+    /// The key of the flow's direction that the quoted datagram's receiver would answer in.
+    #[inline(always)]
+    fn answered_by(&self) -> FlowKey<A> {
+        let [source_port, destination_port] = self.ports;
+        FlowKey {
+            source: self.header.destination(),
+            destination: self.header.source(),
+            source_port: destination_port,
+            destination_port: source_port,
+            protocol: u32::from(self.protocol),
+        }
+    }
+}
+
+#[inline(always)]
+fn find<A: Family, T: FamilyTables<A>>(tables: &T, key: &FlowKey<A>) -> Option<Flow<A>> {
+    let entry = match tables.find(Table::Established, key) {
+        Some(entry) => entry,
+        None => tables.find(Table::Embryonic, key)?,
+    };
+    Some(entry.read())
+}
+
+/// Makes of a quoted datagram the one that its sender had sent: `flow` is what becomes of the answers
+/// to it. Returns what that does to the message's checksum.
+#[inline(always)]
+fn unquote<A: Family, P: Packet>(
+    packet: &mut P,
+    quote: &Quote<A>,
+    flow: &Flow<A>,
+) -> Result<ChecksumDelta, Reason> {
+    let addresses = A::checksum_delta(quote.header.source(), flow.destination)
+        .and(A::checksum_delta(quote.header.destination(), flow.source));
+    let [source_port, destination_port] = quote.ports;
+    let ports = ChecksumDelta::of_u16(source_port.raw(), flow.destination_port.raw())
+        .and(ChecksumDelta::of_u16(destination_port.raw(), flow.source_port.raw()));
+
+    let route =
+        A::Header::readdressed(quote.header.digest(), flow.destination, flow.source, addresses);
+    packet.write(quote.start + A::Header::ROUTE_OFFSET, route).ok_or(Reason::ShortFrame)?;
+    packet
+        .write(quote.transport, [flow.destination_port, flow.source_port])
+        .ok_or(Reason::ShortFrame)?;
+    // The checksum in IPv4's header makes up for the addresses.
+    let mut changed = if A::HEADER_HAS_CHECKSUM { ports } else { addresses.and(ports) };
+
+    let is_udp = quote.protocol == PROTOCOL_UDP;
+    let offset = if is_udp { UdpHeader::CHECKSUM_OFFSET } else { TcpHeader::CHECKSUM_OFFSET };
+    let place = quote.transport + offset;
+    // Of TCP's header, no more than the ports and the sequence number need be there.
+    if let Some(old) = packet.read::<Checksum>(place) {
+        let delta = addresses.and(ports);
+        let new = if is_udp { old.updated_udp(delta) } else { old.updated(delta) };
+        packet.write(place, new).ok_or(Reason::ShortFrame)?;
+        changed = changed.and(ChecksumDelta::of_u16(old.raw(), new.raw()));
+    }
+    Ok(changed)
+}
