@@ -7,23 +7,34 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use bytemuck::Pod;
-use lb_common::datapath::Packet;
+use lb_common::{
+    datapath::{Note, Packet},
+    wire::VlanTags,
+};
+
+use crate::maps;
 
 /// A received frame.
-pub(crate) struct Frame<'context>(&'context XdpContext);
+pub(crate) struct Frame<'context> {
+    context: &'context XdpContext,
+    tags: VlanTags,
+}
 
 impl<'context> Frame<'context> {
-    /// Wraps the context that the kernel hands to the program.
+    /// Wraps the context that the kernel hands to the program, of a frame that had those tags.
     #[inline(always)]
-    pub(crate) fn new(context: &'context XdpContext) -> Self {
-        Self(context)
+    pub(crate) fn new(context: &'context XdpContext, tags: VlanTags) -> Self {
+        Self { context, tags }
     }
 
     /// Where a `T` at `offset` lies, if it ends within the frame.
     #[inline(always)]
     fn place<T>(&self, offset: usize) -> Option<*mut T> {
-        let start = self.0.data() + offset;
-        (start + size_of::<T>() <= self.0.data_end()).then_some(start as *mut T)
+        // Else the compiler may copy the 32 bits that they are in the context, and not the pointers that
+        // the verifier takes them for.
+        let start = opaque(self.context.data()) + offset;
+        let end = opaque(self.context.data_end());
+        (start + size_of::<T>() <= end).then_some(start as *mut T)
     }
 }
 
@@ -42,7 +53,7 @@ impl Packet for Frame<'_> {
     fn read<T: Pod>(&self, offset: usize) -> Option<T> {
         let place = self.place::<T>(offset)?;
         // SAFETY: it ends within the frame; frames start at even addresses, and by the trait's
-        // contract the offset is even and `T` needs no more than that.
+        // contract `T` needs no more than that, and the offset is aligned for it.
         Some(unsafe { place.read() })
     }
 
@@ -57,7 +68,14 @@ impl Packet for Frame<'_> {
     #[inline(always)]
     fn grow<const BYTES: usize>(&mut self) -> Option<()> {
         // SAFETY: the context is the kernel's; every access reads the frame's bounds anew.
-        let result = unsafe { bpf_xdp_adjust_head(self.0.ctx, -(BYTES as i32)) };
+        let result = unsafe { bpf_xdp_adjust_head(self.context.ctx, -(BYTES as i32)) };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn shrink<const BYTES: usize>(&mut self) -> Option<()> {
+        // SAFETY: as in `grow`.
+        let result = unsafe { bpf_xdp_adjust_head(self.context.ctx, BYTES as i32) };
         (result == 0).then_some(())
     }
 
@@ -65,18 +83,31 @@ impl Packet for Frame<'_> {
     fn truncate(&mut self, length: usize) -> Option<()> {
         let cut = self.length().checked_sub(length)?;
         // SAFETY: as in `grow`.
-        let result = unsafe { bpf_xdp_adjust_tail(self.0.ctx, -(cut as i32)) };
+        let result = unsafe { bpf_xdp_adjust_tail(self.context.ctx, -(cut as i32)) };
         (result == 0).then_some(())
     }
 
     #[inline(always)]
     fn length(&self) -> usize {
-        opaque(self.0.data_end() - self.0.data())
+        opaque(self.context.data_end() - self.context.data())
     }
 
     #[inline(always)]
     fn ingress(&self) -> u32 {
         // SAFETY: the kernel's context is valid while the program runs.
-        unsafe { (*self.0.ctx).ingress_ifindex }
+        unsafe { (*self.context.ctx).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn tags(&self) -> VlanTags {
+        self.tags
+    }
+
+    #[inline(always)]
+    fn leave(&mut self, note: Note) {
+        if let Some(place) = maps::NOTE.get_ptr_mut(0) {
+            // SAFETY: the map's value is valid, and this CPU's alone while the program runs.
+            unsafe { *place = note };
+        }
     }
 }

@@ -18,11 +18,10 @@ mod tables;
 
 use core::hint;
 
-use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use bytemuck::Zeroable;
+use aya_ebpf::{bindings::xdp_action, macros::xdp, maps::PerCpuArray, programs::XdpContext};
 use lb_common::{
-    datapath::{self, Action, Decision, Packet, Reason, Scratch, Verdict},
-    wire::{Ipv4Address, Ipv6Address},
+    datapath::{self, Action, Decision, Packet, Reason, Verdict},
+    wire::{Ipv4Address, Ipv6Address, VlanTags},
 };
 
 use crate::{frame::Frame, tables::MapTables};
@@ -31,74 +30,63 @@ use crate::{frame::Frame, tables::MapTables};
 #[xdp]
 #[inline(always)]
 pub fn lb(context: XdpContext) -> u32 {
-    let decision = datapath::process(&mut Frame::new(&context), &MapTables);
-    finish(&context, decision)
+    let frame = &mut Frame::new(&context, VlanTags::NONE);
+    finish(&context, datapath::process(frame, &MapTables))
 }
 
-/// The program of [`datapath::Stage::Ipv6`].
-#[xdp]
-#[inline(always)]
-pub fn lb_ipv6(context: XdpContext) -> u32 {
-    let decision = process_ipv6(&mut Frame::new(&context)).unwrap_or_else(|decision| decision);
-    finish(&context, decision)
+/// Declares the program of a stage, which works on a frame and on what the program that called it
+/// left.
+macro_rules! stages {
+    ($($name:ident: $stage:ident |$frame:ident, $note:pat_param| $process:expr;)*) => {$(
+        #[doc = concat!("The program of [`datapath::Stage::", stringify!($stage), "`].")]
+        #[xdp]
+        #[inline(always)]
+        pub fn $name(context: XdpContext) -> u32 {
+            let Some(note) = scratch(&maps::NOTE) else { return finish(&context, INCOMPLETE) };
+            let $frame = &mut Frame::new(&context, note.tags);
+            let $note = note;
+            finish(&context, $process)
+        }
+    )*};
+}
+
+stages! {
+    lb_ipv6: Ipv6 |frame, _| process_ipv6(frame).unwrap_or_else(|decision| decision);
+    lb_icmp: Icmp |frame, _| {
+        let process = |scratch| datapath::process_icmp(frame, &MapTables, scratch);
+        scratch(&maps::SCRATCH).map_or(INCOMPLETE, process)
+    };
+    lb_icmpv6: Icmpv6 |frame, _| {
+        let process = |scratch| datapath::process_icmp(frame, &MapTables, scratch);
+        scratch(&maps::SCRATCH_IPV6).map_or(INCOMPLETE, process)
+    };
+    lb_too_big: TooBig |frame, note| datapath::answer_too_big::<Ipv4Address, _>(frame, note);
+    lb_too_big_ipv6: TooBigIpv6 |frame, note| {
+        datapath::answer_too_big::<Ipv6Address, _>(frame, note)
+    };
+    lb_tagged: Tagged |frame, _| datapath::process_tagged(frame);
+    lb_ipv4: Ipv4 |frame, _| datapath::process_ipv4(frame, &MapTables);
+    lb_syn: Syn |frame, note| datapath::look_at_syn(frame, note);
+    lb_finish: Finish |frame, note| Decision::Made(datapath::finish(frame, note));
 }
 
 #[inline(always)]
 fn process_ipv6(frame: &mut Frame<'_>) -> Result<Decision, Decision> {
-    let scratch = scratch_ipv6().ok_or(INCOMPLETE)?;
+    let scratch = scratch(&maps::SCRATCH_IPV6).ok_or(INCOMPLETE)?;
+    let scratch = &mut scratch.basic;
     datapath::read(frame, scratch)?;
     // What was read is read anew from memory, where the verifier knows nothing of it: else it would
     // go on with one path for each row of extension headers.
     Ok(datapath::decide(frame, &MapTables, hint::black_box(scratch)))
 }
 
-/// The program of [`datapath::Stage::Icmp`].
-#[xdp]
-#[inline(always)]
-pub fn lb_icmp(context: XdpContext) -> u32 {
-    let mut scratch = Scratch::<Ipv4Address>::zeroed();
-    let verdict = datapath::process_icmp(&mut Frame::new(&context), &MapTables, &mut scratch);
-    finish(&context, Decision::Made(verdict))
-}
-
-/// The program of [`datapath::Stage::Icmpv6`].
-#[xdp]
-#[inline(always)]
-pub fn lb_icmpv6(context: XdpContext) -> u32 {
-    let frame = &mut Frame::new(&context);
-    let process = |scratch| Decision::Made(datapath::process_icmp(frame, &MapTables, scratch));
-    finish(&context, scratch_ipv6().map_or(INCOMPLETE, process))
-}
-
-/// The program of [`datapath::Stage::TooBig`].
-#[xdp]
-#[inline(always)]
-pub fn lb_too_big(context: XdpContext) -> u32 {
-    let verdict = datapath::answer_too_big::<Ipv4Address, _>(&mut Frame::new(&context), note());
-    finish(&context, Decision::Made(verdict))
-}
-
-/// The program of [`datapath::Stage::TooBigIpv6`].
-#[xdp]
-#[inline(always)]
-pub fn lb_too_big_ipv6(context: XdpContext) -> u32 {
-    let verdict = datapath::answer_too_big::<Ipv6Address, _>(&mut Frame::new(&context), note());
-    finish(&context, Decision::Made(verdict))
-}
-
 const INCOMPLETE: Decision = Decision::Made(Verdict::refusing(Reason::TablesIncomplete));
 
 #[inline(always)]
-fn scratch_ipv6<'a>() -> Option<&'a mut Scratch<Ipv6Address>> {
+fn scratch<T>(map: &'static PerCpuArray<T>) -> Option<&'static mut T> {
     // SAFETY: the map's value is valid, and this CPU's alone while the program runs, which asks for
     // it once.
-    maps::SCRATCH_IPV6.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
-}
-
-/// What the program that called this one left.
-#[inline(always)]
-fn note() -> u32 {
-    maps::NOTE.get(0).copied().unwrap_or(0)
+    map.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
 }
 
 /// Counts the reason and acts on the verdict, or calls the program of the stage that the frame is
@@ -107,18 +95,15 @@ fn note() -> u32 {
 fn finish(context: &XdpContext, decision: Decision) -> u32 {
     let verdict = match decision {
         Decision::Made(verdict) => verdict,
-        Decision::Left { stage, note } => {
-            if let Some(place) = maps::NOTE.get_ptr_mut(0) {
-                // SAFETY: the map's value is valid, and this CPU's alone while the program runs.
-                unsafe { *place = note };
-            }
+        Decision::Left(stage) => {
             // SAFETY: nothing here has to be dropped.
             unsafe { maps::STAGES.tail_call(context, stage as u32) };
             // Only a program that isn't there is not called.
             Verdict::refusing(Reason::TablesIncomplete)
         }
     };
-    let (action, reason) = act(verdict, Frame::new(context).ingress());
+    let ingress = Frame::new(context, VlanTags::NONE).ingress();
+    let (action, reason) = act(verdict, ingress);
     tables::count_reason(reason);
     action
 }

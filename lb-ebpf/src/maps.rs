@@ -11,7 +11,7 @@ use lb_common::{
         Backend, BackendInfo, Counters, Flow, FlowKey, LocalMac, RingChunk, Service, ServiceInfo,
         ServiceKey, Settings,
     },
-    datapath::{Reason, Scratch, Stage},
+    datapath::{ErrorScratch, Note, Reason, Stage},
     wire::{Ipv4Address, Ipv6Address, NetworkU32},
 };
 
@@ -55,11 +55,15 @@ pub(crate) static STAGES: ProgramArray = ProgramArray::pinned(Stage::ALL.len() a
 
 // No program runs while another does on the same CPU, and nobody else looks.
 #[map]
-pub(crate) static SCRATCH_IPV6: PerCpuArray<Scratch<Ipv6Address>> =
+pub(crate) static SCRATCH: PerCpuArray<ErrorScratch<Ipv4Address>> =
     PerCpuArray::with_max_entries(1, 0);
 
 #[map]
-pub(crate) static NOTE: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static SCRATCH_IPV6: PerCpuArray<ErrorScratch<Ipv6Address>> =
+    PerCpuArray::with_max_entries(1, 0);
+
+#[map]
+pub(crate) static NOTE: PerCpuArray<Note> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 pub(crate) static NAT_SOURCES: Array<[NetworkU32; 4]> = Array::pinned(1, 0);

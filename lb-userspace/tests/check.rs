@@ -298,3 +298,25 @@ fn usage_errors_exit_with_two() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
     }
 }
+
+#[test]
+fn a_segment_size_that_no_tcp_has_and_one_for_udp() {
+    wrong(
+        "[service.check]\n",
+        "mss = 100\n[service.check]\n",
+        r#"
+FILE:7:7: mss 100 is out of range: 536 to 65495
+    mss = 100
+          ^~~
+    hint: write a number from 536 to 65495"#,
+    );
+    wrong(
+        "[service.check]\n",
+        "mss = 1400\nprotocol = \"udp\"\n[service.check]\n",
+        r#"
+FILE:7:7: mss is TCP's, and the service is UDP
+    mss = 1400
+          ^~~~
+    hint: leave it out"#,
+    );
+}

@@ -13,10 +13,10 @@ use lb_common::{
         ServiceKey, Settings, Tick,
     },
     datapath::{
-        self, Action, Decision, FamilyTables, InsertError, Packet, Reason, Scratch, Stage, Table,
-        Tables,
+        self, Action, Decision, ErrorScratch, FamilyTables, InsertError, Note, Packet, Reason,
+        Stage, Table, Tables,
     },
-    wire::{Address, Ipv4Address, Ipv6Address, NetworkU32},
+    wire::{Address, Ipv4Address, Ipv6Address, NetworkU32, VlanTags},
 };
 
 use crate::world::{INGRESS, World};
@@ -159,12 +159,17 @@ impl Host {
     pub fn run(&self, frame: &[u8]) -> Outcome {
         self.ipv4.removed.borrow_mut().clear();
         self.ipv6.removed.borrow_mut().clear();
-        let mut packet = Frame(frame.to_vec());
+        let mut packet =
+            Frame { bytes: frame.to_vec(), tags: VlanTags::NONE, note: Note::zeroed() };
         let mut decision = datapath::process(&mut packet, self);
         let verdict = loop {
             match decision {
                 Decision::Made(verdict) => break verdict,
-                Decision::Left { stage, note } => decision = self.stage(&mut packet, stage, note),
+                Decision::Left(stage) => {
+                    let note = packet.note;
+                    packet.tags = note.tags;
+                    decision = self.stage(&mut packet, stage, note);
+                }
             }
         };
         let action = verdict.reason.action();
@@ -172,26 +177,26 @@ impl Host {
             action,
             redirected: action == Action::Transmit && verdict.egress != INGRESS,
             reason: verdict.reason,
-            frame: packet.0,
+            frame: packet.bytes,
         }
     }
 
-    fn stage(&self, packet: &mut Frame, stage: Stage, note: u32) -> Decision {
-        let ipv4 = &mut Scratch::<Ipv4Address>::zeroed();
-        let ipv6 = &mut Scratch::<Ipv6Address>::zeroed();
+    fn stage(&self, packet: &mut Frame, stage: Stage, mut note: Note) -> Decision {
+        let ipv4 = &mut ErrorScratch::<Ipv4Address>::zeroed();
+        let ipv6 = &mut ErrorScratch::<Ipv6Address>::zeroed();
         match stage {
-            Stage::Ipv6 => match datapath::read(packet, ipv6) {
-                Ok(()) => datapath::decide(packet, self, ipv6),
+            Stage::Ipv6 => match datapath::read(packet, &mut ipv6.basic) {
+                Ok(()) => datapath::decide(packet, self, &mut ipv6.basic),
                 Err(decision) => decision,
             },
-            Stage::Icmp => Decision::Made(datapath::process_icmp(packet, self, ipv4)),
-            Stage::Icmpv6 => Decision::Made(datapath::process_icmp(packet, self, ipv6)),
-            Stage::TooBig => {
-                Decision::Made(datapath::answer_too_big::<Ipv4Address, _>(packet, note))
-            }
-            Stage::TooBigIpv6 => {
-                Decision::Made(datapath::answer_too_big::<Ipv6Address, _>(packet, note))
-            }
+            Stage::Icmp => datapath::process_icmp(packet, self, ipv4),
+            Stage::Icmpv6 => datapath::process_icmp(packet, self, ipv6),
+            Stage::TooBig => datapath::answer_too_big::<Ipv4Address, _>(packet, &note),
+            Stage::TooBigIpv6 => datapath::answer_too_big::<Ipv6Address, _>(packet, &note),
+            Stage::Tagged => datapath::process_tagged(packet),
+            Stage::Ipv4 => datapath::process_ipv4(packet, self),
+            Stage::Syn => datapath::look_at_syn(packet, &mut note),
+            Stage::Finish => Decision::Made(datapath::finish(packet, &note)),
         }
     }
 
@@ -290,36 +295,54 @@ macro_rules! family_tables {
 family_tables!(Ipv4Address, ipv4);
 family_tables!(Ipv6Address, ipv6);
 
-struct Frame(Vec<u8>);
+struct Frame {
+    bytes: Vec<u8>,
+    tags: VlanTags,
+    note: Note,
+}
 
 impl Packet for Frame {
     fn read<T: Pod>(&self, offset: usize) -> Option<T> {
-        let bytes = self.0.get(offset..offset.checked_add(size_of::<T>())?)?;
+        let bytes = self.bytes.get(offset..offset.checked_add(size_of::<T>())?)?;
         Some(bytemuck::pod_read_unaligned(bytes))
     }
 
     fn write<T: Pod>(&mut self, offset: usize, value: T) -> Option<()> {
         let end = offset.checked_add(size_of::<T>())?;
-        self.0.get_mut(offset..end)?.copy_from_slice(bytemuck::bytes_of(&value));
+        self.bytes.get_mut(offset..end)?.copy_from_slice(bytemuck::bytes_of(&value));
         Some(())
     }
 
     fn grow<const BYTES: usize>(&mut self) -> Option<()> {
-        self.0.splice(0..0, [0; BYTES]);
+        self.bytes.splice(0..0, [0; BYTES]);
+        Some(())
+    }
+
+    fn shrink<const BYTES: usize>(&mut self) -> Option<()> {
+        self.bytes.len().checked_sub(BYTES)?;
+        self.bytes.drain(..BYTES);
         Some(())
     }
 
     fn truncate(&mut self, length: usize) -> Option<()> {
-        self.0.len().checked_sub(length)?;
-        self.0.truncate(length);
+        self.bytes.len().checked_sub(length)?;
+        self.bytes.truncate(length);
         Some(())
     }
 
     fn length(&self) -> usize {
-        self.0.len()
+        self.bytes.len()
     }
 
     fn ingress(&self) -> u32 {
         INGRESS
+    }
+
+    fn tags(&self) -> VlanTags {
+        self.tags
+    }
+
+    fn leave(&mut self, note: Note) {
+        self.note = note;
     }
 }

@@ -7,12 +7,16 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use aya::programs::{TestRun, TestRunOptions};
-use lb_common::{
-    abi::{Counters, RING_CHUNK_SLOTS},
-    datapath::{Action, Reason, Table},
+use aya::{
+    maps::{MapData, PerCpuArray, PerCpuValues},
+    programs::{TestRun, TestRunOptions},
 };
-use lb_userspace::dataplane::{Capacity, Loaded, Pins, load, nat_source_words};
+use lb_common::{
+    abi::{Backend, Counters, RING_CHUNK_SLOTS},
+    datapath::{Action, Reason, Table},
+    wire::Address,
+};
+use lb_userspace::dataplane::{Capacity, FamilyMaps, Loaded, Pins, load, nat_source_words};
 
 use crate::{
     host::{Outcome, Recorded, Records},
@@ -74,6 +78,34 @@ impl Kernel {
         let counts = self.loaded.verified_instructions()?;
         ensure!(!counts.contains(&0), "the kernel doesn't say");
         Ok(counts)
+    }
+
+    /// Forgets all flows and counts.
+    ///
+    /// # Errors
+    ///
+    /// The maps can't be changed.
+    pub fn reset(&mut self) -> Result<()> {
+        let maps = &mut self.loaded.maps;
+        for table in [Table::Established, Table::Embryonic] {
+            clear_flows(&mut maps.ipv4, table)?;
+            clear_flows(&mut maps.ipv6, table)?;
+        }
+        for index in 0..maps.nat_cursors.len() {
+            maps.nat_cursors.set(index, 0, 0)?;
+        }
+        clear_counters(&mut maps.service_counters, Counters::default())?;
+        clear_counters(&mut maps.backend_counters, Counters::default())?;
+        clear_counters(&mut maps.reason_counters, 0)
+    }
+
+    /// Writes what is known of a backend.
+    ///
+    /// # Errors
+    ///
+    /// The map can't be changed.
+    pub fn write_backend(&mut self, index: u32, backend: &Backend) -> Result<()> {
+        Ok(self.loaded.maps.backends.set(index, backend, 0)?)
     }
 
     /// Writes the slots of all rings.
@@ -198,6 +230,23 @@ impl Drop for Kernel {
             eprintln!("removing the pins: {error}");
         }
     }
+}
+
+fn clear_flows<A: Address>(maps: &mut FamilyMaps<A>, table: Table) -> Result<()> {
+    let mut keys = Vec::new();
+    maps.for_each(table, |key, _| keys.push(*key))?;
+    for key in keys {
+        maps.flows_mut(table).remove(&key)?;
+    }
+    Ok(())
+}
+
+fn clear_counters<T: aya::Pod>(counters: &mut PerCpuArray<MapData, T>, zero: T) -> Result<()> {
+    for index in 0..counters.len() {
+        let cpus = counters.get(&index, 0)?.len();
+        counters.set(index, PerCpuValues::try_from(vec![zero; cpus])?, 0)?;
+    }
+    Ok(())
 }
 
 /// A directory for pins that no other test uses, on a BPF file system, which is mounted if need be.

@@ -1,14 +1,17 @@
 //! Both builds of the packet logic side by side.
 
 use anyhow::{Context, Result, ensure};
-use lb_common::datapath::{Action, Reason, Table};
+use lb_common::{
+    abi::Backend,
+    datapath::{Action, Reason, Table},
+};
 
 use crate::{
     host::{Host, Outcome},
     icmp::Message,
     kernel::{Kernel, LONGEST_FRAME, SHORTEST_FRAME},
     seen::{self, Seen},
-    world::World,
+    world::{self, World},
 };
 
 /// Both builds, over tables that were filled alike.
@@ -30,8 +33,19 @@ impl Pair {
         Ok(Self { host: Host::new(world), kernel: Kernel::new(world)?, packets: 0 })
     }
 
+    /// Forgets all flows and counts.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's maps can't be changed.
+    pub fn reset(&mut self) -> Result<()> {
+        self.host = Host::new(&self.host.world);
+        self.packets = 0;
+        self.kernel.reset()
+    }
+
     /// Runs a frame through both and demands the same action, reason and bytes, and that a frame
-    /// which isn't sent on is as it was. Frames that the kernel can't run go through the host's
+    /// which goes on to the host is as it was. Frames that the kernel can't run go through the host's
     /// build only.
     ///
     /// # Errors
@@ -50,7 +64,7 @@ impl Pair {
             );
             self.packets += 1;
         }
-        if host.action != Action::Transmit {
+        if host.action == Action::Pass {
             ensure!(host.frame == frame, "{:?} changed the frame {frame:02x?}", host.reason);
         }
         Ok(host)
@@ -64,8 +78,19 @@ impl Pair {
     pub fn expect(&mut self, what: &str, frame: &[u8], reason: Reason) -> Result<Outcome> {
         let outcome = self.run(frame).with_context(|| what.to_owned())?;
         ensure!(outcome.reason == reason, "{what}: {:?}, wanted {reason:?}", outcome.reason);
-        check_transmitted(frame, &outcome).with_context(|| what.to_owned())?;
+        check_transmitted(&self.host.world, frame, &outcome).with_context(|| what.to_owned())?;
         Ok(outcome)
+    }
+
+    /// Changes what is known of a backend, in both.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's map can't be changed.
+    pub fn change_backend(&mut self, index: u32, change: impl FnOnce(&mut Backend)) -> Result<()> {
+        let backend = &mut self.host.world.backends[index as usize - 1];
+        change(backend);
+        self.kernel.write_backend(index, backend)
     }
 
     /// Gives a backend's slots in all rings to another one.
@@ -106,17 +131,40 @@ impl Pair {
     }
 }
 
-/// Demands of a frame what holds of every one that is transmitted for the same reason.
+/// Demands of a frame what holds of every one that is transmitted for the same reason, where both have
+/// the tables of `world`.
 ///
 /// # Errors
 ///
 /// Something doesn't hold.
-pub fn check_transmitted(before: &[u8], outcome: &Outcome) -> Result<()> {
+pub fn check_transmitted(world: &World, before: &[u8], outcome: &Outcome) -> Result<()> {
+    if outcome.action != Action::Transmit {
+        return Ok(());
+    }
+    let (tags_before, before) = seen::untag(before);
+    let (tags, after) = seen::untag(&outcome.frame);
+    let to = |backend: &&Backend| backend.link.station.bytes() == after[..6];
+    let backend = world.backends.iter().find(to);
+    let vlans: Vec<_> = tags.iter().map(|(kind, control)| (*kind, control & 0xfff)).collect();
+    match backend {
+        Some(backend) => ensure!(world::vlans(&vlans) == backend.link.vlans, "tags: {tags:04x?}"),
+        None => {
+            let known = [&[][..], &world::TAGS, &world::DOUBLE_TAGS].contains(&&vlans[..]);
+            ensure!(known, "tags to a client: {tags:04x?}");
+        }
+    }
+    let priority = tags_before.first().map_or(0, |(_, control)| control & 0xe000);
+    ensure!(tags.iter().all(|(_, control)| control & 0xf000 == priority), "priority: {tags:04x?}");
     match outcome.reason {
-        Reason::IcmpError => check_message(before, &outcome.frame),
-        Reason::NeedsFragmentation => check_answer(before, &outcome.frame),
-        _ if outcome.action == Action::Transmit => check_forwarded(before, &outcome.frame),
-        _ => Ok(()),
+        Reason::IcmpError => check_message(&before, &after),
+        Reason::NeedsFragmentation => check_answer(&before, &after),
+        _ => {
+            let source = Seen::new(&before).source;
+            let from =
+                |backend: &&Backend| (backend.socket_address().ip(), backend.port.get()) == source;
+            let end = backend.or_else(|| world.backends.iter().find(from));
+            check_forwarded(&before, &after, end.map_or(0, |backend| backend.maximum_segment))
+        }
     }
 }
 
@@ -145,24 +193,28 @@ fn check_answer(before: &[u8], after: &[u8]) -> Result<()> {
 }
 
 /// Demands of a forwarded frame what holds of every one, whatever its flow: one hop less, checksums
-/// as right or wrong as they were, and nothing else changed than what translation changes. An outer
-/// header is right, and takes over what it must of the one within.
+/// as right or wrong as they were, and nothing else changed than what translation changes, and what
+/// SYNs say where that is to be at most `maximum_segment` bytes, unless that is zero. An outer header is right, and takes over what it must of the one within.
 ///
 /// # Errors
 ///
 /// Something doesn't hold.
-fn check_forwarded(before: &[u8], after: &[u8]) -> Result<()> {
+fn check_forwarded(before: &[u8], after: &[u8], maximum_segment: u16) -> Result<()> {
     let (outer, after) = seen::decapsulate(after)?;
     if let Some(outer) = outer {
         ensure!(outer.service == Seen::new(before).service, "{outer:?}");
         ensure!(outer.time_to_live == 64, "{outer:?}");
         let is_ipv4 = before[14] >> 4 == 4;
-        ensure!(outer.is_whole == (!is_ipv4 || before[20] & 0x40 != 0), "{outer:?}");
+        let is_whole = !is_ipv4 || before[20] & 0x40 != 0;
+        ensure!(outer.is_whole == (is_whole || outer.source.is_ipv6()), "{outer:?}");
         if let Some(identification) = outer.identification {
             let wanted = if is_ipv4 { [before[18], before[19]] } else { [0, 0] };
             ensure!(identification == wanted, "{outer:?}");
         }
     }
+    let clamped =
+        if maximum_segment == 0 { before.to_vec() } else { seen::clamped(before, maximum_segment) };
+    let rest = Seen::new(&clamped).rest;
     let (before, after) = (Seen::new(before), Seen::new(&after));
     ensure!(after.time_to_live + 1 == before.time_to_live, "time to live: {after:?}");
     ensure!(after.ip_checksum_is_right, "IP checksum: {after:?}");
@@ -170,6 +222,6 @@ fn check_forwarded(before: &[u8], after: &[u8]) -> Result<()> {
         after.transport_checksum == before.transport_checksum,
         "transport checksum: {before:?} {after:?}"
     );
-    ensure!(after.rest == before.rest, "something else was changed: {before:?} {after:?}");
+    ensure!(after.rest == rest, "something else was changed: {before:?} {after:?}");
     Ok(())
 }

@@ -12,7 +12,8 @@ use crate::{
     icmp::Message,
     seen::{self, Seen},
     world::{
-        EMPTY_VIP, NAT_SOURCE, NAT_VIP, OTHER_FORWARDINGS, Socket, UNRESOLVED_VIP, VIP, VIP_IPV6,
+        DOUBLE_TAGS, EMPTY_VIP, NAT_SOURCE, NAT_VIP, OTHER_FORWARDINGS, Socket, TAGS,
+        UNRESOLVED_VIP, VIP, VIP_IPV6,
     },
 };
 
@@ -60,8 +61,10 @@ impl Generator {
         if outcome.reason != Reason::Opened {
             return;
         }
-        let Ok((_, inner)) = seen::decapsulate(&outcome.frame) else { return };
-        let (before, after) = (Seen::new(frame), Seen::new(&inner));
+        let (_, after) = seen::untag(&outcome.frame);
+        let Ok((_, inner)) = seen::decapsulate(&after) else { return };
+        let (_, before) = seen::untag(frame);
+        let (before, after) = (Seen::new(&before), Seen::new(&inner));
         let peer = Peer {
             client: before.source,
             vip: before.destination,
@@ -157,6 +160,7 @@ impl Generator {
         (about.is_udp, about.protocol) = if peer.is_udp { (true, 17) } else { (false, 6) };
         let about = self.decorate(about).build();
         let random = &mut self.random;
+        let (_, about) = seen::untag(&about);
         let quoted = &about[14.min(about.len())..];
         let length = random.usize(0..=quoted.len().min(600));
         let router = if random.bool() { to.0 } else { peer.backend.0 };
@@ -198,6 +202,22 @@ impl Generator {
             let words = random.usize(0..=10);
             segment.tcp_options = bytes(random, words * 4);
         }
+        let last = match segment.source {
+            IpAddr::V4(address) => address.octets()[3],
+            IpAddr::V6(address) => address.octets()[15],
+        };
+        segment.tags = match last % 4 {
+            0 => TAGS.map(|(kind, number)| (kind, number | (u16::from(last) << 13))).to_vec(),
+            1 => DOUBLE_TAGS.to_vec(),
+            _ => Vec::new(),
+        };
+        if segment.flags & flags::SYN != 0 && random.bool() {
+            let most = random.u16(500..1500).to_be_bytes();
+            let option = [vec![1; random.usize(0..4)], vec![2, 4, most[0], most[1]]].concat();
+            segment.tcp_options.splice(0..0, option);
+            segment.tcp_options.truncate(40);
+            segment.tcp_options.resize(segment.tcp_options.len().next_multiple_of(4), 0);
+        }
         let longest = if random.u8(0..16) == 0 { 1500 } else { 40 };
         let length = random.usize(0..=longest);
         segment.payload = bytes(random, length);
@@ -213,6 +233,8 @@ impl Generator {
             8 => segment.data_offset_error = random.i8(-5..=10),
             9 => segment.trailer = bytes(random, length),
             10 => segment.tags = vec![(0x8100, random.u16(..))],
+            15 => segment.tags = vec![(0x8100, random.u16(..)); random.usize(0..4)],
+            16 => segment.tags = DOUBLE_TAGS.to_vec(),
             11 if segment.source.is_ipv4() => {
                 segment.source = Ipv4Addr::from(random.u32(..)).into();
             }

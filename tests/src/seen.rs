@@ -22,6 +22,45 @@ pub enum ChecksumState {
     Absent,
 }
 
+/// Takes the VLAN tags off a frame: EtherType and tag control information of each, the outer one first.
+pub fn untag(frame: &[u8]) -> (Vec<(u16, u16)>, Vec<u8>) {
+    let mut tags = Vec::new();
+    let mut at = 12;
+    while at + 4 <= frame.len() && [0x8100, 0x88a8].contains(&word(frame, at)) {
+        tags.push((word(frame, at), word(frame, at + 2)));
+        at += 4;
+    }
+    (tags, [&frame[..12.min(frame.len())], &frame[at.min(frame.len())..]].concat())
+}
+
+/// The same frame with at most `most` in its option for the longest segment, if it is TCP with SYN.
+/// Checksums are left as they were.
+pub fn clamped(frame: &[u8], most: u16) -> Vec<u8> {
+    const SYN: u8 = 2;
+    let mut frame = frame.to_vec();
+    let layout = Layout::new(&frame[14..]);
+    let tcp = 14 + layout.transport.start;
+    if layout.protocol == UDP || frame[tcp + 13] & SYN == 0 {
+        return frame;
+    }
+    let mut options = tcp + 20..tcp + usize::from(frame[tcp + 12] >> 4) * 4;
+    while options.len() >= 4 {
+        let length = match (frame[options.start], frame[options.start + 1]) {
+            (0, _) => break,
+            (1, _) => 1,
+            (2, 4) => {
+                let value = word(&frame, options.start + 2).min(most);
+                frame[options.start + 2..options.start + 4].copy_from_slice(&value.to_be_bytes());
+                break;
+            }
+            (_, 0 | 1) => break,
+            (_, length) => usize::from(length),
+        };
+        options.start += length;
+    }
+    frame
+}
+
 /// What an independent reader sees in an untagged frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names of the headers' fields")]
@@ -157,6 +196,9 @@ pub fn decapsulate(frame: &[u8]) -> Result<(Option<Outer>, Vec<u8>)> {
     const GUE: u16 = 6080;
     let ip = &frame[14..];
     let is_ipv4 = ip[0] >> 4 == 4;
+    if is_ipv4 && ip[0] != 0x45 {
+        return Ok((None, frame.to_vec()));
+    }
     let (protocol, header) = if is_ipv4 { (ip[9], 20) } else { (ip[6], 40) };
     let (udp_source, length) = match protocol {
         IPIP | IPV6 => (None, header),

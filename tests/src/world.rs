@@ -7,7 +7,7 @@ use lb_common::{
         AddressFamily, Backend, Forwarding, Link, LocalMac, Ring, Service, ServiceKey, Settings,
         VERSION,
     },
-    wire::{Ipv4Address, Ipv6Address, MacAddress, NetworkU16, NetworkU32, words},
+    wire::{Ipv4Address, Ipv6Address, MacAddress, NetworkU16, NetworkU32, Vlan, Vlans, words},
 };
 
 /// An address and a port.
@@ -75,6 +75,22 @@ pub const OWN_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x10];
 /// Our hardware address on the other interface.
 pub const OTHER_OWN_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x20];
 
+/// What SYNs to and from some backends say at most.
+pub const CLAMPED: u16 = 1200;
+/// Tags of a frame in a VLAN: EtherType and number.
+pub const TAGS: [(u16, u16); 1] = [(0x8100, 100)];
+/// Those of a frame in a VLAN within another (QinQ).
+pub const DOUBLE_TAGS: [(u16, u16); 2] = [(0x88a8, 5), (0x8100, 100)];
+
+/// The VLANs that tags name.
+pub fn vlans(tags: &[(u16, u16)]) -> Vlans {
+    let mut vlans = Vlans::NONE;
+    for (place, (ether_type, number)) in vlans.0.iter_mut().zip(tags) {
+        *place = Vlan::new(*number, *ether_type == 0x88a8);
+    }
+    vlans
+}
+
 /// What both tables start with.
 #[derive(Clone, Debug)]
 pub struct World {
@@ -122,6 +138,7 @@ fn backend(index: u32) -> Backend {
         interface: if other { OTHER_INTERFACE } else { INGRESS },
         station: MacAddress::new(backend_mac(index)),
         own: MacAddress::new(if other { OTHER_OWN_MAC } else { OWN_MAC }),
+        vlans: Vlans::NONE,
     };
     Backend {
         address: words(address),
@@ -132,7 +149,7 @@ fn backend(index: u32) -> Backend {
         maximum_datagram: 1500,
         forwarding: forwarding.map_or(Forwarding::FullNat, |(forwarding, ..)| *forwarding),
         family: if address.is_ipv6() { AddressFamily::Ipv6 } else { AddressFamily::Ipv4 },
-        reserved: [0; 2],
+        maximum_segment: 0,
     }
 }
 
@@ -151,6 +168,23 @@ impl World {
             IpAddr::V4(_) => None,
             IpAddr::V6(address) => Some(address.into()),
         })
+    }
+
+    /// Three backends in VLANs, or one within another, and two whose SYNs are clamped, one of them in a
+    /// VLAN as well; on the first interface, both sorts of VLAN are ours.
+    #[must_use]
+    pub fn with_vlans(mut self) -> Self {
+        let untagged = self.local_macs[0];
+        for tags in [&TAGS[..], &DOUBLE_TAGS] {
+            self.local_macs.push(LocalMac { vlans: vlans(tags), ..untagged });
+        }
+        for (index, tags) in [(2, &TAGS[..]), (8, &TAGS), (12, &DOUBLE_TAGS), (13, &TAGS)] {
+            self.backends[index - 1].link.vlans = vlans(tags);
+        }
+        for index in [2, 6, 7, 14] {
+            self.backends[index - 1].maximum_segment = CLAMPED;
+        }
+        self
     }
 
     fn keyed<A>(&self, family: impl Fn(IpAddr) -> Option<A>) -> Vec<(ServiceKey<A>, Service)> {
@@ -208,6 +242,7 @@ impl Default for World {
                     interface,
                     address: MacAddress::new(address),
                     reserved: 0,
+                    vlans: Vlans::NONE,
                 })
                 .to_vec(),
             flows: 65_536,

@@ -83,9 +83,10 @@ fn nat_services() -> Vec<(Forwarding, Socket)> {
 
 #[test]
 fn the_client_finds_what_it_sent_in_an_error_from_the_backends_side() -> Result<()> {
+    let mut pair = Pair::new(&World::default())?;
     for ((forwarding, vip), is_udp) in with_protocols(nat_services()) {
         let what = format!("{} {vip:?}, UDP: {is_udp}", forwarding.name());
-        let mut pair = Pair::new(&World::default())?;
+        pair.reset()?;
         let flow = open(&mut pair, vip, is_udp)?;
         let sent = &flow.request[1][14..];
         let expected = forwarded_once(&flow.request[0]);
@@ -110,9 +111,10 @@ fn the_client_finds_what_it_sent_in_an_error_from_the_backends_side() -> Result<
 
 #[test]
 fn the_backend_finds_what_it_sent_in_an_error_from_the_clients_side() -> Result<()> {
+    let mut pair = Pair::new(&World::default())?;
     for ((forwarding, vip), is_udp) in with_protocols(nat_services()) {
         let what = format!("{} {vip:?}, UDP: {is_udp}", forwarding.name());
-        let mut pair = Pair::new(&World::default())?;
+        pair.reset()?;
         let flow = open(&mut pair, vip, is_udp)?;
         let sent = &flow.reply[1][14..];
         let expected = forwarded_once(&flow.reply[0]);
@@ -139,9 +141,10 @@ fn the_backend_finds_what_it_sent_in_an_error_from_the_clients_side() -> Result<
 fn by_direct_return_the_backend_gets_the_error_as_it_came() -> Result<()> {
     let direct = OTHER_FORWARDINGS.into_iter();
     let direct = direct.filter(|(forwarding, ..)| !forwarding.sees_replies());
+    let mut pair = Pair::new(&World::default())?;
     for ((forwarding, vip, backend), is_udp) in with_protocols(direct.collect()) {
         let what = format!("{} {vip:?}, UDP: {is_udp}", forwarding.name());
-        let mut pair = Pair::new(&World::default())?;
+        pair.reset()?;
         let client = client_of(vip.0);
         let new = if is_udp { Segment::udp } else { Segment::syn };
         pair.expect(&what, &new(client, vip).build(), Reason::Opened)?;
@@ -206,9 +209,10 @@ fn every_error_passes_and_nothing_else_of_icmp_is_touched() -> Result<()> {
 fn the_sender_of_what_is_too_long_is_told_how_long_it_may_be() -> Result<()> {
     let encapsulating = OTHER_FORWARDINGS.into_iter();
     let encapsulating = encapsulating.filter(|(forwarding, ..)| forwarding.encapsulates());
+    let mut pair = Pair::new(&World::default())?;
     for ((forwarding, vip, backend), is_udp) in with_protocols(encapsulating.collect()) {
         let what = format!("{} {vip:?}, UDP: {is_udp}", forwarding.name());
-        let mut pair = Pair::new(&World::default())?;
+        pair.reset()?;
         let client = client_of(vip.0);
         let new = if is_udp { Segment::udp } else { Segment::syn };
         let mut datagram = new(client, vip);

@@ -9,8 +9,9 @@ use lb_tests::{
     frame::{Segment, flags},
     pair::Pair,
     world::{
-        CLIENT, CLIENT_IPV6, EMPTY_VIP, NAT_SOURCE, NAT_SOURCE_IPV6, OTHER_FORWARDINGS, Socket,
-        UNRESOLVED_VIP, VIP, VIP_IPV6, World, backend_address, client_of,
+        CLIENT, CLIENT_IPV6, DOUBLE_TAGS, EMPTY_VIP, NAT_SOURCE, NAT_SOURCE_IPV6,
+        OTHER_FORWARDINGS, Socket, TAGS, UNRESOLVED_VIP, VIP, VIP_IPV6, World, backend_address,
+        client_of,
     },
 };
 
@@ -86,8 +87,29 @@ fn cases() -> Vec<Case> {
             cut(with_ether_type(0x0806), 14),
             NotIp,
         ),
-        ("a VLAN tag", syn(|s| s.tags = vec![(0x8100, 100)]), VlanTagged),
-        ("two VLAN tags", syn(|s| s.tags = vec![(0x88a8, 5), (0x8100, 100)]), VlanTagged),
+        ("a VLAN tag of ours", syn(|s| s.tags = TAGS.to_vec()), Opened),
+        ("two VLAN tags of ours", syn(|s| s.tags = DOUBLE_TAGS.to_vec()), Opened),
+        ("a tag that is only a priority", syn(|s| s.tags = vec![(0x8100, 0xa000)]), Opened),
+        ("a priority before a VLAN", syn(|s| s.tags = vec![(0x8100, 0), TAGS[0]]), Opened),
+        ("another VLAN's tag", syn(|s| s.tags = vec![(0x8100, 101)]), OtherStation),
+        ("a service tag of our VLAN's number", syn(|s| s.tags = vec![(0x88a8, 100)]), OtherStation),
+        ("the outer tag alone", syn(|s| s.tags = vec![DOUBLE_TAGS[0]]), OtherStation),
+        ("tags in the wrong order", syn(|s| s.tags = vec![TAGS[0], DOUBLE_TAGS[0]]), OtherStation),
+        ("three VLAN tags", syn(|s| s.tags = vec![TAGS[0]; 3]), VlanTagged),
+        ("a tag and nothing behind it", cut(syn(|s| s.tags = TAGS.to_vec()), 16), ShortFrame),
+        ("half a second tag", cut(syn(|s| s.tags = DOUBLE_TAGS.to_vec()), 19), ShortFrame),
+        ("half a tag", cut(syn(|s| s.tags = TAGS.to_vec()), 15), ShortFrame),
+        ("a tag and a cut IP header", cut(syn(|s| s.tags = TAGS.to_vec()), 30), ShortFrame),
+        (
+            "a tag and a wrong IP version",
+            syn(|s| (s.tags, s.version) = (TAGS.to_vec(), 5)),
+            BadIpHeader,
+        ),
+        (
+            "a tag and an ACK without a flow",
+            syn(|s| (s.tags, s.flags) = (DOUBLE_TAGS.to_vec(), flags::ACK)),
+            NoFlow,
+        ),
         ("IPv4 with IPv6's type", with_ether_type(0x86dd), BadIpHeader),
         ("ICMP to the service's address", syn(|s| s.protocol = 1), OtherProtocol),
         ("VRRP", syn(|s| s.protocol = 112), OtherProtocol),
@@ -294,10 +316,11 @@ fn ipv6_cases() -> Vec<Case> {
 
 #[test]
 fn single_frames() -> Result<()> {
+    let mut pair = Pair::new(&World::default().with_vlans())?;
     for (what, frame, reason) in cases() {
-        let mut pair = Pair::new(&World::default())?;
         pair.expect(what, &frame, reason)?;
         pair.compare_tables()?;
+        pair.reset()?;
     }
     Ok(())
 }

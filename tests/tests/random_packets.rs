@@ -53,13 +53,13 @@ fn host_and_kernel_agree_on_random_packets() -> Result<()> {
 }
 
 fn run(seed: u64, packets: u64, reasons: &mut BTreeMap<Reason, u64>) -> Result<()> {
-    let mut pair = Pair::new(&World::default())?;
+    let mut pair = Pair::new(&World::default().with_vlans())?;
     let mut generator = Generator::new(seed);
     for packet in 1..=packets {
         let frame = generator.frame();
         let outcome = pair.run(&frame).with_context(|| format!("packet {packet}"))?;
         *reasons.entry(outcome.reason).or_default() += 1;
-        check_transmitted(&frame, &outcome)?;
+        check_transmitted(&pair.host.world, &frame, &outcome)?;
         generator.learn(&frame, &outcome);
         if packet % ROUND == 0 {
             pair.compare_tables().with_context(|| format!("after packet {packet}"))?;

@@ -27,8 +27,9 @@ pub struct Backend {
     pub forwarding: Forwarding,
     /// Family of its address.
     pub family: AddressFamily,
-    /// Zero.
-    pub reserved: [u8; 2],
+    /// Longest segment that TCP may send to or from it, in bytes, as SYNs are made to say; zero: as they
+    /// came.
+    pub maximum_segment: u16,
 }
 
 impl Backend {

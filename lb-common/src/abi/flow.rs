@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{Forwarding, Tick};
-use crate::wire::{Address, ChecksumDelta, MacAddress, NetworkU16, PROTOCOL_UDP};
+use crate::wire::{Address, ChecksumDelta, MacAddress, NetworkU16, PROTOCOL_UDP, Vlans};
 
 /// What identifies the packets of one direction of a flow, as they arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Zeroable)]
@@ -154,6 +154,8 @@ pub struct Link {
     pub station: MacAddress,
     /// Our hardware address on that link.
     pub own: MacAddress,
+    /// The VLANs that the link is, on the interface.
+    pub vlans: Vlans,
 }
 
 impl Link {
@@ -163,5 +165,6 @@ impl Link {
         self.interface == other.interface
             && self.station.same(other.station)
             && self.own.same(other.own)
+            && self.vlans.same(other.vlans)
     }
 }

@@ -35,7 +35,7 @@ pub use tick::Tick;
 use crate::wire::{Ipv4Address, Ipv6Address};
 
 /// Version of everything in this module.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Names of the maps, which are also the names of their pins.
 pub mod maps {
@@ -114,10 +114,10 @@ macro_rules! plain_data {
 }
 
 plain_data! {
-    Backend: 48,
+    Backend: 52,
     BackendInfo: 320,
     Counters: 40,
-    LocalMac: 12,
+    LocalMac: 16,
     Service: 16,
     ServiceInfo: 84,
     Settings: 32,
@@ -136,7 +136,7 @@ macro_rules! plain_data_of_families {
 }
 
 plain_data_of_families! {
-    Flow: 56 80,
+    Flow: 60 84,
     FlowKey: 16 40,
     ServiceKey: 8 20,
 }

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::wire::MacAddress;
+use crate::wire::{MacAddress, Vlans};
 
 /// What holds for the whole data path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -30,8 +30,8 @@ pub struct Settings {
 }
 
 /// A hardware address that an interface takes frames for: its own, and those of interfaces on top
-/// of it, such as Keepalived's virtual ones.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+/// of it, such as VLANs and Keepalived's virtual ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C)]
 pub struct LocalMac {
     /// Interface index.
@@ -40,4 +40,6 @@ pub struct LocalMac {
     pub address: MacAddress,
     /// Zero.
     pub reserved: u16,
+    /// The VLANs that such frames are in.
+    pub vlans: Vlans,
 }

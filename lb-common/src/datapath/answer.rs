@@ -52,7 +52,11 @@ pub(super) fn too_big<A: Family, P: Packet>(
         ether_type: A::Header::ETHER_TYPE,
     };
     packet.write(0, ethernet).ok_or(Reason::NoHeadroom)?;
-    Ok(Verdict { reason: Reason::NeedsFragmentation, egress: packet.ingress() })
+    Ok(Verdict {
+        egress: packet.ingress(),
+        vlans: packet.tags().vlans(),
+        ..Verdict::refusing(Reason::NeedsFragmentation)
+    })
 }
 
 /// Bytes that are added up at a time.

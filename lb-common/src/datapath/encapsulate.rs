@@ -22,7 +22,8 @@ pub(super) const fn overhead(backend: &Backend, forwarding: Forwarding) -> usize
     if is_gue(forwarding) { outer + UdpHeader::LENGTH } else { outer }
 }
 
-/// Puts the datagram, with one hop less, into an outer one from us to the backend.
+/// Puts the datagram, with one hop less, into an outer one from us to the backend. Returns how many
+/// bytes that puts before it.
 #[inline(always)]
 pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     packet: &mut P,
@@ -30,7 +31,7 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     segment: &Segment<A>,
     flow: &Flow<A>,
     backend: &Backend,
-) -> Result<(), Reason> {
+) -> Result<usize, Reason> {
     let route =
         A::Header::forwarded(segment.network, flow.source, flow.destination, flow.network_delta);
     let place = NETWORK_OFFSET + A::Header::ROUTE_OFFSET;
@@ -63,7 +64,8 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
         _ => wrap::<Ipv4Header, P, { Ipv4Header::MINIMUM_LENGTH }>(packet, &outer, backend),
     };
     let added = done.ok_or(Reason::NoHeadroom)?;
-    packet.write(added + place, route).ok_or(Reason::NoHeadroom)
+    packet.write(added + place, route).ok_or(Reason::NoHeadroom)?;
+    Ok(added)
 }
 
 /// Puts outer headers of `ADDED` bytes before the datagram, and returns that number.

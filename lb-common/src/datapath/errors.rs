@@ -1,9 +1,11 @@
 //! ICMP errors about a flow: they reach the end whose datagram they are about, which finds in them
 //! what it sent (RFC 792; RFC 4443, section 3; RFC 5508, section 4).
 
+use bytemuck::Zeroable;
+
 use super::{
     Family, FamilyTables, NETWORK_OFFSET, Packet, Reason, Scratch, Table, Verdict, encapsulate,
-    established, network::Datagram, parse, rewrite, transmit,
+    established, network::Datagram, parse, parse::bounded, rewrite, transmit,
 };
 use crate::{
     abi::{Direction, Flow, FlowKey},
@@ -18,11 +20,13 @@ use crate::{
 pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     packet: &mut P,
     tables: &T,
-    scratch: &mut Scratch<A>,
+    scratch: &mut ErrorScratch<A>,
 ) -> Result<Verdict, Reason> {
-    let Scratch { segment, flow, reply_key: key, longest } = scratch;
+    let ErrorScratch { basic, quote } = scratch;
+    let Scratch { segment, flow, reply_key: key, longest } = basic;
     let datagram = A::datagram(packet, NETWORK_OFFSET)?;
-    let quote = quote::<A, P>(packet, &datagram)?;
+    read_quote(packet, &datagram, quote)?;
+    let quote = &*quote;
     *key = quote.answered_by();
     *segment = parse::message(packet, &datagram, *key)?;
     let segment = &*segment;
@@ -34,18 +38,20 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     let backend = transmit::backend(tables, segment, flow, longest)?;
 
     let changed = if flow.forwarding.sees_replies() {
-        unquote(packet, &quote, flow)?
+        unquote(packet, quote, flow)?
     } else {
         ChecksumDelta::ZERO
     };
     // Whoever noticed it is hidden where those behind us are.
-    let from = datagram.header.source();
+    // Read again: kept from above, it wouldn't fit on the stack.
+    let header: A::Header = packet.read(NETWORK_OFFSET).ok_or(Reason::ShortFrame)?;
+    let from = header.source();
     let is_hidden = flow.direction == Direction::ToClient as u8 || flow.forwarding.hides_client();
     if !is_hidden {
         flow.source = from;
     }
     let addresses = A::checksum_delta(from, flow.source)
-        .and(A::checksum_delta(datagram.header.destination(), flow.destination));
+        .and(A::checksum_delta(header.destination(), flow.destination));
     let pseudo_header = if A::ICMP_COVERS_ADDRESSES { addresses } else { ChecksumDelta::ZERO };
     let place = segment.transport_offset() + IcmpHeader::CHECKSUM_OFFSET;
     let checksum: Checksum = packet.read(place).ok_or(Reason::OtherProtocol)?;
@@ -59,24 +65,45 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
         }
         _ => rewrite::network(packet, segment, flow, link).ok_or(Reason::ShortFrame)?,
     }
-    Ok(Verdict { reason: Reason::IcmpError, egress: link.interface })
+    Ok(Verdict::sending(Reason::IcmpError, link))
 }
 
+/// [`Scratch`] of the part for ICMP.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct ErrorScratch<A: Family> {
+    /// That of the parts for TCP and UDP.
+    pub basic: Scratch<A>,
+    quote: Quote<A>,
+}
+
+// SAFETY: every part of it may be all zeros.
+unsafe impl<A: Family> Zeroable for ErrorScratch<A> {}
+
 /// The beginning of the datagram that an error is about, as we had sent it.
+#[derive(Clone, Copy)]
+#[repr(C)]
 struct Quote<A: Family> {
     /// Offset of its network header in the frame, in bytes.
-    start: usize,
+    start: u16,
     /// Offset of its transport header.
-    transport: usize,
+    transport: u16,
     header: A::Header,
     protocol: u8,
     /// Sender's and receiver's.
     ports: [NetworkU16; 2],
 }
 
+// SAFETY: numbers, and a header, which is plain data.
+unsafe impl<A: Family> Zeroable for Quote<A> {}
+
 /// Reads what an ICMP error is about; anything else that is ICMP isn't for us.
 #[inline(always)]
-fn quote<A: Family, P: Packet>(packet: &P, datagram: &Datagram<A>) -> Result<Quote<A>, Reason> {
+fn read_quote<A: Family, P: Packet>(
+    packet: &P,
+    datagram: &Datagram<A>,
+    quote: &mut Quote<A>,
+) -> Result<(), Reason> {
     let message: IcmpHeader =
         packet.read(datagram.transport_offset).ok_or(Reason::OtherProtocol)?;
     if datagram.protocol != A::ICMP || !A::is_error(message.kind()) {
@@ -91,14 +118,29 @@ fn quote<A: Family, P: Packet>(packet: &P, datagram: &Datagram<A>) -> Result<Quo
     if transport + QUOTED_TRANSPORT > NETWORK_OFFSET + datagram.length {
         return Err(Reason::OtherProtocol);
     }
-    let ports = packet.read(transport).ok_or(Reason::OtherProtocol)?;
-    Ok(Quote { start, transport, header, protocol, ports })
+    // Written in place: another copy of it wouldn't fit on the stack.
+    quote.start = start as u16;
+    quote.transport = transport as u16;
+    quote.header = header;
+    quote.protocol = protocol;
+    quote.ports = packet.read(transport).ok_or(Reason::OtherProtocol)?;
+    Ok(())
 }
 
 /// Bytes that a message quotes of a transport header at least.
 const QUOTED_TRANSPORT: usize = 8;
 
 impl<A: Family> Quote<A> {
+    #[inline(always)]
+    const fn start(&self) -> usize {
+        bounded(self.start)
+    }
+
+    #[inline(always)]
+    const fn transport(&self) -> usize {
+        bounded(self.transport)
+    }
+
     /// The key of the flow's direction that the quoted datagram's receiver would answer in.
     #[inline(always)]
     fn answered_by(&self) -> FlowKey<A> {
@@ -138,16 +180,16 @@ fn unquote<A: Family, P: Packet>(
 
     let route =
         A::Header::readdressed(quote.header.digest(), flow.destination, flow.source, addresses);
-    packet.write(quote.start + A::Header::ROUTE_OFFSET, route).ok_or(Reason::ShortFrame)?;
+    packet.write(quote.start() + A::Header::ROUTE_OFFSET, route).ok_or(Reason::ShortFrame)?;
     packet
-        .write(quote.transport, [flow.destination_port, flow.source_port])
+        .write(quote.transport(), [flow.destination_port, flow.source_port])
         .ok_or(Reason::ShortFrame)?;
     // The checksum in IPv4's header makes up for the addresses.
     let mut changed = if A::HEADER_HAS_CHECKSUM { ports } else { addresses.and(ports) };
 
     let is_udp = quote.protocol == PROTOCOL_UDP;
     let offset = if is_udp { UdpHeader::CHECKSUM_OFFSET } else { TcpHeader::CHECKSUM_OFFSET };
-    let place = quote.transport + offset;
+    let place = quote.transport() + offset;
     // Of TCP's header, no more than the ports and the sequence number need be there.
     if let Some(old) = packet.read::<Checksum>(place) {
         let delta = addresses.and(ports);

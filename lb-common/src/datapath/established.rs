@@ -2,7 +2,7 @@
 
 use super::{Family, FamilyTables, Reason, Table, parse::Segment, tables::find_peer};
 use crate::{
-    abi::{Direction, Entry, Flow, FlowState, LocalMac, finished},
+    abi::{Direction, Entry, Flow, FlowState, Link, LocalMac, finished},
     wire::TcpFlags,
 };
 
@@ -48,8 +48,8 @@ pub(super) fn demand_own_station<A: Family, T: FamilyTables<A>>(
     tables: &T,
     segment: &Segment<A>,
 ) -> Result<(), Reason> {
-    let own =
-        LocalMac { interface: segment.link.interface, address: segment.link.own, reserved: 0 };
+    let Link { interface, own, vlans, .. } = segment.link;
+    let own = LocalMac { interface, address: own, reserved: 0, vlans };
     if tables.is_local_mac(&own) { Ok(()) } else { Err(Reason::OtherStation) }
 }
 

@@ -26,15 +26,20 @@ mod opening;
 mod packet;
 mod parse;
 mod rewrite;
+mod segment_size;
+mod stage;
 mod tables;
+mod tags;
 mod transmit;
 mod verdict;
 
+pub use errors::ErrorScratch;
 pub use nat::NAT_TRIES;
 pub use network::{Datagram, Family};
 pub use packet::Packet;
+pub use stage::{Decision, Note, Stage};
 pub use tables::{FamilyTables, InsertError, Table, Tables};
-pub use verdict::{Action, Kind, Reason, Verdict};
+pub use verdict::{Action, Clamp, Kind, Reason, Verdict};
 
 use self::{handshake::Handshake, parse::Segment};
 use crate::{
@@ -42,51 +47,6 @@ use crate::{
     wire::{EtherType, EthernetHeader, Ipv4Address},
 };
 use bytemuck::Zeroable;
-
-/// A part of the packet logic that is a program of its own in the kernel, so that what it takes, in
-/// instructions and in stack, is no other's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Stage {
-    /// IPv6: [`read`] and [`decide`].
-    Ipv6 = 0,
-    /// ICMP: [`process_icmp`].
-    Icmp = 1,
-    /// The same for IPv6.
-    Icmpv6 = 2,
-    /// What is too long: [`answer_too_big`].
-    TooBig = 3,
-    /// The same for IPv6.
-    TooBigIpv6 = 4,
-}
-
-impl Stage {
-    /// Every one, in the order of its numbers.
-    pub const ALL: [Self; 5] =
-        [Self::Ipv6, Self::Icmp, Self::Icmpv6, Self::TooBig, Self::TooBigIpv6];
-}
-
-/// What a part says of a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// What became of it.
-    Made(Verdict),
-    /// It is left to another part, as it was.
-    Left {
-        /// To which.
-        stage: Stage,
-        /// What that has to know.
-        note: u32,
-    },
-}
-
-impl Decision {
-    /// A frame that isn't transmitted.
-    #[inline(always)]
-    const fn refusing(reason: Reason) -> Self {
-        Self::Made(Verdict::refusing(reason))
-    }
-}
 
 /// What the packet logic works on while it decides about a frame. What it holds before and
 /// afterwards is of no interest. IPv6's is too large for a program's stack.
@@ -105,23 +65,36 @@ unsafe impl<A: Family> Zeroable for Scratch<A> {}
 
 /// The first part: decides what becomes of a frame, and rewrites it where it is to be sent on.
 ///
-/// A frame whose reason's action isn't [`Action::Transmit`] is left as it was.
+/// A frame whose reason's action is [`Action::Pass`] is left as it was.
 #[inline(always)]
 pub fn process<P: Packet, T: FamilyTables<Ipv4Address>>(packet: &mut P, tables: &T) -> Decision {
     let Some(ethernet) = packet.read::<EthernetHeader>(0) else {
-        return Decision::refusing(Reason::ShortFrame);
+        return Decision::refusing(packet, Reason::ShortFrame);
     };
     match ethernet.ether_type {
-        EtherType::IPV4 => {
-            let mut scratch = Scratch::<Ipv4Address>::zeroed();
-            match read(packet, &mut scratch) {
-                Ok(()) => decide(packet, tables, &mut scratch),
-                Err(decision) => decision,
-            }
-        }
-        EtherType::IPV6 => Decision::Left { stage: Stage::Ipv6, note: 0 },
-        EtherType::VLAN | EtherType::SERVICE_VLAN => Decision::refusing(Reason::VlanTagged),
-        _ => Decision::refusing(Reason::NotIp),
+        EtherType::IPV4 => process_ipv4(packet, tables),
+        EtherType::IPV6 => Decision::leaving(packet, Stage::Ipv6),
+        EtherType::VLAN | EtherType::SERVICE_VLAN => Decision::leaving(packet, Stage::Tagged),
+        _ => Decision::refusing(packet, Reason::NotIp),
+    }
+}
+
+/// What is done with a frame that has VLAN tags: they are taken off, and the rest is another part's.
+#[inline(always)]
+pub fn process_tagged<P: Packet>(packet: &mut P) -> Decision {
+    tags::take_off(packet).unwrap_or_else(|reason| Decision::refusing(packet, reason))
+}
+
+/// What is done with a frame that carries IPv4.
+#[inline(always)]
+pub fn process_ipv4<P: Packet, T: FamilyTables<Ipv4Address>>(
+    packet: &mut P,
+    tables: &T,
+) -> Decision {
+    let mut scratch = Scratch::<Ipv4Address>::zeroed();
+    match read(packet, &mut scratch) {
+        Ok(()) => decide(packet, tables, &mut scratch),
+        Err(decision) => decision,
     }
 }
 
@@ -132,7 +105,10 @@ pub fn process<P: Packet, T: FamilyTables<Ipv4Address>>(packet: &mut P, tables: 
 ///
 /// They aren't those of a datagram for this part: then what becomes of it.
 #[inline(always)]
-pub fn read<A: Family, P: Packet>(packet: &P, scratch: &mut Scratch<A>) -> Result<(), Decision> {
+pub fn read<A: Family, P: Packet>(
+    packet: &mut P,
+    scratch: &mut Scratch<A>,
+) -> Result<(), Decision> {
     match parse::segment(packet) {
         Ok(segment) => {
             scratch.segment = segment;
@@ -140,9 +116,9 @@ pub fn read<A: Family, P: Packet>(packet: &P, scratch: &mut Scratch<A>) -> Resul
         }
         Err(Reason::OtherProtocol) if carries_icmp::<A, P>(packet) => {
             let [icmp, _] = A::STAGES;
-            Err(Decision::Left { stage: icmp, note: 0 })
+            Err(Decision::leaving(packet, icmp))
         }
-        Err(reason) => Err(Decision::refusing(reason)),
+        Err(reason) => Err(Decision::refusing(packet, reason)),
     }
 }
 
@@ -160,12 +136,16 @@ pub fn decide<A: Family, P: Packet, T: FamilyTables<A>>(
     scratch: &mut Scratch<A>,
 ) -> Decision {
     match forward(packet, tables, scratch) {
-        Ok(verdict) => Decision::Made(verdict),
+        Ok(verdict) => Decision::made(packet, verdict),
         Err(Reason::NeedsFragmentation) => {
+            // A frame that was flooded to us has its own router to answer it.
+            if let Err(reason) = established::demand_own_station(tables, &scratch.segment) {
+                return Decision::refusing(packet, reason);
+            }
             let [_, too_big] = A::STAGES;
-            Decision::Left { stage: too_big, note: scratch.longest }
+            Decision::too_long(packet, too_big, scratch.longest)
         }
-        Err(reason) => Decision::refusing(reason),
+        Err(reason) => Decision::refusing(packet, reason),
     }
 }
 
@@ -174,20 +154,45 @@ pub fn decide<A: Family, P: Packet, T: FamilyTables<A>>(
 pub fn process_icmp<A: Family, P: Packet, T: FamilyTables<A>>(
     packet: &mut P,
     tables: &T,
-    scratch: &mut Scratch<A>,
-) -> Verdict {
-    errors::forward(packet, tables, scratch).unwrap_or_else(|reason| {
+    scratch: &mut ErrorScratch<A>,
+) -> Decision {
+    match errors::forward(packet, tables, scratch) {
+        Ok(verdict) => Decision::made(packet, verdict),
         // No message is sent about a message.
-        let is_too_long = reason == Reason::NeedsFragmentation;
-        Verdict::refusing(if is_too_long { Reason::TooBig } else { reason })
-    })
+        Err(Reason::NeedsFragmentation) => Decision::refusing(packet, Reason::TooBig),
+        Err(reason) => Decision::refusing(packet, reason),
+    }
 }
 
-/// What is done with a frame whose datagram of the family is too long: `note` is what came with the
-/// decision.
+/// What is done with a frame whose datagram of the family is too long.
 #[inline(always)]
-pub fn answer_too_big<A: Family, P: Packet>(packet: &mut P, note: u32) -> Verdict {
-    answer::too_big::<A, P>(packet, note as u16).unwrap_or_else(Verdict::refusing)
+pub fn answer_too_big<A: Family, P: Packet>(packet: &mut P, note: &Note) -> Decision {
+    match answer::too_big::<A, P>(packet, note.longest) {
+        Ok(verdict) => Decision::made(packet, verdict),
+        Err(reason) => Decision::refusing(packet, reason),
+    }
+}
+
+/// What is done with a segment with SYN that is ready to be sent: is there something in it to change?
+#[inline(always)]
+pub fn look_at_syn<P: Packet>(packet: &mut P, note: &mut Note) -> Decision {
+    segment_size::find(packet, &mut note.verdict.clamp);
+    let mut verdict = note.verdict;
+    if verdict.clamp.place == 0 {
+        verdict.clamp = Clamp::NONE;
+    }
+    Decision::made(packet, verdict)
+}
+
+/// The last part, of frames that need more than most: what a SYN says is changed, and tags are put on.
+#[inline(always)]
+pub fn finish<P: Packet>(packet: &mut P, note: &Note) -> Verdict {
+    let Note { verdict, .. } = *note;
+    let done = segment_size::lower(packet, verdict.clamp);
+    match done.and_then(|()| tags::put_on(packet, &verdict)) {
+        Some(()) => verdict,
+        None => Verdict::refusing(Reason::NoHeadroom),
+    }
 }
 
 #[inline(always)]
@@ -208,8 +213,7 @@ fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
         Place::HalfOpen(handshake) => handshake::follow(tables, segment, handshake, flow)?,
         Place::New => opening::record(tables, &settings, segment, backend, flow, reply_key)?,
     };
-    let egress = transmit::send(packet, tables, segment, flow, backend)?;
-    Ok(Verdict { reason, egress })
+    transmit::send(packet, tables, segment, flow, backend, reason)
 }
 
 /// Where a segment's flow is recorded.

@@ -2,10 +2,13 @@
 
 use bytemuck::Pod;
 
+use super::Note;
+use crate::wire::VlanTags;
+
 /// A frame, from its Ethernet header on. Every access is checked against the frame's end.
 pub trait Packet {
     /// The value at `offset` bytes, or `None` where it would end beyond the frame. `T` has an
-    /// alignment of at most two, and `offset` is even.
+    /// alignment of at most two, and `offset` is a multiple of it.
     fn read<T: Pod>(&self, offset: usize) -> Option<T>;
 
     /// Writes the value at `offset` bytes; `None`, with the frame unchanged, where it would end
@@ -17,6 +20,10 @@ pub trait Packet {
     /// room.
     fn grow<const BYTES: usize>(&mut self) -> Option<()>;
 
+    /// Cuts off the first `BYTES` bytes, an even number: offsets count from the new start. `None`, with
+    /// the frame unchanged, where there are fewer.
+    fn shrink<const BYTES: usize>(&mut self) -> Option<()>;
+
     /// Cuts off what is beyond the first `length` bytes. `None`, with the frame unchanged, where it
     /// isn't that long.
     fn truncate(&mut self, length: usize) -> Option<()>;
@@ -26,4 +33,10 @@ pub trait Packet {
 
     /// Index of the interface that it came in on.
     fn ingress(&self) -> u32;
+
+    /// The VLAN tags that it came with, and that were taken off since.
+    fn tags(&self) -> VlanTags;
+
+    /// Leaves a note for the part that the frame is left to.
+    fn leave(&mut self, note: Note);
 }

@@ -64,11 +64,7 @@ pub(super) fn segment<A: Family, P: Packet>(packet: &P) -> Result<Segment<A>, Re
             destination_port: transport.destination_port,
             protocol: u32::from(protocol),
         },
-        link: Link {
-            interface: packet.ingress(),
-            station: ethernet.source,
-            own: ethernet.destination,
-        },
+        link: link(packet, &ethernet),
         flags: transport.flags,
         sequence: transport.sequence,
         acknowledgement: transport.acknowledgement,
@@ -90,11 +86,7 @@ pub(super) fn message<A: Family, P: Packet>(
     let ethernet: EthernetHeader = packet.read(0).ok_or(Reason::ShortFrame)?;
     Ok(Segment {
         key,
-        link: Link {
-            interface: packet.ingress(),
-            station: ethernet.source,
-            own: ethernet.destination,
-        },
+        link: link(packet, &ethernet),
         flags: TcpFlags::NONE,
         sequence: 0,
         acknowledgement: 0,
@@ -104,6 +96,24 @@ pub(super) fn message<A: Family, P: Packet>(
         lacks_checksum: false,
         network: datagram.header.digest(),
     })
+}
+
+/// An offset in a frame that was read from memory. The bound is for the verifier, which loses sight of
+/// it there; no headers reach beyond.
+#[inline(always)]
+pub(super) const fn bounded(offset: u16) -> usize {
+    (offset & 0x3fff) as usize
+}
+
+/// Where a frame came from.
+#[inline(always)]
+fn link<P: Packet>(packet: &P, ethernet: &EthernetHeader) -> Link {
+    Link {
+        interface: packet.ingress(),
+        station: ethernet.source,
+        own: ethernet.destination,
+        vlans: packet.tags().vlans(),
+    }
 }
 
 /// What is read from a transport header.
@@ -161,8 +171,7 @@ impl<A: Family> Segment<A> {
     /// Offset of the transport header in the frame, in bytes.
     #[inline(always)]
     pub(super) const fn transport_offset(&self) -> usize {
-        // The bound is for the verifier, which loses sight of it in memory. No headers reach there.
-        (self.transport_offset & 0x3fff) as usize
+        bounded(self.transport_offset)
     }
 
     /// Whether it is UDP.

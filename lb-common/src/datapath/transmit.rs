@@ -1,7 +1,12 @@
 //! Where a segment goes, and the last step: it is sent there, and counted.
 
-use super::{Family, FamilyTables, Packet, Reason, encapsulate, parse::Segment, rewrite};
-use crate::abi::{Backend, Direction, Flow};
+use super::{
+    Clamp, Family, FamilyTables, Packet, Reason, Verdict, encapsulate, parse::Segment, rewrite,
+};
+use crate::{
+    abi::{Backend, Direction, Flow},
+    wire::TcpFlags,
+};
 
 /// The flow's backend, where a segment goes there. Demands that it is known how to reach it, and
 /// that the datagram is short enough. `None`: it goes to the client. Where it
@@ -28,8 +33,7 @@ pub(super) fn backend<'t, A: Family, T: FamilyTables<A>>(
     Ok(Some(backend))
 }
 
-/// Sends a segment to the backend or to the client, as its flow says. Returns the index of the
-/// interface that it leaves by.
+/// Sends a segment to the backend or to the client, as its flow says, for that reason.
 #[inline(always)]
 pub(super) fn send<A: Family, P: Packet, T: FamilyTables<A>>(
     packet: &mut P,
@@ -37,18 +41,31 @@ pub(super) fn send<A: Family, P: Packet, T: FamilyTables<A>>(
     segment: &Segment<A>,
     flow: &Flow<A>,
     backend: Option<&Backend>,
-) -> Result<u32, Reason> {
+    reason: Reason,
+) -> Result<Verdict, Reason> {
     let link = match backend {
         Some(backend) => backend.link,
         None => flow.link,
     };
-    match backend {
+    let added = match backend {
         Some(backend) if flow.forwarding.encapsulates() => {
-            encapsulate::forward(packet, tables, segment, flow, backend)?;
+            encapsulate::forward(packet, tables, segment, flow, backend)?
         }
-        _ => rewrite::headers(packet, segment, flow, link).ok_or(Reason::ShortFrame)?,
-    }
+        _ => {
+            rewrite::headers(packet, segment, flow, link).ok_or(Reason::ShortFrame)?;
+            0
+        }
+    };
     let direction = Direction::from_u8(flow.direction);
     tables.count_packet(flow.service, flow.backend, direction, segment.datagram_length as u64);
-    Ok(link.interface)
+    let mut verdict = Verdict::sending(reason, link);
+    if segment.flags.has(TcpFlags::SYN) {
+        let backend = tables.backend(flow.backend).ok_or(Reason::TablesIncomplete)?;
+        verdict.clamp = Clamp {
+            maximum_segment: backend.maximum_segment,
+            transport_offset: (added + segment.transport_offset()) as u16,
+            place: 0,
+        };
+    }
+    Ok(verdict)
 }

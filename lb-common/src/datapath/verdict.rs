@@ -1,5 +1,9 @@
 //! What the program did with a packet, and why.
 
+use bytemuck::Zeroable;
+
+use crate::{abi::Link, wire::Vlans};
+
 /// What becomes of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -38,18 +42,55 @@ impl Kind {
 
 /// The outcome for one packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct Verdict {
     /// What happened and why.
     pub reason: Reason,
     /// Index of the interface that it leaves by, where it is transmitted; else 0.
     pub egress: u32,
+    /// The VLANs that it leaves in.
+    pub vlans: Vlans,
+    /// What its SYN has yet to say.
+    pub clamp: Clamp,
+}
+
+/// What a segment with SYN may at most say of how long segments may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Zeroable)]
+#[repr(C)]
+pub struct Clamp {
+    /// Bytes; zero: it isn't looked at.
+    pub maximum_segment: u16,
+    /// Offset of the TCP header in the frame, in bytes.
+    pub transport_offset: u16,
+    /// Offset of what has to be lowered; zero: it isn't known yet.
+    pub place: u16,
+}
+
+// SAFETY: zeros are the first reason, and all of the rest may be zeros.
+unsafe impl Zeroable for Verdict {}
+
+impl Clamp {
+    /// Whether the segment hasn't been looked at yet.
+    #[inline(always)]
+    pub(super) const fn is_open(self) -> bool {
+        self.maximum_segment != 0 && self.place == 0
+    }
+
+    /// Nothing.
+    pub const NONE: Self = Self { maximum_segment: 0, transport_offset: 0, place: 0 };
 }
 
 impl Verdict {
     /// A frame that isn't transmitted.
     #[inline(always)]
     pub const fn refusing(reason: Reason) -> Self {
-        Self { reason, egress: 0 }
+        Self { reason, egress: 0, vlans: Vlans::NONE, clamp: Clamp::NONE }
+    }
+
+    /// A frame that is transmitted to a station.
+    #[inline(always)]
+    pub(super) const fn sending(reason: Reason, link: Link) -> Self {
+        Self { reason, egress: link.interface, vlans: link.vlans, clamp: Clamp::NONE }
     }
 }
 
@@ -103,7 +144,7 @@ reasons! {
 
     /// Neither IP nor tagged: ARP, LLDP and the like.
     NotIp "not_ip" Passed Pass,
-    /// It has a VLAN tag. Tagged frames are left to the host.
+    /// It has more than two VLAN tags.
     VlanTagged "vlan_tagged" Passed Pass,
     /// IP that is neither TCP nor UDP: ICMP, VRRP and the like.
     OtherProtocol "other_protocol" Passed Pass,

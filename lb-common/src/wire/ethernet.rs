@@ -77,10 +77,30 @@ impl EtherType {
     pub const VLAN: Self = Self(NetworkU16::new(0x8100));
     /// A service VLAN tag (IEEE 802.1ad, "QinQ").
     pub const SERVICE_VLAN: Self = Self(NetworkU16::new(0x88a8));
+    /// No protocol's.
+    pub const ZERO: Self = Self(NetworkU16::new(0));
 
     /// network-types stores its EtherTypes as they stand in memory, big-endian.
     const fn from_host(in_memory: u16) -> Self {
         Self(NetworkU16::new(u16::from_be(in_memory)))
+    }
+
+    /// Whether this is [`Self::ZERO`].
+    #[inline(always)]
+    pub const fn is_zero(self) -> bool {
+        self.0.raw() == 0
+    }
+
+    /// Whether this is [`Self::SERVICE_VLAN`].
+    #[inline(always)]
+    pub const fn is_service_vlan(self) -> bool {
+        self.0.raw() == Self::SERVICE_VLAN.0.raw()
+    }
+
+    /// Whether a VLAN tag follows.
+    #[inline(always)]
+    pub const fn is_vlan(self) -> bool {
+        self.0.raw() == Self::VLAN.0.raw() || self.is_service_vlan()
     }
 
     /// The number, such as 0x0800.

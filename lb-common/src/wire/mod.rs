@@ -12,6 +12,7 @@ mod ipv4;
 mod ipv6;
 mod tcp;
 mod udp;
+mod vlan;
 
 pub use address::{Address, Digest, NetworkHeader, OUTER_HOPS, Outer};
 pub use byte_order::{NetworkU16, NetworkU32};
@@ -22,6 +23,7 @@ pub use ipv4::{Ipv4Address, Ipv4Header, Ipv4Route, PROTOCOL_TCP, PROTOCOL_UDP};
 pub use ipv6::{Ipv6Address, Ipv6Extension, Ipv6Fragment, Ipv6Header, Ipv6Route};
 pub use tcp::{TcpFlags, TcpHeader};
 pub use udp::UdpHeader;
+pub use vlan::{Vlan, VlanTag, VlanTags, Vlans};
 
 /// An address in a map's family-independent form.
 pub fn words(address: core::net::IpAddr) -> [NetworkU32; 4] {

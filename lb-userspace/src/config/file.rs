@@ -70,6 +70,7 @@ pub(super) struct Service {
     pub(super) balance: Option<Text>,
     pub(super) affinity: Option<Text>,
     pub(super) on_down: Option<Text>,
+    pub(super) mss: Option<Spanned<i64>>,
     pub(super) slow_start: Option<Text>,
     pub(super) allow: Option<Spanned<Vec<String>>>,
     pub(super) deny: Option<Spanned<Vec<String>>>,

@@ -81,6 +81,8 @@ pub struct Service {
     pub protocol: Protocol,
     /// How packets reach the backends.
     pub forwarding: Forwarding,
+    /// Longest segment that TCP may send, in bytes, as SYNs are made to say; `None`: as they say.
+    pub maximum_segment: Option<u16>,
     /// Idle timeouts.
     pub timeouts: Timeouts,
     /// How its backends are checked.

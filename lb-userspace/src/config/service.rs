@@ -1,6 +1,6 @@
 //! What a file says of services and their backends.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::RangeInclusive};
 
 use lb_common::abi::{Forwarding, Protocol};
 use toml::Spanned;
@@ -13,6 +13,9 @@ use super::{
 const LARGEST_WEIGHT: i64 = 256;
 /// Most backends of one service: a ring has 100 slots for each, and 2^20 - 1 in all.
 const MOST_BACKENDS: usize = 10_000;
+
+/// From what every host takes over IPv4 (RFC 9293, section 3.7.1) to what the longest datagram holds.
+const MAXIMUM_SEGMENTS: RangeInclusive<i64> = 536..=65_495;
 
 impl Validator {
     pub(super) fn service(&mut self, service: &file::Service, timeouts: Timeouts) -> Service {
@@ -54,6 +57,7 @@ impl Validator {
             binds: binds.iter().filter_map(|bind| self.value(bind, values::bind)).collect(),
             protocol,
             forwarding,
+            maximum_segment: self.maximum_segment(service, protocol),
             timeouts: service
                 .timeouts
                 .as_ref()
@@ -76,6 +80,14 @@ impl Validator {
             }
             None => self.check(&file::Check::default()),
         }
+    }
+
+    fn maximum_segment(&mut self, service: &file::Service, protocol: Protocol) -> Option<u16> {
+        let written = service.mss.as_ref()?;
+        if protocol == Protocol::Udp {
+            self.problem(written.span(), "mss is TCP's, and the service is UDP", "leave it out");
+        }
+        Some(self.number(Some(written), 0, MAXIMUM_SEGMENTS, "mss") as u16)
     }
 
     fn forwarding(&mut self, written: Option<&Spanned<String>>) -> Forwarding {

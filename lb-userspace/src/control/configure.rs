@@ -139,6 +139,7 @@ impl State {
         }
         state.info.lifecycle = Lifecycle::Active;
         state.backend.forwarding = configured.forwarding;
+        state.backend.maximum_segment = configured.maximum_segment.unwrap_or(0);
         state.info.configured_weight = u32::from(backend.weight);
         if state.info.check != check {
             state.info.result = CheckResult::Unknown;

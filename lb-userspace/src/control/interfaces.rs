@@ -83,7 +83,9 @@ impl Interfaces {
                      off gro on`, or they drop what is forwarded to them"
                 );
             }
-            let has_vlans = network.links.values().any(|link| link.vlan_of == Some(*index));
+            let is_on_it =
+                |below: netlink::Below| below.interface == *index && !below.vlan.is_none();
+            let has_vlans = network.links.values().any(|link| link.below.is_some_and(is_on_it));
             for trouble in netlink::trouble(name, attached.mode, has_vlans) {
                 tracing::warn!("{trouble}");
             }
@@ -125,7 +127,7 @@ impl Interfaces {
         for (address, hop) in &network.next_hops {
             let Ok(next) = hop else { continue };
             let known = before.next_hops.get(address) == Some(hop);
-            if !known && !self.attached.contains_key(&next.interface) {
+            if !known && network.base(next.interface, &self.indices()).is_none() {
                 let name = network.links.get(&next.interface).map_or("?", |link| &link.name);
                 tracing::warn!(
                     backend = %address,

@@ -2,10 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc, time::Instant};
 
-use lb_common::{
-    abi::{Backend, BackendInfo, Ring, Service, ServiceInfo, Settings},
-    wire::MacAddress,
-};
+use lb_common::abi::{Backend, BackendInfo, LocalMac, Ring, Service, ServiceInfo, Settings};
 
 use super::{
     ring_space::RingSpace,
@@ -21,9 +18,9 @@ pub enum Change {
     /// Write an address that full NAT sends from.
     NatSource(u32, IpAddr),
     /// Take frames for a hardware address on an interface.
-    AddMac(u32, MacAddress),
+    AddMac(LocalMac),
     /// Take them no longer.
-    RemoveMac(u32, MacAddress),
+    RemoveMac(LocalMac),
     /// Let frames leave by an interface.
     AddEgress(u32),
     /// No longer.
@@ -83,7 +80,7 @@ pub fn plan(
         }
     }
     let new_macs = wanted.local_macs.difference(&there.local_macs);
-    changes.extend(new_macs.map(|(index, mac)| Change::AddMac(*index, *mac)));
+    changes.extend(new_macs.map(|mac| Change::AddMac(*mac)));
     let new_egress = wanted.egress.difference(&there.egress);
     changes.extend(new_egress.map(|index| Change::AddEgress(*index)));
     plan_infos(wanted, there, &mut changes);
@@ -159,7 +156,7 @@ fn plan_departures(wanted: &State, there: &State, changes: &mut Vec<Change>) {
     let gone = there.services.keys().filter(|index| !wanted.services.contains_key(index));
     changes.extend(gone.map(|index| Change::FreeService(*index)));
     let gone = there.local_macs.difference(&wanted.local_macs);
-    changes.extend(gone.map(|(index, mac)| Change::RemoveMac(*index, *mac)));
+    changes.extend(gone.map(|mac| Change::RemoveMac(*mac)));
     let gone = there.egress.difference(&wanted.egress);
     changes.extend(gone.map(|index| Change::RemoveEgress(*index)));
 }

@@ -8,10 +8,10 @@ use std::{
 
 use lb_common::{
     abi::{
-        Backend, BackendInfo, Forwarding, Lifecycle, Link, Protocol, Ring, Service, ServiceInfo,
-        Settings,
+        Backend, BackendInfo, Forwarding, Lifecycle, Link, LocalMac, Protocol, Ring, Service,
+        ServiceInfo, Settings,
     },
-    wire::MacAddress,
+    wire::Vlans,
 };
 
 use super::ring::{self, Member};
@@ -36,8 +36,8 @@ pub struct State {
     pub rings: BTreeMap<u32, RingState>,
     /// Addresses that full NAT sends from, by index.
     pub nat_sources: Vec<IpAddr>,
-    /// Hardware addresses that are ours, by interface.
-    pub local_macs: BTreeSet<(u32, MacAddress)>,
+    /// Hardware addresses that are ours.
+    pub local_macs: BTreeSet<LocalMac>,
     /// Interfaces that frames may leave by.
     pub egress: BTreeSet<u32>,
     /// How long datagrams may be on the way to a backend, in bytes, as routers say. Only known of what
@@ -157,7 +157,9 @@ impl State {
             let link = if out_of_reach {
                 Link::default()
             } else {
-                Link { interface: hop.interface, station: hop.station, own: link.mac }
+                let unknown = (hop.interface, Vlans::NONE);
+                let (interface, vlans) = network.base(hop.interface, attached).unwrap_or(unknown);
+                Link { interface, station: hop.station, own: link.mac, vlans }
             };
             let of_family = |address: &&IpAddr| address.is_ipv4() == hop.source.is_ipv4();
             let mut sources: Vec<IpAddr> =
@@ -180,9 +182,11 @@ impl State {
         self.egress.extend(leaving.filter(|interface| *interface != 0));
         self.local_macs.clear();
         for (index, link) in &network.links {
-            let below = link.macvlan_of.unwrap_or(*index);
-            if attached.contains(&below) && !link.mac.is_unknown() {
-                self.local_macs.insert((below, link.mac));
+            if let Some((interface, vlans)) = network.base(*index, attached)
+                && !link.mac.is_unknown()
+            {
+                let address = link.mac;
+                self.local_macs.insert(LocalMac { interface, address, reserved: 0, vlans });
             }
         }
         let links = || attached.iter().filter_map(|index| network.links.get(index));
@@ -212,12 +216,8 @@ impl State {
     /// addresses to the ones that are there now. Where a service names an address, it has that for
     /// itself.
     fn bind(&mut self, config: &Config, network: &Network, attached: &[u32]) {
-        let is_ours = |interface: &u32| {
-            let link = network.links.get(interface);
-            let below = link.and_then(|link| link.macvlan_of.or(link.vlan_of));
-            attached.contains(&below.unwrap_or(*interface))
-        };
-        let ours = network.addresses.iter().filter(|(interface, _)| is_ours(interface));
+        let is_ours = |interface: u32| network.base(interface, attached).is_some();
+        let ours = network.addresses.iter().filter(|(interface, _)| is_ours(*interface));
         let addresses: BTreeSet<IpAddr> = ours
             .map(|(_, address)| *address)
             .filter(|address| config::is_reachable(*address))
@@ -274,6 +274,9 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lb_common::wire::{MacAddress, Vlan};
+
+    use crate::{control::configure::Room, netlink};
 
     const TEXT: &str = r#"
 [[service]]
@@ -291,15 +294,66 @@ name = "b"
 address = "[2001:db8::102]:80"
 "#;
 
+    const ROOM: Room = Room { services: 8, binds: 8, backends: 8 };
+
     fn address(text: &str) -> IpAddr {
         text.parse().expect("an address")
+    }
+
+    fn link(below: Option<(u32, Vlan)>) -> netlink::Link {
+        netlink::Link {
+            name: String::new(),
+            mac: MacAddress::new([2, 0, 0, 0, 0, 2]),
+            mtu: 1500,
+            up: true,
+            below: below.map(|(interface, vlan)| netlink::Below { interface, vlan }),
+            is_veth: false,
+            xdp: None,
+        }
+    }
+
+    #[test]
+    fn what_is_on_top_of_an_interface_is_reached_through_it() {
+        let config = Config::parse("lb.toml".as_ref(), TEXT).expect("valid");
+        let mut state = State::default().configured(&config, ROOM).expect("room");
+        let mut network = Network::default();
+        let (outer, inner) = (Vlan::new(5, true), Vlan::new(100, false));
+        network.links.insert(1, link(None));
+        network.links.insert(2, link(Some((1, outer))));
+        network.links.insert(3, link(Some((2, inner))));
+        // A macvlan on that, a third VLAN, and one on an interface without the program.
+        network.links.insert(4, link(Some((3, Vlan::NONE))));
+        network.links.insert(5, link(Some((3, inner))));
+        network.links.insert(6, link(None));
+        network.links.insert(7, link(Some((6, inner))));
+        for interface in 1..=7 {
+            let address = format!("2001:db8:{interface}::1");
+            network.addresses.insert((interface, address.parse().expect("an address")));
+        }
+        let station = MacAddress::new([2, 0, 0, 0, 0, 1]);
+        let source = address("2001:db8::1");
+        for (text, interface) in [("2001:db8::101", 4), ("2001:db8::102", 7)] {
+            let hop = NextHop { interface, station, source, router: None };
+            network.next_hops.insert(address(text), Ok(hop));
+        }
+        state.apply_network(&config, &network, &[1]);
+
+        let ours: Vec<Vlans> = state.local_macs.iter().map(|mac| mac.vlans).collect();
+        let [none, one, two] = [[Vlan::NONE; 2], [outer, Vlan::NONE], [outer, inner]].map(Vlans);
+        assert_eq!(BTreeSet::from_iter(ours), BTreeSet::from([none, one, two]));
+        let links: Vec<(u32, Vlans)> = (state.backends.values())
+            .map(|state| (state.backend.link.interface, state.backend.link.vlans))
+            .collect();
+        assert_eq!(links, [(1, two), (7, none)]);
+        let bound: Vec<IpAddr> = state.binds.keys().map(|bind| bind.address.ip()).collect();
+        let interfaces = ["1", "2", "3", "4"].map(|name| address(&format!("2001:db8:{name}::1")));
+        assert_eq!(bound[1..], interfaces);
     }
 
     #[test]
     fn services_follow_addresses_and_a_vip_is_no_source() {
         let config = Config::parse("lb.toml".as_ref(), TEXT).expect("valid");
-        let room = crate::control::configure::Room { services: 8, binds: 8, backends: 8 };
-        let mut state = State::default().configured(&config, room).expect("room");
+        let mut state = State::default().configured(&config, ROOM).expect("room");
         let mut network = Network::default();
         for text in ["2001:db8::10", "2001:db8::100", "fe80::1", "::1", "192.0.2.1"] {
             network.addresses.insert((1, address(text)));
@@ -314,17 +368,7 @@ address = "[2001:db8::102]:80"
         for text in ["2001:db8::101", "2001:db8::102"] {
             network.next_hops.insert(address(text), Ok(hop));
         }
-        let link = crate::netlink::Link {
-            name: "eth0".to_owned(),
-            mac: MacAddress::new([2, 0, 0, 0, 0, 2]),
-            mtu: 1500,
-            up: true,
-            macvlan_of: None,
-            vlan_of: None,
-            is_veth: false,
-            xdp: None,
-        };
-        network.links.insert(1, link);
+        network.links.insert(1, link(None));
         state.apply_network(&config, &network, &[1]);
         let binds: Vec<(String, u32)> = state
             .binds

@@ -9,10 +9,9 @@ use std::{
 use aya::maps::MapError;
 use lb_common::{
     abi::{
-        Backend, BackendInfo, Counters, Lifecycle, LocalMac, Protocol, Service, ServiceInfo,
-        ServiceKey, maps,
+        Backend, BackendInfo, Counters, Lifecycle, Protocol, Service, ServiceInfo, ServiceKey, maps,
     },
-    wire::{Address, Ipv4Address, Ipv6Address, MacAddress, NetworkU16, NetworkU32, words},
+    wire::{Address, Ipv4Address, Ipv6Address, NetworkU16, NetworkU32, words},
 };
 
 use super::{
@@ -71,7 +70,7 @@ pub(super) fn observe(maps: &Maps) -> Result<(State, RingSpace), DataplaneError>
     }
     for key in maps.local_macs.keys() {
         let key = key.map_err(DataplaneError::map(maps::LOCAL_MACS))?;
-        state.local_macs.insert((key.interface, key.address));
+        state.local_macs.insert(key);
     }
     for key in maps.egress.keys() {
         state.egress.insert(key.map_err(DataplaneError::map(maps::EGRESS))?);
@@ -133,13 +132,13 @@ pub(super) fn apply(
             }
             there.nat_sources[index] = *address;
         }
-        Change::AddMac(interface, mac) => {
-            done(maps.local_macs.insert(local_mac(*interface, *mac), 1, 0), maps::LOCAL_MACS)?;
-            there.local_macs.insert((*interface, *mac));
+        Change::AddMac(mac) => {
+            done(maps.local_macs.insert(mac, 1, 0), maps::LOCAL_MACS)?;
+            there.local_macs.insert(*mac);
         }
-        Change::RemoveMac(interface, mac) => {
-            gone(maps.local_macs.remove(&local_mac(*interface, *mac)), maps::LOCAL_MACS)?;
-            there.local_macs.remove(&(*interface, *mac));
+        Change::RemoveMac(mac) => {
+            gone(maps.local_macs.remove(mac), maps::LOCAL_MACS)?;
+            there.local_macs.remove(mac);
         }
         Change::AddEgress(interface) => {
             maps.egress.insert(*interface, *interface, None, 0).map_err(|error| {
@@ -230,10 +229,6 @@ fn service_key<A: Address>(address: A, bind: &Bind) -> ServiceKey<A> {
         port: NetworkU16::new(bind.address.port()),
         protocol: u16::from(bind.protocol.number()),
     }
-}
-
-const fn local_mac(interface: u32, address: MacAddress) -> LocalMac {
-    LocalMac { interface, address, reserved: 0 }
 }
 
 fn done(result: Result<(), MapError>, name: &'static str) -> Result<(), DataplaneError> {

@@ -92,6 +92,10 @@ fn load_stages(ebpf: &mut aya::Ebpf, pins: &Pins) -> Result<(), DataplaneError> 
 /// The name of a stage's program in the object file.
 const fn stage_program(stage: Stage) -> &'static str {
     match stage {
+        Stage::Tagged => "lb_tagged",
+        Stage::Ipv4 => "lb_ipv4",
+        Stage::Syn => "lb_syn",
+        Stage::Finish => "lb_finish",
         Stage::Ipv6 => "lb_ipv6",
         Stage::Icmp => "lb_icmp",
         Stage::Icmpv6 => "lb_icmpv6",

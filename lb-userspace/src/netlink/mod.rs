@@ -10,13 +10,16 @@ use std::{
     net::IpAddr,
 };
 
-use lb_common::wire::MacAddress;
+use lb_common::wire::{MacAddress, Vlan, Vlans};
 
 pub use offloads::trouble;
 pub use read::{NetlinkError, Reader};
 pub use watch::watch;
 
 use crate::dataplane::Mode;
+
+/// Interfaces on top of each other that are looked through.
+const DEEPEST_STACK: u32 = 8;
 
 /// A picture of the network around this host, as far as it matters here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,14 +45,21 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is switched on.
     pub up: bool,
-    /// The interface below it, if it is a macvlan: Keepalived puts its virtual addresses on such.
-    pub macvlan_of: Option<u32>,
-    /// The interface below it, if it is a VLAN.
-    pub vlan_of: Option<u32>,
+    /// The interface below it, if it is a VLAN or a macvlan, on which Keepalived puts virtual addresses.
+    pub below: Option<Below>,
     /// Whether it is one end of a virtual cable.
     pub is_veth: bool,
     /// How an XDP program is attached to it.
     pub xdp: Option<Mode>,
+}
+
+/// What a VLAN or a macvlan is on top of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Below {
+    /// Index of the interface.
+    pub interface: u32,
+    /// The VLAN; none of a macvlan.
+    pub vlan: Vlan,
 }
 
 /// How an address is reached.
@@ -92,5 +102,24 @@ impl Network {
     /// An interface's index by its name.
     pub fn index(&self, name: &str) -> Option<u32> {
         self.links.iter().find(|(_, link)| link.name == name).map(|(index, _)| *index)
+    }
+
+    /// The one among `interfaces` that an interface is, or that it is on top of as a VLAN or a macvlan,
+    /// and the VLANs that its frames are in there. Of tags, a frame has no more than two.
+    pub fn base(&self, interface: u32, interfaces: &[u32]) -> Option<(u32, Vlans)> {
+        let (mut base, mut vlans) = (interface, Vlans::NONE);
+        // Nothing is on top of itself, but two answers of the kernel may be out of step.
+        for _ in 0..DEEPEST_STACK {
+            if interfaces.contains(&base) {
+                return Some((base, vlans));
+            }
+            let below = self.links.get(&base)?.below?;
+            if !below.vlan.is_none() {
+                let [outer, Vlan::NONE] = vlans.0 else { return None };
+                vlans = Vlans([below.vlan, outer]);
+            }
+            base = below.interface;
+        }
+        None
     }
 }

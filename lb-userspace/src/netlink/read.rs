@@ -6,18 +6,21 @@ use std::{
 };
 
 use futures_util::{StreamExt, TryStreamExt, stream::BoxStream};
-use lb_common::wire::MacAddress;
+use lb_common::wire::{MacAddress, Vlan};
 use rtnetlink::{
     Handle, MulticastGroup, RouteMessageBuilder, new_connection, new_multicast_connection,
     packet_route::{
         address::{AddressAttribute, AddressMessage},
-        link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
+        link::{
+            InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
+            VlanProtocol, XdpAttached,
+        },
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia},
     },
 };
 
-use super::{Link, Network, NextHop, Unresolved};
+use super::{Below, Link, Network, NextHop, Unresolved};
 use crate::dataplane::Mode;
 
 /// Why the network couldn't be read.
@@ -220,13 +223,13 @@ fn link(message: &LinkMessage) -> Link {
         mac: MacAddress::UNKNOWN,
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
-        macvlan_of: None,
-        vlan_of: None,
+        below: None,
         is_veth: false,
         xdp: None,
     };
     let mut below = None;
     let mut kind = None;
+    let mut vlan = Vlan::NONE;
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
@@ -234,19 +237,33 @@ fn link(message: &LinkMessage) -> Link {
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Link(index) => below = Some(*index),
             LinkAttribute::LinkInfo(info) => {
-                kind = info.iter().find_map(|part| match part {
-                    LinkInfo::Kind(kind) => Some(kind),
-                    _ => None,
-                });
+                for part in info {
+                    match part {
+                        LinkInfo::Kind(its_kind) => kind = Some(its_kind),
+                        LinkInfo::Data(InfoData::Vlan(parts)) => vlan = vlan_of(parts),
+                        _ => {}
+                    }
+                }
             }
             LinkAttribute::Xdp(xdp) => link.xdp = xdp.iter().find_map(mode),
             _ => {}
         }
     }
-    link.macvlan_of = below.filter(|_| kind == Some(&InfoKind::MacVlan));
-    link.vlan_of = below.filter(|_| kind == Some(&InfoKind::Vlan));
+    let is_macvlan = kind == Some(&InfoKind::MacVlan);
+    let is_vlan = kind == Some(&InfoKind::Vlan) && !vlan.is_none();
+    link.below = below.filter(|_| is_macvlan || is_vlan).map(|interface| Below { interface, vlan });
     link.is_veth = kind == Some(&InfoKind::Veth);
     link
+}
+
+fn vlan_of(parts: &[InfoVlan]) -> Vlan {
+    let number = parts.iter().find_map(|part| match part {
+        InfoVlan::Id(number) => Some(*number),
+        _ => None,
+    });
+    let is_service =
+        parts.iter().any(|part| matches!(part, InfoVlan::Protocol(VlanProtocol::Ieee8021Ad)));
+    number.map_or(Vlan::NONE, |number| Vlan::new(number, is_service))
 }
 
 fn mode(xdp: &LinkXdp) -> Option<Mode> {
