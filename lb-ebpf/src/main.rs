@@ -20,7 +20,7 @@ use core::hint;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, maps::PerCpuArray, programs::XdpContext};
 use lb_common::{
-    datapath::{self, Action, Decision, Packet, Reason, Verdict},
+    datapath::{self, Action, Decision, ErrorScratch, Packet, Reason, Verdict},
     wire::{Ipv4Address, Ipv6Address, VlanTags},
 };
 
@@ -67,6 +67,18 @@ stages! {
     lb_tagged: Tagged |frame, _| datapath::process_tagged(frame);
     lb_ipv4: Ipv4 |frame, _| datapath::process_ipv4(frame, &MapTables);
     lb_syn: Syn |frame, note| datapath::look_at_syn(frame, note);
+    lb_fragment: Fragment |frame, _| {
+        let process = |scratch: &mut ErrorScratch<_>| {
+            datapath::process_fragment(frame, &MapTables, &mut scratch.basic)
+        };
+        scratch(&maps::SCRATCH).map_or(INCOMPLETE, process)
+    };
+    lb_fragment_ipv6: FragmentIpv6 |frame, _| {
+        let process = |scratch: &mut ErrorScratch<_>| {
+            datapath::process_fragment(frame, &MapTables, &mut scratch.basic)
+        };
+        scratch(&maps::SCRATCH_IPV6).map_or(INCOMPLETE, process)
+    };
     lb_finish: Finish |frame, note| Decision::Made(datapath::finish(frame, note));
 }
 

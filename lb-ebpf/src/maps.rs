@@ -8,8 +8,8 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Backend, BackendInfo, Counters, Flow, FlowKey, LocalMac, RingChunk, Service, ServiceInfo,
-        ServiceKey, Settings,
+        Backend, BackendInfo, Counters, Flow, FlowKey, Fragment, FragmentKey, LocalMac, RingChunk,
+        Service, ServiceInfo, ServiceKey, Settings,
     },
     datapath::{ErrorScratch, Note, Reason, Stage},
     wire::{Ipv4Address, Ipv6Address, NetworkU32},
@@ -49,6 +49,15 @@ pub(crate) static FLOWS_IPV6: HashMap<FlowKey<Ipv6Address>, Flow<Ipv6Address>> =
 #[map]
 pub(crate) static EMBRYONIC_IPV6: LruHashMap<FlowKey<Ipv6Address>, Flow<Ipv6Address>> =
     LruHashMap::pinned(1, 0);
+
+// As many datagrams as may be on their way in parts.
+#[map]
+pub(crate) static FRAGMENTS: LruHashMap<FragmentKey<Ipv4Address>, Fragment> =
+    LruHashMap::pinned(16_384, 0);
+
+#[map]
+pub(crate) static FRAGMENTS_IPV6: LruHashMap<FragmentKey<Ipv6Address>, Fragment> =
+    LruHashMap::pinned(16_384, 0);
 
 #[map]
 pub(crate) static STAGES: ProgramArray = ProgramArray::pinned(Stage::ALL.len() as u32, 0);

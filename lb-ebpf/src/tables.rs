@@ -5,8 +5,8 @@ use core::{intrinsics, ptr::NonNull};
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_coarse_ns};
 use lb_common::{
     abi::{
-        Backend, Counters, Direction, Entry, Flow, FlowKey, LocalMac, RING_CHUNK_SLOTS, Service,
-        ServiceKey, Settings, Tick,
+        Backend, Counters, Direction, Entry, Flow, FlowKey, Fragment, FragmentKey, LocalMac,
+        RING_CHUNK_SLOTS, Service, ServiceKey, Settings, Tick,
     },
     datapath::{FamilyTables, InsertError, Reason, Table, Tables},
     wire::{Ipv4Address, Ipv6Address, NetworkU32},
@@ -90,7 +90,7 @@ impl Tables for MapTables {
 }
 
 macro_rules! family_tables {
-    ($address:ty, $services:ident, $flows:ident, $embryonic:ident) => {
+    ($address:ty, $services:ident, $flows:ident, $embryonic:ident, $fragments:ident) => {
         impl FamilyTables<$address> for MapTables {
             #[inline(always)]
             fn find(
@@ -137,12 +137,26 @@ macro_rules! family_tables {
                 // SAFETY: the map isn't pre-allocated, so a value stays what it is while it's read.
                 unsafe { maps::$services.get(key) }.copied()
             }
+
+            #[inline(always)]
+            fn fragment(&self, key: &FragmentKey<$address>) -> Option<Fragment> {
+                let fragment = maps::$fragments.get_ptr(key)?;
+                // SAFETY: the kernel keeps a map's value in place while the program runs. One that is
+                // given to another datagram meanwhile is no worse than one that is found wrongly.
+                Some(unsafe { fragment.read() })
+            }
+
+            #[inline(always)]
+            fn remember_fragment(&self, key: &FragmentKey<$address>, fragment: &Fragment) {
+                // The least recently used make room; what isn't remembered isn't followed.
+                let _: Result<(), i32> = maps::$fragments.insert(key, fragment, 0);
+            }
         }
     };
 }
 
-family_tables!(Ipv4Address, SERVICES, FLOWS, EMBRYONIC);
-family_tables!(Ipv6Address, SERVICES_IPV6, FLOWS_IPV6, EMBRYONIC_IPV6);
+family_tables!(Ipv4Address, SERVICES, FLOWS, EMBRYONIC, FRAGMENTS);
+family_tables!(Ipv6Address, SERVICES_IPV6, FLOWS_IPV6, EMBRYONIC_IPV6, FRAGMENTS_IPV6);
 
 #[inline(always)]
 fn update(counters: Option<*mut Counters>, change: impl FnOnce(&mut Counters)) {

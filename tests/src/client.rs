@@ -109,12 +109,13 @@ fn within<T: Send + 'static>(
 ///
 /// # Errors
 ///
-/// An answer doesn't come.
+/// An answer doesn't come within `patience`.
 pub fn ask(
     namespace: &Namespace,
     address: &str,
     question: &str,
     times: usize,
+    patience: Duration,
 ) -> Result<(SocketAddr, String)> {
     let address: SocketAddr = address.parse()?;
     let socket = within(namespace, move || {
@@ -123,7 +124,7 @@ pub fn ask(
         socket.connect(address)?;
         Ok(socket)
     })?;
-    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    socket.set_read_timeout(Some(patience))?;
     let mut buffer = vec![0; 65_535];
     let mut answer = String::new();
     for _ in 0..times {

@@ -36,6 +36,8 @@ pub struct Segment {
     pub time_to_live: u8,
     /// Type of service, or traffic class.
     pub service: u8,
+    /// Identification of IPv4.
+    pub identification: u16,
     /// Flags and offset of IPv4's fragment field.
     pub fragment: u16,
     /// IPv4: a multiple of four bytes, at most 40.
@@ -83,6 +85,7 @@ impl Segment {
             destination_port: destination.1,
             time_to_live: 64,
             service: 0,
+            identification: 0x1234,
             fragment: 0x4000,
             ip_options: Vec::new(),
             extensions: Vec::new(),
@@ -112,6 +115,25 @@ impl Segment {
             payload: b"a question".to_vec(),
             ..Self::syn(source, destination)
         }
+    }
+
+    /// The frames of its parts, each with at most `most` bytes of the datagram's payload, a multiple of
+    /// eight.
+    pub fn fragments(&self, most: usize) -> Vec<Vec<u8>> {
+        let transport = if self.is_udp { self.udp_bytes() } else { self.tcp_bytes() };
+        let last = (transport.len() - 1) / most;
+        let part = |(index, bytes): (usize, &[u8])| {
+            let mut part = self.clone();
+            let (eighths, more) = ((index * most / 8) as u16, u16::from(index < last));
+            part.fragment = (more << 13) | eighths;
+            if self.source.is_ipv6() {
+                let [high, low] = ((eighths << 3) | more).to_be_bytes();
+                let [first, second] = self.identification.to_be_bytes();
+                part.extensions.push((44, vec![0, 0, high, low, 0xfa, 0xce, first, second]));
+            }
+            part.around(bytes)
+        };
+        transport.chunks(most).enumerate().map(part).collect()
     }
 
     /// The same with other flags.
@@ -191,7 +213,7 @@ impl Segment {
         ip.push(self.service);
         let total = (header + transport) as u16;
         ip.extend(total.wrapping_add_signed(self.length_error).to_be_bytes());
-        ip.extend([0x12, 0x34]);
+        ip.extend(self.identification.to_be_bytes());
         ip.extend(self.fragment.to_be_bytes());
         ip.extend([self.time_to_live, self.protocol, 0, 0]);
         ip.extend(source.octets());

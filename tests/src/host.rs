@@ -9,8 +9,8 @@ use std::{
 use bytemuck::{Pod, Zeroable};
 use lb_common::{
     abi::{
-        Backend, Counters, Direction, Entry, Flow, FlowKey, FlowState, LocalMac, Service,
-        ServiceKey, Settings, Tick,
+        Backend, Counters, Direction, Entry, Flow, FlowKey, FlowState, Fragment, FragmentKey,
+        LocalMac, Service, ServiceKey, Settings, Tick,
     },
     datapath::{
         self, Action, Decision, ErrorScratch, FamilyTables, InsertError, Note, Packet, Reason,
@@ -65,6 +65,7 @@ struct FamilyMemory<A> {
     services: HashMap<ServiceKey<A>, Service>,
     established: FlowTable<A>,
     embryonic: FlowTable<A>,
+    fragments: RefCell<HashMap<FragmentKey<A>, Fragment>>,
     /// Removed entries; the packet that removed them may still hold their place.
     removed: RefCell<Vec<Box<UnsafeCell<Flow<A>>>>>,
     most_entries: usize,
@@ -80,6 +81,7 @@ where
             services: services.into_iter().collect(),
             established: RefCell::default(),
             embryonic: RefCell::default(),
+            fragments: RefCell::default(),
             removed: RefCell::default(),
             most_entries,
         }
@@ -195,6 +197,8 @@ impl Host {
             Stage::TooBigIpv6 => datapath::answer_too_big::<Ipv6Address, _>(packet, &note),
             Stage::Tagged => datapath::process_tagged(packet),
             Stage::Ipv4 => datapath::process_ipv4(packet, self),
+            Stage::Fragment => datapath::process_fragment(packet, self, &mut ipv4.basic),
+            Stage::FragmentIpv6 => datapath::process_fragment(packet, self, &mut ipv6.basic),
             Stage::Syn => datapath::look_at_syn(packet, &mut note),
             Stage::Finish => Decision::Made(datapath::finish(packet, &note)),
         }
@@ -287,6 +291,14 @@ macro_rules! family_tables {
 
             fn service(&self, key: &ServiceKey<$address>) -> Option<Service> {
                 self.$memory.services.get(key).copied()
+            }
+
+            fn fragment(&self, key: &FragmentKey<$address>) -> Option<Fragment> {
+                self.$memory.fragments.borrow().get(key).copied()
+            }
+
+            fn remember_fragment(&self, key: &FragmentKey<$address>, fragment: &Fragment) {
+                self.$memory.fragments.borrow_mut().insert(*key, *fragment);
             }
         }
     };

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
-    maps::{MapData, PerCpuArray, PerCpuValues},
+    maps::{HashMap, MapData, PerCpuArray, PerCpuValues},
     programs::{TestRun, TestRunOptions},
 };
 use lb_common::{
@@ -91,6 +91,8 @@ impl Kernel {
             clear_flows(&mut maps.ipv4, table)?;
             clear_flows(&mut maps.ipv6, table)?;
         }
+        clear(&mut maps.ipv4.fragments)?;
+        clear(&mut maps.ipv6.fragments)?;
         for index in 0..maps.nat_cursors.len() {
             maps.nat_cursors.set(index, 0, 0)?;
         }
@@ -230,6 +232,11 @@ impl Drop for Kernel {
             eprintln!("removing the pins: {error}");
         }
     }
+}
+
+fn clear<K: aya::Pod, V: aya::Pod>(map: &mut HashMap<MapData, K, V>) -> Result<()> {
+    let keys: Vec<K> = map.keys().collect::<Result<_, _>>()?;
+    keys.iter().try_for_each(|key| Ok(map.remove(key)?))
 }
 
 fn clear_flows<A: Address>(maps: &mut FamilyMaps<A>, table: Table) -> Result<()> {

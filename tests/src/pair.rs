@@ -155,9 +155,11 @@ pub fn check_transmitted(world: &World, before: &[u8], outcome: &Outcome) -> Res
     }
     let priority = tags_before.first().map_or(0, |(_, control)| control & 0xe000);
     ensure!(tags.iter().all(|(_, control)| control & 0xf000 == priority), "priority: {tags:04x?}");
+    let after = take_off_outer(&before, &after, backend)?;
     match outcome.reason {
         Reason::IcmpError => check_message(&before, &after),
         Reason::NeedsFragmentation => check_answer(&before, &after),
+        Reason::Fragment => check_fragment(&before, &after),
         _ => {
             let source = Seen::new(&before).source;
             let from =
@@ -171,13 +173,26 @@ pub fn check_transmitted(world: &World, before: &[u8], outcome: &Outcome) -> Res
 /// Demands of an ICMP message that was sent on that its checksum is as right as it was, and that it
 /// says the same.
 fn check_message(before: &[u8], after: &[u8]) -> Result<()> {
-    let (_, after) = seen::decapsulate(after)?;
     // A message whose checksum is wrong, or that has options before it, isn't looked at.
     let Ok(before) = Message::read(before) else { return Ok(()) };
-    let after = Message::read(&after)?;
+    let after = Message::read(after)?;
     ensure!(after.time_to_live + 1 == before.time_to_live, "time to live: {after:?}");
     let said = |message: &Message| (message.kind, message.code, message.rest, message.quoted.len());
     ensure!(said(&after) == said(&before), "{before:?} {after:?}");
+    Ok(())
+}
+
+/// Demands of a fragment other than the first that no more than its way was changed.
+fn check_fragment(before: &[u8], after: &[u8]) -> Result<()> {
+    let (mut before, mut after) = (before[14..].to_vec(), after[14..].to_vec());
+    let (hops, route) = if before[0] >> 4 == 4 { (8, 8..20) } else { (7, 7..40) };
+    ensure!(after[hops] + 1 == before[hops], "time to live: {after:02x?}");
+    ensure!(seen::ip_checksum_is_right(&after), "IP checksum: {after:02x?}");
+    for bytes in [&mut before, &mut after] {
+        bytes[route.clone()].fill(0);
+    }
+    // The protocol lies among what was put to zero, but for what follows.
+    ensure!(before == after, "something else was changed: {before:02x?} {after:02x?}");
     Ok(())
 }
 
@@ -194,28 +209,12 @@ fn check_answer(before: &[u8], after: &[u8]) -> Result<()> {
 
 /// Demands of a forwarded frame what holds of every one, whatever its flow: one hop less, checksums
 /// as right or wrong as they were, and nothing else changed than what translation changes, and what
-/// SYNs say where that is to be at most `maximum_segment` bytes, unless that is zero. An outer header is right, and takes over what it must of the one within.
-///
-/// # Errors
-///
-/// Something doesn't hold.
+/// SYNs say where that is to be at most `maximum_segment` bytes, unless that is zero.
 fn check_forwarded(before: &[u8], after: &[u8], maximum_segment: u16) -> Result<()> {
-    let (outer, after) = seen::decapsulate(after)?;
-    if let Some(outer) = outer {
-        ensure!(outer.service == Seen::new(before).service, "{outer:?}");
-        ensure!(outer.time_to_live == 64, "{outer:?}");
-        let is_ipv4 = before[14] >> 4 == 4;
-        let is_whole = !is_ipv4 || before[20] & 0x40 != 0;
-        ensure!(outer.is_whole == (is_whole || outer.source.is_ipv6()), "{outer:?}");
-        if let Some(identification) = outer.identification {
-            let wanted = if is_ipv4 { [before[18], before[19]] } else { [0, 0] };
-            ensure!(identification == wanted, "{outer:?}");
-        }
-    }
     let clamped =
         if maximum_segment == 0 { before.to_vec() } else { seen::clamped(before, maximum_segment) };
     let rest = Seen::new(&clamped).rest;
-    let (before, after) = (Seen::new(before), Seen::new(&after));
+    let (before, after) = (Seen::new(before), Seen::new(after));
     ensure!(after.time_to_live + 1 == before.time_to_live, "time to live: {after:?}");
     ensure!(after.ip_checksum_is_right, "IP checksum: {after:?}");
     ensure!(
@@ -224,4 +223,25 @@ fn check_forwarded(before: &[u8], after: &[u8], maximum_segment: u16) -> Result<
     );
     ensure!(after.rest == rest, "something else was changed: {before:?} {after:?}");
     Ok(())
+}
+
+/// Demands that a frame to an encapsulating backend has an outer header that is right and takes over what
+/// it must of the one within. Returns the frame without it.
+fn take_off_outer(before: &[u8], after: &[u8], backend: Option<&Backend>) -> Result<Vec<u8>> {
+    if !backend.is_some_and(|backend| backend.forwarding.encapsulates()) {
+        return Ok(after.to_vec());
+    }
+    let (outer, inner) = seen::decapsulate(after)?;
+    let outer = outer.context("no outer header")?;
+    let is_ipv4 = before[14] >> 4 == 4;
+    let service = if is_ipv4 { before[15] } else { (before[14] << 4) | (before[15] >> 4) };
+    ensure!(outer.service == service, "{outer:?}");
+    ensure!(outer.time_to_live == 64, "{outer:?}");
+    let is_whole = !is_ipv4 || before[20] & 0x40 != 0;
+    ensure!(outer.is_whole == (is_whole || outer.source.is_ipv6()), "{outer:?}");
+    if let Some(identification) = outer.identification {
+        let wanted = if is_ipv4 { [before[18], before[19]] } else { [0, 0] };
+        ensure!(identification == wanted, "{outer:?}");
+    }
+    Ok(inner)
 }

@@ -221,9 +221,13 @@ impl Generator {
         let longest = if random.u8(0..16) == 0 { 1500 } else { 40 };
         let length = random.usize(0..=longest);
         segment.payload = bytes(random, length);
+        if random.u8(0..12) == 0 {
+            self.divide(&mut segment);
+        }
+        let random = &mut self.random;
         match random.u8(0..64) {
             0 => segment.time_to_live = random.u8(0..3),
-            1 => segment.fragment = if random.bool() { 0x2000 } else { random.u16(..) },
+            1 => segment.fragment = random.u16(..),
             2 => segment.source_mac[5] = random.u8(..),
             3 => segment.destination_mac[5] = random.u8(..),
             4 => segment.ip_checksum_error = random.u16(..),
@@ -245,6 +249,21 @@ impl Generator {
             _ => {}
         }
         segment
+    }
+
+    /// Makes a fragment of a datagram, the first or a later one, of which there are many with the same
+    /// identification.
+    fn divide(&mut self, segment: &mut Segment) {
+        let random = &mut self.random;
+        segment.identification = random.u16(0..8);
+        let offset = if random.bool() { 0 } else { random.u16(0..4) };
+        let more = if random.u8(0..4) == 0 { 0 } else { 1 };
+        segment.fragment = (more << 13) | offset;
+        if segment.source.is_ipv6() {
+            let [high, low] = ((offset << 3) | more).to_be_bytes();
+            let last = segment.identification as u8;
+            segment.extensions.push((44, vec![0, 0, high, low, 0, 0, 0, last]));
+        }
     }
 
     fn mutate(&mut self, frame: &mut Vec<u8>) {

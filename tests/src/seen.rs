@@ -160,12 +160,17 @@ impl Seen {
             destination: (layout.destination, word(transport, 2)),
             protocol: layout.protocol,
             time_to_live: ip[layout.time_to_live],
-            ip_checksum_is_right: !is_ipv4 || sum(&[&ip[..usize::from(ip[0] & 0xf) * 4]]) == 0xffff,
+            ip_checksum_is_right: ip_checksum_is_right(ip),
             transport_checksum,
             service: if is_ipv4 { ip[1] } else { (word(ip, 0) >> 4) as u8 },
             rest,
         }
     }
+}
+
+/// Whether a datagram's IP header has a right checksum, or none.
+pub fn ip_checksum_is_right(ip: &[u8]) -> bool {
+    ip[0] >> 4 != 4 || sum(&[&ip[..usize::from(ip[0] & 0xf) * 4]]) == 0xffff
 }
 
 /// What an independent reader sees in an outer header.

@@ -62,8 +62,7 @@ fn what_is_malformed_within_a_flow_is_counted_and_not_forwarded() -> Result<()> 
     let mut pair = Pair::new(&World::default())?;
     let connection = Connection::open(&mut pair, VIP)?;
     connection.establish(&mut pair)?;
-    let changes: [(Change, Reason); 7] = [
-        (|segment| segment.fragment = 0x2000, Reason::Fragment),
+    let changes: [(Change, Reason); 6] = [
         (|segment| segment.ip_checksum_error = 1, Reason::BadIpChecksum),
         (|segment| segment.time_to_live = 1, Reason::TimeToLiveExpired),
         (|segment| segment.payload = vec![0; 1500], Reason::TooBig),

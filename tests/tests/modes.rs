@@ -2,6 +2,8 @@
 //! and in generic mode: what the backend's socket reports, large files both ways, and what an
 //! independent decoder sees.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use lb_tests::{
     capture::{Capture, Decoded, Network},
@@ -15,6 +17,9 @@ const PROGRAMS: Programs = Programs {
     decapsulator: env!("CARGO_BIN_EXE_decapsulator"),
     responder: env!("CARGO_BIN_EXE_responder"),
 };
+
+/// How long an answer is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 #[test]
 fn backends_see_the_client_and_large_files_arrive_whole() -> Result<()> {
@@ -54,7 +59,7 @@ fn datagrams_are_answered_and_backends_see_who_asks() -> Result<()> {
             let vip = mode.outside.socket(VIP, mode.port);
             for length in [0, 1, LONGEST] {
                 let question = "x".repeat(length);
-                let (own, answer) = ask(&modes.bed.client, &vip, &question, 3)
+                let (own, answer) = ask(&modes.bed.client, &vip, &question, 3, PATIENCE)
                     .with_context(|| format!("{what}, {length} bytes"))?;
                 let mut words = answer.split(' ');
                 ensure!(words.next() == Some(&format!("server{}", mode.host)), "{what}: {answer}");
@@ -77,6 +82,36 @@ fn datagrams_are_answered_and_backends_see_who_asks() -> Result<()> {
             ])?;
             ensure!(flows.as_array().is_some_and(|flows| flows.len() == 3), "{what}: {flows}");
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn fragmented_datagrams_arrive_whole_in_both_directions() -> Result<()> {
+    for xdp_mode in ["native", "generic"] {
+        let modes = Modes::new(PROGRAMS, xdp_mode)?;
+        for mode in &MODES {
+            let what = format!("{xdp_mode}, {}", mode.name());
+            let vip = mode.outside.socket(VIP, mode.port);
+            let asked =
+                |question: &str, patience| ask(&modes.bed.client, &vip, question, 3, patience);
+            if mode.encapsulates() {
+                // The first parts of the first ones teach the client how long parts may be.
+                let question = "x".repeat(2000);
+                wait_until("the client has learnt how long fragments may be", || {
+                    Ok(asked(&question, Duration::from_millis(200)).is_ok())
+                })
+                .with_context(|| what.clone())?;
+            }
+            for length in [1473, 4000, 20_000] {
+                let question: String =
+                    (0..length).map(|byte| char::from(b'a' + (byte % 26) as u8)).collect();
+                let (_, answer) = asked(&question, PATIENCE)
+                    .with_context(|| format!("{what}, {length} bytes"))?;
+                ensure!(answer.ends_with(&format!(" {question}")), "{what}: {answer}");
+            }
+        }
+        ensure!(modes.bed.reason("fragment")? > 0, "{xdp_mode}: there were none");
     }
     Ok(())
 }

@@ -176,7 +176,12 @@ fn cases() -> Vec<Case> {
         ("a RST without a flow", syn(|s| s.flags = flags::RST), NoFlow),
         ("a SYN-ACK to the service", syn(|s| s.flags = flags::SYN | flags::ACK), NoFlow),
         ("a service without backends", Segment::syn(CLIENT, EMPTY_VIP).build(), NoBackend),
-        ("a first fragment", syn(|s| s.fragment = 0x2000), Fragment),
+        ("a first fragment", syn(|s| s.fragment = 0x2000), Opened),
+        (
+            "a first fragment that ends within the TCP header",
+            syn(|s| (s.fragment, s.length_error) = (0x2000, -12)),
+            BadTcpHeader,
+        ),
         ("a wrong IP checksum", syn(|s| s.ip_checksum_error = 1), BadIpChecksum),
         (
             "a wrong IP checksum over options",
@@ -238,7 +243,11 @@ fn udp_cases() -> Vec<Case> {
         ),
         ("UDP to another port", udp((VIP.0, 53), |_| {}), NoService),
         ("UDP to a service without backends", udp(EMPTY_VIP, |_| {}), NoBackend),
-        ("a first fragment of UDP", udp(VIP, |d| d.fragment = 0x2000), Fragment),
+        (
+            "a first fragment of UDP",
+            udp(VIP, |d| (d.fragment, d.udp_length_error) = (0x2000, 2000)),
+            Opened,
+        ),
         ("UDP with its last hop", udp(VIP, |d| d.time_to_live = 1), TimeToLiveExpired),
         ("UDP from the service's own address", udp(VIP, |d| d.source = VIP.0), InvalidSource),
     ]
@@ -284,7 +293,7 @@ fn ipv6_cases() -> Vec<Case> {
         ("IPv6: encrypted", with(vec![options(SECURITY)]), OtherProtocol),
         ("IPv6: ICMPv6", syn_ipv6(|s| s.protocol = 58), OtherProtocol),
         ("IPv6: the longest extension header", with(vec![longest]), TooBig),
-        ("IPv6: a first fragment", with(vec![fragment(1)]), Fragment),
+        ("IPv6: a first fragment", with(vec![fragment(1)]), Opened),
         ("IPv6: a later fragment", with(vec![fragment(8)]), LaterFragment),
         (
             "IPv6: an extension header longer than the datagram",
@@ -330,11 +339,12 @@ fn every_reason_has_a_case() {
     // What can't be brought about by packets alone.
     let without =
         [Reason::PortCollision, Reason::TablesIncomplete, Reason::NoEgress, Reason::NoHeadroom];
-    // What needs more than one frame: see connections.rs, forwarding.rs and errors.rs.
+    // What needs more than one frame: see connections.rs, forwarding.rs, errors.rs and fragments.rs.
     let scenarios = [
         Reason::ToBackend,
         Reason::ToClient,
         Reason::IcmpError,
+        Reason::Fragment,
         Reason::NatPortsExhausted,
         Reason::TupleInUse,
         Reason::FlowTableFull,

@@ -9,6 +9,7 @@ mod counters;
 mod entry;
 mod flow;
 mod forwarding;
+mod fragment;
 mod info;
 mod ring;
 mod service;
@@ -22,6 +23,7 @@ pub use counters::{Counters, Direction};
 pub use entry::Entry;
 pub use flow::{Flow, FlowKey, FlowState, Link, finished};
 pub use forwarding::{AddressFamily, Forwarding};
+pub use fragment::{Fragment, FragmentKey};
 pub use info::{
     BackendInfo, CheckKind, CheckResult, Lifecycle, OperatorState, Protocol, ServiceInfo,
     UNUSED_SERVICE,
@@ -57,6 +59,10 @@ pub mod maps {
     pub const FLOWS_IPV6: &str = "FLOWS_IPV6";
     /// [`EMBRYONIC`] for IPv6.
     pub const EMBRYONIC_IPV6: &str = "EMBRYONIC_IPV6";
+    /// [`super::FragmentKey`] to [`super::Fragment`].
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// [`FRAGMENTS`] for IPv6.
+    pub const FRAGMENTS_IPV6: &str = "FRAGMENTS_IPV6";
     /// Programs by [`crate::datapath::Stage`].
     pub const STAGES: &str = "STAGES";
     /// Addresses that full NAT sends from, by index.
@@ -79,7 +85,7 @@ pub mod maps {
     pub const BACKEND_INFO: &str = "BACKEND_INFO";
 
     /// Every map.
-    pub const ALL: [&str; 19] = [
+    pub const ALL: [&str; 21] = [
         SETTINGS,
         SERVICES,
         BACKENDS,
@@ -89,6 +95,8 @@ pub mod maps {
         SERVICES_IPV6,
         FLOWS_IPV6,
         EMBRYONIC_IPV6,
+        FRAGMENTS,
+        FRAGMENTS_IPV6,
         STAGES,
         NAT_SOURCES,
         NAT_CURSORS,
@@ -117,6 +125,7 @@ plain_data! {
     Backend: 52,
     BackendInfo: 320,
     Counters: 40,
+    Fragment: 12,
     LocalMac: 16,
     Service: 16,
     ServiceInfo: 84,
@@ -138,5 +147,6 @@ macro_rules! plain_data_of_families {
 plain_data_of_families! {
     Flow: 60 84,
     FlowKey: 16 40,
+    FragmentKey: 16 40,
     ServiceKey: 8 20,
 }

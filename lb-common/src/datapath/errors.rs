@@ -4,8 +4,11 @@
 use bytemuck::Zeroable;
 
 use super::{
-    Family, FamilyTables, NETWORK_OFFSET, Packet, Reason, Scratch, Table, Verdict, encapsulate,
-    established, network::Datagram, parse, parse::bounded, rewrite, transmit,
+    Family, FamilyTables, NETWORK_OFFSET, Packet, Reason, Scratch, Verdict, established,
+    network::Datagram,
+    parse::{self, bounded},
+    tables::find_anywhere,
+    transmit,
 };
 use crate::{
     abi::{Direction, Flow, FlowKey},
@@ -28,9 +31,9 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     read_quote(packet, &datagram, quote)?;
     let quote = &*quote;
     *key = quote.answered_by();
-    *segment = parse::message(packet, &datagram, *key)?;
+    *segment = parse::headless(packet, &datagram, *key)?;
     let segment = &*segment;
-    *flow = find(tables, key).ok_or(Reason::OtherProtocol)?;
+    *flow = find_anywhere(tables, key).ok_or(Reason::OtherProtocol)?;
 
     established::demand_own_station(tables, segment)?;
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
@@ -58,14 +61,7 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     packet.write(place, checksum.updated(changed.and(pseudo_header))).ok_or(Reason::ShortFrame)?;
 
     flow.network_delta = addresses.and(Ipv4Header::TIME_TO_LIVE_DELTA);
-    let link = backend.map_or(flow.link, |backend| backend.link);
-    match backend {
-        Some(backend) if flow.forwarding.encapsulates() => {
-            encapsulate::forward(packet, tables, segment, flow, backend)?;
-        }
-        _ => rewrite::network(packet, segment, flow, link).ok_or(Reason::ShortFrame)?,
-    }
-    Ok(Verdict::sending(Reason::IcmpError, link))
+    transmit::send_headless(packet, tables, segment, flow, backend, Reason::IcmpError)
 }
 
 /// [`Scratch`] of the part for ICMP.
@@ -106,7 +102,7 @@ fn read_quote<A: Family, P: Packet>(
 ) -> Result<(), Reason> {
     let message: IcmpHeader =
         packet.read(datagram.transport_offset).ok_or(Reason::OtherProtocol)?;
-    if datagram.protocol != A::ICMP || !A::is_error(message.kind()) {
+    if datagram.protocol != A::ICMP || datagram.part.is_fragment || !A::is_error(message.kind()) {
         return Err(Reason::OtherProtocol);
     }
     let start = datagram.transport_offset + IcmpHeader::LENGTH;
@@ -153,15 +149,6 @@ impl<A: Family> Quote<A> {
             protocol: u32::from(self.protocol),
         }
     }
-}
-
-#[inline(always)]
-fn find<A: Family, T: FamilyTables<A>>(tables: &T, key: &FlowKey<A>) -> Option<Flow<A>> {
-    let entry = match tables.find(Table::Established, key) {
-        Some(entry) => entry,
-        None => tables.find(Table::Embryonic, key)?,
-    };
-    Some(entry.read())
 }
 
 /// Makes of a quoted datagram the one that its sender had sent: `flow` is what becomes of the answers

@@ -18,6 +18,7 @@ mod answer;
 mod encapsulate;
 mod errors;
 mod established;
+mod fragments;
 mod handshake;
 mod hash;
 mod nat;
@@ -115,8 +116,12 @@ pub fn read<A: Family, P: Packet>(
             Ok(())
         }
         Err(Reason::OtherProtocol) if carries_icmp::<A, P>(packet) => {
-            let [icmp, _] = A::STAGES;
+            let [icmp, ..] = A::STAGES;
             Err(Decision::leaving(packet, icmp))
+        }
+        Err(Reason::LaterFragment) => {
+            let [_, fragment, _] = A::STAGES;
+            Err(Decision::leaving(packet, fragment))
         }
         Err(reason) => Err(Decision::refusing(packet, reason)),
     }
@@ -142,7 +147,7 @@ pub fn decide<A: Family, P: Packet, T: FamilyTables<A>>(
             if let Err(reason) = established::demand_own_station(tables, &scratch.segment) {
                 return Decision::refusing(packet, reason);
             }
-            let [_, too_big] = A::STAGES;
+            let [.., too_big] = A::STAGES;
             Decision::too_long(packet, too_big, scratch.longest)
         }
         Err(reason) => Decision::refusing(packet, reason),
@@ -156,9 +161,26 @@ pub fn process_icmp<A: Family, P: Packet, T: FamilyTables<A>>(
     tables: &T,
     scratch: &mut ErrorScratch<A>,
 ) -> Decision {
-    match errors::forward(packet, tables, scratch) {
+    let result = errors::forward(packet, tables, scratch);
+    without_answer(packet, result)
+}
+
+/// What is done with a frame that carries a fragment other than the first, of a datagram of the family.
+#[inline(always)]
+pub fn process_fragment<A: Family, P: Packet, T: FamilyTables<A>>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch<A>,
+) -> Decision {
+    let result = fragments::forward(packet, tables, scratch);
+    without_answer(packet, result)
+}
+
+/// What becomes of a frame that nobody is told about by ICMP (RFC 1122, section 3.2.2).
+#[inline(always)]
+fn without_answer<P: Packet>(packet: &mut P, result: Result<Verdict, Reason>) -> Decision {
+    match result {
         Ok(verdict) => Decision::made(packet, verdict),
-        // No message is sent about a message.
         Err(Reason::NeedsFragmentation) => Decision::refusing(packet, Reason::TooBig),
         Err(reason) => Decision::refusing(packet, reason),
     }
@@ -213,7 +235,11 @@ fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
         Place::HalfOpen(handshake) => handshake::follow(tables, segment, handshake, flow)?,
         Place::New => opening::record(tables, &settings, segment, backend, flow, reply_key)?,
     };
-    transmit::send(packet, tables, segment, flow, backend, reason)
+    let verdict = transmit::send(packet, tables, segment, flow, backend, reason)?;
+    if segment.part.is_fragment {
+        fragments::remember(tables, segment);
+    }
+    Ok(verdict)
 }
 
 /// Where a segment's flow is recorded.

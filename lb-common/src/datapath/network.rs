@@ -1,5 +1,7 @@
 //! The network layer: from its header to the transport header, by address family.
 
+use bytemuck::Zeroable;
+
 use super::{Packet, Reason, Stage};
 use crate::wire::{
     Address, IcmpHeader, Ipv4Address, Ipv4Header, Ipv6Address, Ipv6Extension, Ipv6Fragment,
@@ -16,8 +18,21 @@ pub struct Datagram<A: Address> {
     pub(super) transport_offset: usize,
     /// Length in bytes, network headers included.
     pub(super) length: usize,
-    /// Whether it is a fragment, the first: more follow.
+    /// Which part of a fragmented one it is.
+    pub(super) part: Part,
+}
+
+/// Which part of a fragmented datagram it is. No option: the compiler would read it while it has no
+/// value, which the verifier doesn't like.
+#[derive(Clone, Copy, Default, Zeroable)]
+#[repr(C)]
+pub(super) struct Part {
+    /// What all parts of the datagram have in common, as it stands in the header.
+    pub(super) identification: u32,
+    /// Whether it is no more than a part, the first or a later one.
     pub(super) is_fragment: bool,
+    /// Whether it is a later one, without a transport header.
+    pub(super) is_later: bool,
 }
 
 /// An address family, with what its headers need of the packet logic.
@@ -28,8 +43,10 @@ pub trait Family: Address {
     const ICMP_COVERS_ADDRESSES: bool;
     /// Whether the network header has a checksum.
     const HEADER_HAS_CHECKSUM: bool;
-    /// The stage that handles ICMP, and the one that answers what is too long.
-    const STAGES: [Stage; 2];
+    /// Whether datagrams of different protocols may have the same identification at once.
+    const IDENTIFIES_BY_PROTOCOL: bool;
+    /// The stages that handle ICMP and later fragments, and the one that answers what is too long.
+    const STAGES: [Stage; 3];
     /// Whether UDP may go without a checksum.
     const UDP_CHECKSUM_IS_OPTIONAL: bool;
 
@@ -62,7 +79,8 @@ pub trait Family: Address {
 }
 
 impl Family for Ipv4Address {
-    const STAGES: [Stage; 2] = [Stage::Icmp, Stage::TooBig];
+    const STAGES: [Stage; 3] = [Stage::Icmp, Stage::Fragment, Stage::TooBig];
+    const IDENTIFIES_BY_PROTOCOL: bool = true;
     const ICMP: u8 = 1;
     const ICMP_COVERS_ADDRESSES: bool = false;
     const HEADER_HAS_CHECKSUM: bool = true;
@@ -77,15 +95,16 @@ impl Family for Ipv4Address {
         if length < header_length || start + length > packet.length() {
             return Err(Reason::BadIpLength);
         }
-        if header.is_later_fragment() {
-            return Err(Reason::LaterFragment);
-        }
         Ok(Datagram {
             header,
             protocol: header.protocol(),
             transport_offset: start + header_length,
             length,
-            is_fragment: header.is_fragment(),
+            part: Part {
+                identification: header.identification(),
+                is_fragment: header.is_fragment(),
+                is_later: header.is_later_fragment(),
+            },
         })
     }
 
@@ -139,7 +158,8 @@ impl Family for Ipv4Address {
 const MAXIMUM_OPTION_WORDS: usize = (Ipv4Header::MAXIMUM_LENGTH - Ipv4Header::MINIMUM_LENGTH) / 4;
 
 impl Family for Ipv6Address {
-    const STAGES: [Stage; 2] = [Stage::Icmpv6, Stage::TooBigIpv6];
+    const STAGES: [Stage; 3] = [Stage::Icmpv6, Stage::FragmentIpv6, Stage::TooBigIpv6];
+    const IDENTIFIES_BY_PROTOCOL: bool = false;
     const ICMP: u8 = 58;
     const ICMP_COVERS_ADDRESSES: bool = true;
     const HEADER_HAS_CHECKSUM: bool = false;
@@ -158,18 +178,20 @@ impl Family for Ipv6Address {
         }
         let mut protocol = header.next_header();
         let mut transport_offset = start + Ipv6Header::LENGTH;
-        let mut is_fragment = false;
+        let mut part = Part::default();
         for _ in 0..MOST_EXTENSIONS {
             match protocol {
                 Ipv6Fragment::PROTOCOL => {
                     let fragment: Ipv6Fragment =
                         packet.read(transport_offset).ok_or(Reason::BadIpLength)?;
-                    if fragment.is_later() {
-                        return Err(Reason::LaterFragment);
-                    }
-                    is_fragment |= fragment.has_more();
+                    part.identification = fragment.identification();
+                    part.is_later = fragment.is_later();
+                    part.is_fragment |= part.is_later || fragment.has_more();
                     protocol = fragment.next_header;
                     transport_offset += Ipv6Fragment::LENGTH;
+                    if part.is_later {
+                        break;
+                    }
                 }
                 Ipv6Extension::HOP_BY_HOP | Ipv6Extension::ROUTING | Ipv6Extension::DESTINATION => {
                     let extension: Ipv6Extension =
@@ -187,7 +209,7 @@ impl Family for Ipv6Address {
         if transport_offset > start + length {
             return Err(Reason::BadIpLength);
         }
-        Ok(Datagram { header, protocol, transport_offset, length, is_fragment })
+        Ok(Datagram { header, protocol, transport_offset, length, part })
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 
 use bytemuck::Zeroable;
 
-use super::{Datagram, Family, NETWORK_OFFSET, Packet, Reason};
+use super::{Datagram, Family, NETWORK_OFFSET, Packet, Reason, network::Part};
 use crate::{
     abi::{FlowKey, Link, Settings},
     wire::{
@@ -31,8 +31,8 @@ pub(super) struct Segment<A: Family> {
     pub(super) datagram_length: usize,
     /// See [`Self::transport_offset`].
     transport_offset: u16,
-    /// Whether it is a fragment, the first: more follow.
-    is_fragment: bool,
+    /// Which part of a fragmented datagram it is.
+    pub(super) part: Part,
     /// Whether it is UDP without a checksum.
     lacks_checksum: bool,
     /// The rest of the IP header.
@@ -47,12 +47,15 @@ unsafe impl<A: Family> Zeroable for Segment<A> {}
 pub(super) fn segment<A: Family, P: Packet>(packet: &P) -> Result<Segment<A>, Reason> {
     let ethernet: EthernetHeader = packet.read(0).ok_or(Reason::ShortFrame)?;
     let datagram = A::datagram(packet, NETWORK_OFFSET)?;
+    if datagram.part.is_later {
+        return Err(Reason::LaterFragment);
+    }
     let protocol = datagram.protocol;
     let transport_offset = datagram.transport_offset;
     let length = NETWORK_OFFSET + datagram.length - transport_offset;
     let transport = match protocol {
         PROTOCOL_TCP => tcp(packet, transport_offset, length)?,
-        PROTOCOL_UDP => udp(packet, transport_offset, length)?,
+        PROTOCOL_UDP => udp(packet, transport_offset, length, datagram.part)?,
         _ => return Err(Reason::OtherProtocol),
     };
     let network = datagram.header;
@@ -70,15 +73,16 @@ pub(super) fn segment<A: Family, P: Packet>(packet: &P) -> Result<Segment<A>, Re
         acknowledgement: transport.acknowledgement,
         datagram_length: datagram.length,
         transport_offset: transport_offset as u16,
-        is_fragment: datagram.is_fragment,
+        part: datagram.part,
         lacks_checksum: transport.lacks_checksum,
         network: network.digest(),
     })
 }
 
-/// What there is of an ICMP message about a flow whose key is `key`, in the form of a segment.
+/// What there is of a datagram of a flow whose key is `key`, but that has no transport header of it, in
+/// the form of a segment: an ICMP message, or a later fragment.
 #[inline(always)]
-pub(super) fn message<A: Family, P: Packet>(
+pub(super) fn headless<A: Family, P: Packet>(
     packet: &P,
     datagram: &Datagram<A>,
     key: FlowKey<A>,
@@ -92,7 +96,7 @@ pub(super) fn message<A: Family, P: Packet>(
         acknowledgement: 0,
         datagram_length: datagram.length,
         transport_offset: datagram.transport_offset as u16,
-        is_fragment: datagram.is_fragment,
+        part: datagram.part,
         lacks_checksum: false,
         network: datagram.header.digest(),
     })
@@ -146,15 +150,20 @@ fn tcp<P: Packet>(packet: &P, offset: usize, length: usize) -> Result<Transport,
     })
 }
 
-/// Reads the UDP header of a datagram of `length` bytes. It may say less: what follows are options
-/// (RFC 9868).
+/// Reads the UDP header of a datagram of which `length` bytes are here. It may say less: what follows are
+/// options (RFC 9868). Of a fragmented one, it says how long the whole is.
 #[inline(always)]
-fn udp<P: Packet>(packet: &P, offset: usize, length: usize) -> Result<Transport, Reason> {
+fn udp<P: Packet>(
+    packet: &P,
+    offset: usize,
+    length: usize,
+    part: Part,
+) -> Result<Transport, Reason> {
     if length < UdpHeader::LENGTH {
         return Err(Reason::BadUdpHeader);
     }
     let header: UdpHeader = packet.read(offset).ok_or(Reason::BadUdpHeader)?;
-    if header.length() < UdpHeader::LENGTH || header.length() > length {
+    if header.length() < UdpHeader::LENGTH || (header.length() > length && !part.is_fragment) {
         return Err(Reason::BadUdpHeader);
     }
     Ok(Transport {
@@ -212,9 +221,6 @@ impl<A: Family> Segment<A> {
         packet: &P,
         settings: &Settings,
     ) -> Result<(), Reason> {
-        if self.is_fragment {
-            return Err(Reason::Fragment);
-        }
         if !A::is_intact(packet, NETWORK_OFFSET, self.transport_offset()) {
             return Err(Reason::BadIpChecksum);
         }

@@ -28,11 +28,15 @@ pub enum Stage {
     Syn = 7,
     /// The end of what needs more than most: [`super::finish`].
     Finish = 8,
+    /// Fragments other than the first: [`super::process_fragment`].
+    Fragment = 9,
+    /// The same for IPv6.
+    FragmentIpv6 = 10,
 }
 
 impl Stage {
     /// Every one, in the order of its numbers.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Ipv6,
         Self::Icmp,
         Self::Icmpv6,
@@ -42,6 +46,8 @@ impl Stage {
         Self::Ipv4,
         Self::Syn,
         Self::Finish,
+        Self::Fragment,
+        Self::FragmentIpv6,
     ];
 }
 

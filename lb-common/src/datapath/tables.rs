@@ -3,7 +3,8 @@
 use super::Family;
 use crate::{
     abi::{
-        Backend, Direction, Entry, Flow, FlowKey, LocalMac, Service, ServiceKey, Settings, Tick,
+        Backend, Direction, Entry, Flow, FlowKey, Fragment, FragmentKey, LocalMac, Service,
+        ServiceKey, Settings, Tick,
     },
     wire::NetworkU32,
 };
@@ -69,6 +70,13 @@ pub trait FamilyTables<A: Family>: Tables {
 
     /// The service that clients reach under a key.
     fn service(&self, key: &ServiceKey<A>) -> Option<Service>;
+
+    /// What the first fragment of a datagram said, if it hasn't been forgotten.
+    fn fragment(&self, key: &FragmentKey<A>) -> Option<Fragment>;
+
+    /// Remembers what the first fragment of a datagram said, instead of what was known of it. What was
+    /// least recently used is forgotten for it.
+    fn remember_fragment(&self, key: &FragmentKey<A>, fragment: &Fragment);
 }
 
 /// Removes a flow's entries: the one of `key`, whose value is `flow`, and the other direction's.
@@ -83,6 +91,19 @@ pub(super) fn forget<A: Family, T: FamilyTables<A>>(
         tables.remove(table, &flow.peer_key(key.protocol));
     }
     tables.remove(table, key);
+}
+
+/// A copy of a flow's entry, whichever table it is in.
+#[inline(always)]
+pub(super) fn find_anywhere<A: Family, T: FamilyTables<A>>(
+    tables: &T,
+    key: &FlowKey<A>,
+) -> Option<Flow<A>> {
+    let entry = match tables.find(Table::Established, key) {
+        Some(entry) => entry,
+        None => tables.find(Table::Embryonic, key)?,
+    };
+    Some(entry.read())
 }
 
 /// The entry of a flow's other direction, where it has one.

@@ -33,6 +33,27 @@ pub(super) fn backend<'t, A: Family, T: FamilyTables<A>>(
     Ok(Some(backend))
 }
 
+/// Sends a datagram in whose transport header there is nothing to change to the backend or to the
+/// client, as its flow says, for that reason.
+#[inline(always)]
+pub(super) fn send_headless<A: Family, P: Packet, T: FamilyTables<A>>(
+    packet: &mut P,
+    tables: &T,
+    segment: &Segment<A>,
+    flow: &Flow<A>,
+    backend: Option<&Backend>,
+    reason: Reason,
+) -> Result<Verdict, Reason> {
+    let link = backend.map_or(flow.link, |backend| backend.link);
+    match backend {
+        Some(backend) if flow.forwarding.encapsulates() => {
+            encapsulate::forward(packet, tables, segment, flow, backend)?;
+        }
+        _ => rewrite::network(packet, segment, flow, link).ok_or(Reason::ShortFrame)?,
+    }
+    Ok(Verdict::sending(reason, link))
+}
+
 /// Sends a segment to the backend or to the client, as its flow says, for that reason.
 #[inline(always)]
 pub(super) fn send<A: Family, P: Packet, T: FamilyTables<A>>(

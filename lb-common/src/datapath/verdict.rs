@@ -141,6 +141,8 @@ reasons! {
     ToClient "to_client" Forwarded Transmit,
     /// An ICMP error about a flow, to the end whose datagram it is about.
     IcmpError "icmp_error" Forwarded Transmit,
+    /// A fragment other than the first, to where that went.
+    Fragment "fragment" Forwarded Transmit,
 
     /// Neither IP nor tagged: ARP, LLDP and the like.
     NotIp "not_ip" Passed Pass,
@@ -158,7 +160,8 @@ reasons! {
     BadTcpHeader "bad_tcp_header" Passed Pass,
     /// The UDP header is cut off, or says a length below 8 bytes or above the datagram's.
     BadUdpHeader "bad_udp_header" Passed Pass,
-    /// A fragment other than the first: it names no ports.
+    /// A fragment other than the first, of a datagram whose first wasn't forwarded, or not yet. The host's
+    /// stack keeps it for its own datagrams, and drops it after a while.
     LaterFragment "later_fragment" Passed Pass,
     /// For another station: the frame's hardware address isn't ours.
     OtherStation "other_station" Passed Pass,
@@ -170,14 +173,13 @@ reasons! {
     /// No backend takes new flows. The host's stack refuses the connection with a reset, or a datagram
     /// by ICMP.
     NoBackend "no_backend" Refused Pass,
-    /// The first fragment of a datagram for a service or in a flow.
-    Fragment "fragment" Refused Drop,
     /// The IP header's checksum is wrong.
     BadIpChecksum "bad_ip_checksum" Refused Drop,
     /// No hop is left: the time to live is 1 or 0.
     TimeToLiveExpired "ttl_expired" Refused Drop,
     /// The datagram is longer than any interface's MTU: segments were merged before the program saw
-    /// them (LRO, GRO or TSO in generic mode).
+    /// them (LRO, GRO or TSO in generic mode). Or it is an ICMP error or a later fragment, which aren't
+    /// answered, and longer than the MTU on the way to the backend.
     TooBig "too_big" Refused Drop,
     /// The datagram is longer than the MTU on the way to the backend, with the outer header where
     /// there is one. Its sender is told so by ICMP.

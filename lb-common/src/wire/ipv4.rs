@@ -129,6 +129,12 @@ impl Ipv4Header {
         self.total_length.get() as usize
     }
 
+    /// What all fragments of a datagram have in common, as it stands in the header.
+    #[inline(always)]
+    pub const fn identification(&self) -> u32 {
+        self.identification.raw() as u32
+    }
+
     /// Whether this is a fragment other than the first, so that no ports are in it.
     #[inline(always)]
     pub const fn is_later_fragment(&self) -> bool {

@@ -238,6 +238,12 @@ impl Ipv6Fragment {
     /// Bytes that it takes.
     pub const LENGTH: usize = 8;
 
+    /// What all fragments of a datagram have in common, as it stands in the header.
+    #[inline(always)]
+    pub const fn identification(&self) -> u32 {
+        self.identification.raw()
+    }
+
     /// Whether this isn't the first fragment, so that no ports are in it.
     #[inline(always)]
     pub const fn is_later(&self) -> bool {

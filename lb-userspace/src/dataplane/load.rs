@@ -94,6 +94,8 @@ const fn stage_program(stage: Stage) -> &'static str {
     match stage {
         Stage::Tagged => "lb_tagged",
         Stage::Ipv4 => "lb_ipv4",
+        Stage::Fragment => "lb_fragment",
+        Stage::FragmentIpv6 => "lb_fragment_ipv6",
         Stage::Syn => "lb_syn",
         Stage::Finish => "lb_finish",
         Stage::Ipv6 => "lb_ipv6",

@@ -5,8 +5,8 @@ use std::os::fd::AsFd;
 use aya::maps::{Array, HashMap, IterableMap, Map, MapData, PerCpuArray, xdp::DevMapHash};
 use lb_common::{
     abi::{
-        Backend, BackendInfo, Counters, Flow, FlowKey, LocalMac, Service, ServiceInfo, ServiceKey,
-        Settings, maps,
+        Backend, BackendInfo, Counters, Flow, FlowKey, Fragment, FragmentKey, LocalMac, Service,
+        ServiceInfo, ServiceKey, Settings, maps,
     },
     datapath::{Reason, Table},
     wire::{Address, Ipv4Address, Ipv6Address, NetworkU32},
@@ -20,6 +20,7 @@ pub struct FamilyMaps<A: Address> {
     pub services: HashMap<MapData, ServiceKey<A>, Service>,
     flows: HashMap<MapData, FlowKey<A>, Flow<A>>,
     embryonic: HashMap<MapData, FlowKey<A>, Flow<A>>,
+    pub fragments: HashMap<MapData, FragmentKey<A>, Fragment>,
 }
 
 impl<A: Address> FamilyMaps<A> {
@@ -112,11 +113,13 @@ impl Maps {
                 services: open(pins, maps::SERVICES)?,
                 flows: open(pins, maps::FLOWS)?,
                 embryonic: open(pins, maps::EMBRYONIC)?,
+                fragments: open(pins, maps::FRAGMENTS)?,
             },
             ipv6: FamilyMaps {
                 services: open(pins, maps::SERVICES_IPV6)?,
                 flows: open(pins, maps::FLOWS_IPV6)?,
                 embryonic: open(pins, maps::EMBRYONIC_IPV6)?,
+                fragments: open(pins, maps::FRAGMENTS_IPV6)?,
             },
             nat_sources: open(pins, maps::NAT_SOURCES)?,
             nat_cursors: open(pins, maps::NAT_CURSORS)?,

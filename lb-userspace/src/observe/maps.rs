@@ -39,6 +39,8 @@ fn record(pins: &Pins, maps: &Maps, name: &'static str) -> Result<MapRecord, Dat
         names::FLOWS_IPV6 => maps.ipv6.usage(Table::Established)?.0,
         names::EMBRYONIC => maps.ipv4.usage(Table::Embryonic)?.0,
         names::EMBRYONIC_IPV6 => maps.ipv6.usage(Table::Embryonic)?.0,
+        names::FRAGMENTS => maps.ipv4.fragments.keys().count() as u32,
+        names::FRAGMENTS_IPV6 => maps.ipv6.fragments.keys().count() as u32,
         names::SERVICES => maps.ipv4.services.keys().count() as u32,
         names::SERVICES_IPV6 => maps.ipv6.services.keys().count() as u32,
         names::LOCAL_MACS => maps.local_macs.keys().count() as u32,
