@@ -76,9 +76,9 @@ impl Tables for MapTables {
     fn count_packet(&self, service: u32, backend: u32, direction: Direction, bytes: u64) {
         update(maps::SERVICE_COUNTERS.get_ptr_mut(service), |counters| {
             counters.count_packet(direction, bytes);
-        });
-        update(maps::BACKEND_COUNTERS.get_ptr_mut(backend), |counters| {
-            counters.count_packet(direction, bytes);
+            update(maps::BACKEND_COUNTERS.get_ptr_mut(backend), |counters| {
+                counters.count_packet(direction, bytes);
+            });
         });
     }
 

@@ -9,8 +9,8 @@ use std::{
 use bytemuck::{Pod, Zeroable};
 use lb_common::{
     abi::{
-        Backend, Counters, Direction, Entry, Flow, FlowKey, FlowState, Fragment, FragmentKey,
-        LocalMac, Service, ServiceKey, Settings, Tick,
+        Backend, CHECK_SERVICE, Counters, Direction, Entry, Flow, FlowKey, FlowState, Fragment,
+        FragmentKey, LocalMac, Service, ServiceKey, Settings, Tick,
     },
     datapath::{
         self, Action, Decision, ErrorScratch, FamilyTables, InsertError, Note, Packet, Reason,
@@ -218,6 +218,9 @@ impl Host {
     }
 
     fn count(&self, service: u32, backend: u32, change: impl Fn(&mut Counters)) {
+        if service == CHECK_SERVICE {
+            return;
+        }
         let mut counters = self.counters.borrow_mut();
         change(counters[0].entry(service).or_default());
         change(counters[1].entry(backend).or_default());

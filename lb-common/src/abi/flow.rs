@@ -68,6 +68,10 @@ pub struct Flow<A> {
 // SAFETY: as of [`FlowKey`].
 unsafe impl<A: Address> Pod for Flow<A> {}
 
+/// Stands for a health check in [`Flow::service`]: its packets are no service's, and aren't counted as
+/// such.
+pub const CHECK_SERVICE: u32 = u32::MAX;
+
 /// Bits of [`Flow::finished`].
 pub mod finished {
     /// The client has sent FIN.

@@ -21,7 +21,7 @@ mod word;
 pub use backend::Backend;
 pub use counters::{Counters, Direction};
 pub use entry::Entry;
-pub use flow::{Flow, FlowKey, FlowState, Link, finished};
+pub use flow::{CHECK_SERVICE, Flow, FlowKey, FlowState, Link, finished};
 pub use forwarding::{AddressFamily, Forwarding};
 pub use fragment::{Fragment, FragmentKey};
 pub use info::{

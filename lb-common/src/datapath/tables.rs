@@ -50,7 +50,7 @@ pub trait Tables {
     /// Whether the interface takes frames for this hardware address.
     fn is_local_mac(&self, mac: &LocalMac) -> bool;
 
-    /// Counts a forwarded packet of `bytes` bytes.
+    /// Counts a forwarded packet of `bytes` bytes. A service that has no counts stands for none at all.
     fn count_packet(&self, service: u32, backend: u32, direction: Direction, bytes: u64);
 
     /// Counts a completed handshake, or the beginning of a flow without one.

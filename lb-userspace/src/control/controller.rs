@@ -3,10 +3,11 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
-use lb_common::abi::{CheckResult, Forwarding, Lifecycle, OperatorState, Text};
+use lb_common::abi::{Forwarding, Lifecycle};
 use tokio::{
     sync::{mpsc, watch},
     time,
@@ -27,8 +28,8 @@ use super::{
 use crate::{
     api::{Call, ControllerStatus, Request, Response},
     config::{Check, Config},
-    dataplane::{self, Loaded, Pins},
-    health::{Checker, Report, Verdict},
+    dataplane::{self, Loaded, Pins, XdpLink},
+    health::{Checker, Passage, Report, Target},
     netlink::Network,
 };
 
@@ -73,7 +74,9 @@ pub(super) struct Controller {
     pub(super) room: Room,
     /// What the rings were built of.
     pub(super) members: BTreeMap<u32, Vec<Member>>,
-    pub(super) checkers: HashMap<u32, (Check, Checker)>,
+    pub(super) checkers: HashMap<u32, ((Check, Target), Checker)>,
+    /// What checks at services' addresses take, once there are such.
+    pub(super) passage: Option<(Arc<Passage>, XdpLink)>,
     pub(super) idle_sweeps: HashMap<u32, u32>,
     /// When a router last said how much it takes, by the backend's address.
     pub(super) path_mtu_times: HashMap<IpAddr, Instant>,
@@ -149,90 +152,6 @@ impl Controller {
         self.troubles.note("reconcile", result);
     }
 
-    /// Starts and stops checks, and watches addresses, as the state says.
-    pub(super) fn follow_up(&mut self) {
-        let mut checkers = HashMap::new();
-        let mut addresses = Vec::new();
-        for (index, state) in &self.wanted.backends {
-            addresses.push(state.address().ip());
-            let configured = self.wanted.services.get(&state.info.service).and_then(|service| {
-                self.config.services.iter().find(|known| known.name == service.name.as_str())
-            });
-            let Some(service) = configured else { continue };
-            let checked = state.info.lifecycle == Lifecycle::Active
-                && state.info.operator != OperatorState::Maint
-                && service.check.kind != crate::config::CheckKind::None;
-            if !checked {
-                continue;
-            }
-            let running = self.checkers.remove(index).filter(|(check, _)| *check == service.check);
-            let running = running.unwrap_or_else(|| {
-                let events = self.events.clone();
-                let index = *index;
-                let verdict = match state.info.result {
-                    CheckResult::Up => Verdict::Up,
-                    CheckResult::Down => Verdict::Down,
-                    _ => Verdict::Unknown,
-                };
-                // The golden ratio spreads any number of backends evenly.
-                let phase = (f64::from(index) * 0.618_034).fract();
-                let checker = Checker::start(
-                    service.check.clone(),
-                    state.address(),
-                    verdict,
-                    phase,
-                    move |report| {
-                        let events = events.clone();
-                        async move {
-                            // Fails only while the controller stops.
-                            let _: Result<(), _> = events.send(Event::Checked(index, report)).await;
-                        }
-                    },
-                );
-                (service.check.clone(), checker)
-            });
-            checkers.insert(*index, running);
-        }
-        self.checkers = checkers;
-        addresses.sort();
-        addresses.dedup();
-        self.addresses.send_if_modified(|known| {
-            let changed = *known != addresses;
-            *known = addresses;
-            changed
-        });
-    }
-
-    /// Takes in the result of a check.
-    fn record(&mut self, index: u32, report: &Report) {
-        // A check that was under way when checking ended.
-        if !self.checkers.contains_key(&index) {
-            return;
-        }
-        let Some(state) = self.wanted.backends.get_mut(&index) else { return };
-        let result = match report.verdict {
-            Verdict::Unknown => CheckResult::Unknown,
-            Verdict::Up => CheckResult::Up,
-            Verdict::Down => CheckResult::Down,
-        };
-        state.info.detail = Text::new(&report.detail);
-        state.info.check_microseconds =
-            u32::try_from(report.duration.as_micros()).unwrap_or(u32::MAX);
-        if state.info.result != result {
-            state.info.result = result;
-            state.info.last_change =
-                SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-            let service = self.wanted.services.get(&state.info.service);
-            let service = service.map_or("", |service| service.name.as_str());
-            let backend = state.info.name.as_str();
-            if result == CheckResult::Up {
-                tracing::info!(service, backend, detail = report.detail, "up");
-            } else {
-                tracing::warn!(service, backend, detail = report.detail, "down");
-            }
-        }
-    }
-
     /// Takes in what the network looks like now.
     fn take_in(&mut self, network: Network) {
         for (address, hop) in &network.next_hops {
@@ -247,6 +166,7 @@ impl Controller {
         self.troubles.note("interfaces", result);
         self.interfaces.warn_of_detours(&self.network, &before);
         self.apply_network();
+        self.follow_up();
         let result = self.demand_direct_reach();
         self.troubles.note("dsr", result);
     }

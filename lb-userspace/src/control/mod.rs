@@ -5,6 +5,7 @@
 //! decide, without a clock or a socket; [`store`] carries out; [`controller`] is the one loop that
 //! events go through, and the only one that writes maps; [`start`] sets it up.
 
+mod checks;
 pub mod configure;
 mod controller;
 mod interfaces;
@@ -12,6 +13,7 @@ mod operate;
 mod path_mtu;
 pub mod plan;
 mod preflight;
+mod reach;
 pub mod ring;
 pub mod ring_space;
 mod start;

@@ -71,6 +71,9 @@ impl Controller {
         if let Err(why) = all {
             return Response::Refused(format!("{why}; nothing was changed"));
         }
+        if let Err(error) = self.open_passage(&config) {
+            return Response::Failed(format!("{error}; nothing was changed"));
+        }
         let mut wanted = match self.wanted.configured(&config, self.room) {
             Ok(wanted) => wanted,
             Err(error) => return Response::Refused(format!("{error}; nothing was changed")),

@@ -254,7 +254,6 @@ async fn assemble(
     }
 
     let indices: Vec<u32> = wanted.iter().map(|(index, _)| *index).collect();
-    state.apply_network(&config, &network, &indices);
     let mut controller = Controller {
         source,
         config,
@@ -266,6 +265,7 @@ async fn assemble(
         room,
         members: BTreeMap::new(),
         checkers: HashMap::new(),
+        passage: None,
         idle_sweeps: HashMap::new(),
         path_mtu_times: HashMap::new(),
         addresses: watch::channel(Vec::new()).0,
@@ -275,6 +275,9 @@ async fn assemble(
         network,
         loaded,
     };
+    let config = controller.config.clone();
+    controller.open_passage(&config)?;
+    controller.wanted.apply_network(&config, &controller.network, &indices);
     // The maps first: a program that is attached finds them filled.
     controller.reconcile();
     controller.interfaces.attach(

@@ -6,19 +6,11 @@ use std::{
     sync::Arc,
 };
 
-use lb_common::{
-    abi::{
-        Backend, BackendInfo, Forwarding, Lifecycle, Link, LocalMac, Protocol, Ring, Service,
-        ServiceInfo, Settings,
-    },
-    wire::Vlans,
+use lb_common::abi::{
+    Backend, BackendInfo, Lifecycle, LocalMac, Protocol, Ring, Service, ServiceInfo, Settings,
 };
 
 use super::ring::{self, Member};
-use crate::{
-    config::{self, Config},
-    netlink::{Network, NextHop},
-};
 
 /// Everything that the controller writes into maps.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -40,6 +32,8 @@ pub struct State {
     pub local_macs: BTreeSet<LocalMac>,
     /// Interfaces that frames may leave by.
     pub egress: BTreeSet<u32>,
+    /// The interface by which checks at services' addresses come in. Only known of what is wanted.
+    pub check_interface: Option<u32>,
     /// How long datagrams may be on the way to a backend, in bytes, as routers say. Only known of what
     /// is wanted; it comes out in [`Backend::maximum_datagram`].
     pub path_mtus: BTreeMap<IpAddr, u16>,
@@ -138,256 +132,10 @@ impl State {
         *members = now;
     }
 
-    /// Takes in what the network looks like: how backends are reached, and which hardware
-    /// addresses and interfaces are ours.
-    ///
-    /// A backend that can't be resolved any longer keeps what was known of it: its flows may well
-    /// go on, and its checks will tell if it is gone.
-    pub fn apply_network(&mut self, config: &Config, network: &Network, attached: &[u32]) {
-        self.bind(config, network, attached);
-        let indices: Vec<u32> = self.backends.keys().copied().collect();
-        for index in indices {
-            let Some(state) = self.backends.get(&index) else { continue };
-            let Some(Ok(hop)) = network.next_hops.get(&state.address().ip()) else { continue };
-            let Some(link) = network.links.get(&hop.interface) else { continue };
-            let mtu = u16::try_from(link.mtu).unwrap_or(u16::MAX);
-            let path_mtu = self.path_mtus.get(&state.address().ip()).copied();
-            let mtu = path_mtu.map_or(mtu, |path_mtu| mtu.min(path_mtu));
-            let out_of_reach = state.backend.forwarding == Forwarding::Dsr && hop.router.is_some();
-            let link = if out_of_reach {
-                Link::default()
-            } else {
-                let unknown = (hop.interface, Vlans::NONE);
-                let (interface, vlans) = network.base(hop.interface, attached).unwrap_or(unknown);
-                Link { interface, station: hop.station, own: link.mac, vlans }
-            };
-            let of_family = |address: &&IpAddr| address.is_ipv4() == hop.source.is_ipv4();
-            let mut sources: Vec<IpAddr> =
-                config.nat_addresses.iter().filter(of_family).copied().collect();
-            if sources.is_empty() {
-                sources.push(self.own_source(network, hop));
-            }
-            let nat_source = self.place_sources(&sources);
-            if let Some(state) = self.backends.get_mut(&index) {
-                state.backend.link = link;
-                state.backend.maximum_datagram = mtu;
-                if let Some(nat_source) = nat_source {
-                    state.backend.nat_source = nat_source;
-                    state.backend.nat_sources = sources.len() as u32;
-                }
-            }
-        }
-        self.egress = attached.iter().copied().collect();
-        let leaving = self.backends.values().map(|state| state.backend.link.interface);
-        self.egress.extend(leaving.filter(|interface| *interface != 0));
-        self.local_macs.clear();
-        for (index, link) in &network.links {
-            if let Some((interface, vlans)) = network.base(*index, attached)
-                && !link.mac.is_unknown()
-            {
-                let address = link.mac;
-                self.local_macs.insert(LocalMac { interface, address, reserved: 0, vlans });
-            }
-        }
-        let links = || attached.iter().filter_map(|index| network.links.get(index));
-        self.settings.redirect_always = links().any(|link| link.is_veth).into();
-        let mtu = links().map(|link| link.mtu);
-        self.settings.maximum_datagram = mtu.max().unwrap_or(1500);
-    }
-
-    /// The address to send from on the way to a backend: the one that the kernel picks, unless that
-    /// is a service's and the interface has another. IPv6 likes a VIP that resembles the backend's
-    /// address (RFC 6724, rule 8), but a VIP may move away.
-    fn own_source(&self, network: &Network, hop: &NextHop) -> IpAddr {
-        let is_bound = |ip: IpAddr| self.binds.keys().any(|bind| bind.address.ip() == ip);
-        if !is_bound(hop.source) {
-            return hop.source;
-        }
-        let others = network.addresses.iter().filter(|(interface, ip)| {
-            *interface == hop.interface
-                && ip.is_ipv4() == hop.source.is_ipv4()
-                && config::is_reachable(*ip)
-                && !is_bound(*ip)
-        });
-        others.map(|(_, ip)| *ip).next().unwrap_or(hop.source)
-    }
-
-    /// Binds every service to what it is configured for, and those that follow the interfaces'
-    /// addresses to the ones that are there now. Where a service names an address, it has that for
-    /// itself.
-    fn bind(&mut self, config: &Config, network: &Network, attached: &[u32]) {
-        let is_ours = |interface: u32| network.base(interface, attached).is_some();
-        let ours = network.addresses.iter().filter(|(interface, _)| is_ours(*interface));
-        let addresses: BTreeSet<IpAddr> = ours
-            .map(|(_, address)| *address)
-            .filter(|address| config::is_reachable(*address))
-            .collect();
-        let mut binds = BTreeMap::new();
-        let mut following = BTreeMap::new();
-        for service in &config.services {
-            let Some(index) = self.find_service(&service.name) else { continue };
-            let bound = Service { index, ..Service::default() };
-            let protocol = service.protocol;
-            for bind in &service.binds {
-                match bind {
-                    config::Bind::Address(address) => {
-                        binds.insert(Bind { address: *address, protocol }, bound);
-                    }
-                    config::Bind::Any(port) => {
-                        for ip in addresses.iter().filter(|ip| service.can_serve(**ip)) {
-                            let address = SocketAddr::new(*ip, *port);
-                            following.insert(Bind { address, protocol }, bound);
-                        }
-                    }
-                }
-            }
-        }
-        for (bind, service) in following {
-            binds.entry(bind).or_insert(service);
-        }
-        self.binds = binds;
-    }
-
     /// The index of a service in the configuration, by its name.
-    fn find_service(&self, name: &str) -> Option<u32> {
+    pub(super) fn find_service(&self, name: &str) -> Option<u32> {
         let is_it =
             |info: &&ServiceInfo| info.lifecycle == Lifecycle::Active && info.name.as_str() == name;
         self.services.iter().find(|(_, info)| is_it(info)).map(|(index, _)| *index)
-    }
-
-    /// The index from which on `sources` stand in the table, adding them if need be; `None` where
-    /// there is no room.
-    fn place_sources(&mut self, sources: &[IpAddr]) -> Option<u32> {
-        let there = self.nat_sources.windows(sources.len()).position(|part| part == sources);
-        let index = match there {
-            Some(index) => index,
-            None if self.nat_sources.len() + sources.len() <= super::NAT_SOURCES as usize => {
-                self.nat_sources.extend_from_slice(sources);
-                self.nat_sources.len() - sources.len()
-            }
-            None => return None,
-        };
-        u32::try_from(index).ok()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use lb_common::wire::{MacAddress, Vlan};
-
-    use crate::{control::configure::Room, netlink};
-
-    const TEXT: &str = r#"
-[[service]]
-name = "fixed"
-bind = ["[2001:db8::100]:80"]
-[[service.backend]]
-name = "a"
-address = "[2001:db8::101]:80"
-
-[[service]]
-name = "everywhere"
-bind = ["*:80"]
-[[service.backend]]
-name = "b"
-address = "[2001:db8::102]:80"
-"#;
-
-    const ROOM: Room = Room { services: 8, binds: 8, backends: 8 };
-
-    fn address(text: &str) -> IpAddr {
-        text.parse().expect("an address")
-    }
-
-    fn link(below: Option<(u32, Vlan)>) -> netlink::Link {
-        netlink::Link {
-            name: String::new(),
-            mac: MacAddress::new([2, 0, 0, 0, 0, 2]),
-            mtu: 1500,
-            up: true,
-            below: below.map(|(interface, vlan)| netlink::Below { interface, vlan }),
-            is_veth: false,
-            xdp: None,
-        }
-    }
-
-    #[test]
-    fn what_is_on_top_of_an_interface_is_reached_through_it() {
-        let config = Config::parse("lb.toml".as_ref(), TEXT).expect("valid");
-        let mut state = State::default().configured(&config, ROOM).expect("room");
-        let mut network = Network::default();
-        let (outer, inner) = (Vlan::new(5, true), Vlan::new(100, false));
-        network.links.insert(1, link(None));
-        network.links.insert(2, link(Some((1, outer))));
-        network.links.insert(3, link(Some((2, inner))));
-        // A macvlan on that, a third VLAN, and one on an interface without the program.
-        network.links.insert(4, link(Some((3, Vlan::NONE))));
-        network.links.insert(5, link(Some((3, inner))));
-        network.links.insert(6, link(None));
-        network.links.insert(7, link(Some((6, inner))));
-        for interface in 1..=7 {
-            let address = format!("2001:db8:{interface}::1");
-            network.addresses.insert((interface, address.parse().expect("an address")));
-        }
-        let station = MacAddress::new([2, 0, 0, 0, 0, 1]);
-        let source = address("2001:db8::1");
-        for (text, interface) in [("2001:db8::101", 4), ("2001:db8::102", 7)] {
-            let hop = NextHop { interface, station, source, router: None };
-            network.next_hops.insert(address(text), Ok(hop));
-        }
-        state.apply_network(&config, &network, &[1]);
-
-        let ours: Vec<Vlans> = state.local_macs.iter().map(|mac| mac.vlans).collect();
-        let [none, one, two] = [[Vlan::NONE; 2], [outer, Vlan::NONE], [outer, inner]].map(Vlans);
-        assert_eq!(BTreeSet::from_iter(ours), BTreeSet::from([none, one, two]));
-        let links: Vec<(u32, Vlans)> = (state.backends.values())
-            .map(|state| (state.backend.link.interface, state.backend.link.vlans))
-            .collect();
-        assert_eq!(links, [(1, two), (7, none)]);
-        let bound: Vec<IpAddr> = state.binds.keys().map(|bind| bind.address.ip()).collect();
-        let interfaces = ["1", "2", "3", "4"].map(|name| address(&format!("2001:db8:{name}::1")));
-        assert_eq!(bound[1..], interfaces);
-    }
-
-    #[test]
-    fn services_follow_addresses_and_a_vip_is_no_source() {
-        let config = Config::parse("lb.toml".as_ref(), TEXT).expect("valid");
-        let mut state = State::default().configured(&config, ROOM).expect("room");
-        let mut network = Network::default();
-        for text in ["2001:db8::10", "2001:db8::100", "fe80::1", "::1", "192.0.2.1"] {
-            network.addresses.insert((1, address(text)));
-        }
-        network.addresses.insert((2, address("2001:db8:2::1")));
-        let hop = NextHop {
-            interface: 1,
-            station: MacAddress::new([2, 0, 0, 0, 0, 1]),
-            source: address("2001:db8::100"),
-            router: None,
-        };
-        for text in ["2001:db8::101", "2001:db8::102"] {
-            network.next_hops.insert(address(text), Ok(hop));
-        }
-        network.links.insert(1, link(None));
-        state.apply_network(&config, &network, &[1]);
-        let binds: Vec<(String, u32)> = state
-            .binds
-            .iter()
-            .map(|(bind, service)| (bind.address.to_string(), service.index))
-            .collect();
-        // What a service names is its own; what it can't serve, none of its backends having such an
-        // address, isn't bound.
-        assert_eq!(
-            binds,
-            [("[2001:db8::10]:80".to_owned(), 1), ("[2001:db8::100]:80".to_owned(), 0)]
-        );
-        assert_eq!(state.nat_sources, [address("2001:db8::100")], "every address is bound");
-
-        network.addresses.insert((1, address("2001:db8::20")));
-        let text = TEXT.replace("\"*:80\"", "\"[2001:db8::10]:80\"");
-        let config = Config::parse("lb.toml".as_ref(), &text).expect("valid");
-        state.apply_network(&config, &network, &[1]);
-        let source = state.backends[&1].backend.nat_source as usize;
-        assert_eq!(state.nat_sources[source], address("2001:db8::20"));
     }
 }

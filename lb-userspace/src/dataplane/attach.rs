@@ -103,6 +103,19 @@ pub fn attach(
     Ok(Attached { mode, adopted: false, fallback_cause })
 }
 
+/// Attaches the program to an interface, in generic mode, until what is returned is dropped.
+///
+/// # Errors
+///
+/// The kernel refuses.
+pub fn attach_until_dropped(program: &mut Xdp, index: u32) -> Result<XdpLink, DataplaneError> {
+    let attached = program.attach_to_if_index(index, Mode::Generic.flags());
+    attached.and_then(|id| program.take_link(id)).map_err(|error| DataplaneError::Attach {
+        interface: format!("interface {index}, for checks"),
+        why: cause(&error, ModeChoice::Generic),
+    })
+}
+
 /// Detaches the program from the interfaces whose index is meant. Returns the names of those.
 ///
 /// # Errors

@@ -3,13 +3,17 @@
 mod attach;
 mod batch;
 mod clock;
+mod detour;
 mod load;
 mod maps;
 mod pins;
 mod rings;
 
-pub use attach::{Attached, Mode, ModeChoice, attach, detach};
+pub use aya::programs::xdp::XdpLink;
+
+pub use attach::{Attached, Mode, ModeChoice, attach, attach_until_dropped, detach};
 pub use clock::{now, seconds};
+pub use detour::{Detour, Detours, Route};
 pub use load::{Capacity, Loaded, OBJECT, load};
 pub use maps::{FamilyMaps, Maps, nat_source_words};
 pub use pins::Pins;

@@ -2,16 +2,21 @@
 
 mod http;
 mod judge;
+mod target;
 
 use std::{
+    io,
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use tokio::{net::TcpStream, task::AbortHandle, time};
 
 pub use judge::{Judge, Verdict};
+pub use target::{Passage, Target, Vip};
 
+use self::target::Led;
 use crate::config::{Check, CheckKind};
 
 /// What a check brought.
@@ -33,21 +38,21 @@ impl Checker {
     /// Starts to check, at once and from then on at intervals, within a tokio runtime. `report` is
     /// called after every check; `verdict` is what was thought before.
     ///
-    /// `phase`, from 0 to 1, spreads the checks of many backends over the interval.
+    /// `passage` is there where a target needs it. `phase`, from 0 to 1, spreads the checks of many backends over the interval.
     pub fn start<F: Future<Output = ()> + Send>(
         check: Check,
-        backend: SocketAddr,
+        target: Target,
+        passage: Option<Arc<Passage>>,
         verdict: Verdict,
         phase: f64,
         report: impl Fn(Report) -> F + Send + 'static,
     ) -> Self {
         let task = tokio::spawn(async move {
-            let target = SocketAddr::new(backend.ip(), check.port.unwrap_or(backend.port()));
             let mut judge = Judge::new(verdict);
             let mut spread = Some(phase);
             loop {
                 let start = Instant::now();
-                let outcome = run(&check, target).await;
+                let outcome = run(&check, &target, passage.as_deref()).await;
                 let duration = start.elapsed();
                 let verdict = judge.record(outcome.is_ok(), check.rise, check.fall);
                 let detail = outcome.unwrap_or_else(|failure| failure);
@@ -83,20 +88,51 @@ fn interval(check: &Check, judge: &Judge) -> Duration {
 }
 
 /// One check: the result in words, as a success or a failure.
-async fn run(check: &Check, target: SocketAddr) -> Result<String, String> {
+async fn run(check: &Check, target: &Target, passage: Option<&Passage>) -> Result<String, String> {
+    let with_port =
+        |address: SocketAddr| SocketAddr::new(address.ip(), check.port.unwrap_or(address.port()));
+    match target {
+        Target::Own(address) => {
+            let address = with_port(*address);
+            let connect = async { Ok((TcpStream::connect(address).await?, ())) };
+            in_time(check, address, connect).await
+        }
+        Target::Vips { backend, forwarding, vips } => {
+            let mut detail = String::new();
+            for vip in vips {
+                let vip = Vip { address: with_port(vip.address), ..*vip };
+                let connect = async {
+                    let passage =
+                        passage.ok_or_else(|| io::Error::other("no namespace to check from"))?;
+                    let Led { stream, detour } =
+                        passage.connect(*backend, *forwarding, vip).await?;
+                    Ok((stream, detour))
+                };
+                let failed = |failure| format!("VIP {}: {failure}", vip.address.ip());
+                detail = in_time(check, vip.address, connect).await.map_err(failed)?;
+            }
+            Ok(detail)
+        }
+    }
+}
+
+/// Connects, sends the request if there is one, and judges the answer, within the check's time. What
+/// comes with the connection is kept until that is closed.
+async fn in_time<K>(
+    check: &Check,
+    address: SocketAddr,
+    connect: impl Future<Output = io::Result<(TcpStream, K)>>,
+) -> Result<String, String> {
     let mut step = "connecting";
     let work = async {
-        if check.kind == CheckKind::None {
-            return Ok("not checked".to_owned());
-        }
-        let stream = TcpStream::connect(target).await.map_err(|error| words(&error))?;
-        match &check.kind {
-            CheckKind::Http(http) => {
-                step = "waiting for the answer";
-                http::request(http, target, stream).await
-            }
-            CheckKind::None | CheckKind::Tcp => Ok("connected".to_owned()),
-        }
+        let (stream, _kept) = connect.await.map_err(|error| words(&error))?;
+        let CheckKind::Http(http) = &check.kind else {
+            // It is closed before what comes with it is dropped.
+            drop(stream);
+            return Ok("connected".to_owned());
+        };
+        step = "waiting for the answer";
+        http::request(http, address, stream).await
     };
     match time::timeout(check.timeout, work).await {
         Ok(result) => result,
@@ -107,7 +143,7 @@ async fn run(check: &Check, target: SocketAddr) -> Result<String, String> {
 }
 
 /// An error of a connection in an operator's words.
-fn words(error: &std::io::Error) -> String {
+fn words(error: &io::Error) -> String {
     use std::io::ErrorKind;
     match error.kind() {
         ErrorKind::ConnectionRefused => "connection refused".to_owned(),

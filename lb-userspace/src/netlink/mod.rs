@@ -2,6 +2,7 @@
 
 mod offloads;
 mod read;
+mod vantage;
 mod watch;
 
 use std::{
@@ -14,6 +15,7 @@ use lb_common::wire::{MacAddress, Vlan, Vlans};
 
 pub use offloads::trouble;
 pub use read::{NetlinkError, Reader};
+pub use vantage::Vantage;
 pub use watch::watch;
 
 use crate::dataplane::Mode;

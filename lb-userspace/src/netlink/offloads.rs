@@ -15,6 +15,14 @@ struct EthtoolValue {
 
 /// `ETHTOOL_GGRO`.
 const GET_GRO: u32 = 0x2b;
+/// `ETHTOOL_STXCSUM`.
+const SET_TX_CHECKSUM: u32 = 0x17;
+/// `ETHTOOL_STSO`.
+const SET_TSO: u32 = 0x1f;
+/// `ETHTOOL_SGSO`.
+const SET_GSO: u32 = 0x24;
+/// `ETHTOOL_SGRO`.
+const SET_GRO: u32 = 0x2c;
 /// `ETHTOOL_GFLAGS`.
 const GET_FLAGS: u32 = 0x25;
 /// `ETH_FLAG_LRO`.
@@ -47,6 +55,19 @@ pub fn trouble(interface: &str, mode: Mode, has_vlans: bool) -> Vec<String> {
         ));
     }
     trouble
+}
+
+/// Sets an end of a cable up so that a program at the other one sees whole segments with whole checksums,
+/// and that it takes what that sends: one that polls does (`veth_xdp_xmit` in drivers/net/veth.c).
+///
+/// # Errors
+///
+/// The kernel refuses.
+pub(super) fn disable_for_xdp(interface: &str) -> io::Result<()> {
+    for (command, data) in [(SET_TX_CHECKSUM, 0), (SET_TSO, 0), (SET_GSO, 0), (SET_GRO, 1)] {
+        ethtool(interface, &mut EthtoolValue { command, data })?;
+    }
+    Ok(())
 }
 
 fn get(interface: &str, command: u32) -> io::Result<u32> {

@@ -217,7 +217,7 @@ impl Reader {
     }
 }
 
-fn link(message: &LinkMessage) -> Link {
+pub(super) fn link(message: &LinkMessage) -> Link {
     let mut link = Link {
         name: String::new(),
         mac: MacAddress::UNKNOWN,

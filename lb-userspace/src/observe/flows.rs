@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use ipnet::IpNet;
 use lb_common::{
-    abi::{Direction, Flow, FlowKey},
+    abi::{CHECK_SERVICE, Direction, Flow, FlowKey},
     datapath::Table,
     wire::{Address, NetworkU16},
 };
@@ -74,6 +74,7 @@ fn of_family<A: Address>(
     maps.for_each(table, |key, flow| {
         if entries.len() < room
             && flow.direction == Direction::ToBackend as u8
+            && flow.service != CHECK_SERVICE
             && matches(filter, overview, key, flow)
         {
             entries.push((*key, *flow));
