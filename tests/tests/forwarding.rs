@@ -7,6 +7,7 @@ use lb_common::{
 };
 use lb_tests::{
     frame::{Segment, flags},
+    icmp::Message,
     pair::Pair,
     seen::{self, Outer, Seen},
     world::{
@@ -178,6 +179,38 @@ fn direct_return_keeps_established_connections_when_the_ring_changes() -> Result
     delivered(&mut pair, "the rest", &from_client(vip, flags::ACK), Reason::ToBackend, other)?;
     delivered(&mut pair, "the port in use again", &syn, Reason::Opened, backend)?;
     pair.compare_tables()
+}
+
+#[test]
+fn by_direct_return_a_connection_of_another_balancer_goes_on() -> Result<()> {
+    let direct =
+        OTHER_FORWARDINGS.into_iter().filter(|(forwarding, ..)| !forwarding.sees_replies());
+    let mut pair = Pair::new(&World::default())?;
+    for (forwarding, vip, backend) in direct {
+        pair.reset()?;
+        let what = format!("{} {vip:?}", forwarding.name());
+        // An error about what the backend has sent, before anything is known.
+        let about = Segment::syn(vip, client_of(vip.0)).build();
+        let error = Message::too_big(client_of(vip.0).0, vip.0, 1300, &about[14..]).build();
+        let sent = pair.expect(&what, &error, Reason::IcmpError)?;
+        ensure!(sent.frame[..6] == backend_mac(backend), "{what}: {:02x?}", sent.frame);
+
+        let data = from_client(vip, flags::ACK | flags::PSH);
+        delivered(&mut pair, &what, &data, Reason::Adopted, backend)?;
+        ensure!(pair.host.flows(Table::Established).is_empty(), "{what}: one may be an invention");
+        delivered(&mut pair, &what, &data, Reason::ToBackend, backend)?;
+        ensure!(pair.host.flows(Table::Established).len() == 1, "{what}");
+        pair.compare_tables()?;
+    }
+    // What is translated can't be known.
+    for forwarding in [Forwarding::FullNat, Forwarding::Nat] {
+        let vip = if forwarding == Forwarding::Nat { service(forwarding)?.0 } else { VIP };
+        pair.expect("an ACK", &from_client(vip, flags::ACK).build(), Reason::NoFlow)?;
+        let about = Segment::syn(vip, client_of(vip.0)).build();
+        let error = Message::too_big(client_of(vip.0).0, vip.0, 1300, &about[14..]).build();
+        pair.expect("an error", &error, Reason::OtherProtocol)?;
+    }
+    Ok(())
 }
 
 #[test]

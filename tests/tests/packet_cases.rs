@@ -24,6 +24,14 @@ fn syn(change: impl FnOnce(&mut Segment)) -> Vec<u8> {
     segment.build()
 }
 
+/// The same to a service of direct return.
+fn direct(change: impl FnOnce(&mut Segment)) -> Vec<u8> {
+    let (_, vip, _) = OTHER_FORWARDINGS[2];
+    let mut segment = Segment::syn(CLIENT, vip);
+    change(&mut segment);
+    segment.build()
+}
+
 /// The same over IPv6.
 fn syn_ipv6(change: impl FnOnce(&mut Segment)) -> Vec<u8> {
     let mut segment = Segment::syn(CLIENT_IPV6, VIP_IPV6);
@@ -175,6 +183,23 @@ fn cases() -> Vec<Case> {
         ("a FIN without a flow", syn(|s| s.flags = flags::FIN | flags::ACK), NoFlow),
         ("a RST without a flow", syn(|s| s.flags = flags::RST), NoFlow),
         ("a SYN-ACK to the service", syn(|s| s.flags = flags::SYN | flags::ACK), NoFlow),
+        (
+            "by direct return, a connection that isn't known",
+            direct(|s| s.flags = flags::ACK),
+            Adopted,
+        ),
+        ("by direct return, its end", direct(|s| s.flags = flags::ACK | flags::FIN), Adopted),
+        ("by direct return, its reset", direct(|s| s.flags = flags::RST), Adopted),
+        (
+            "by direct return, no client's answer",
+            direct(|s| s.flags = flags::SYN | flags::ACK),
+            NoFlow,
+        ),
+        (
+            "by direct return, from an impossible address",
+            direct(|s| (s.flags, s.source) = (flags::ACK, [127, 0, 0, 1].into())),
+            InvalidSource,
+        ),
         ("a service without backends", Segment::syn(CLIENT, EMPTY_VIP).build(), NoBackend),
         ("a first fragment", syn(|s| s.fragment = 0x2000), Opened),
         (

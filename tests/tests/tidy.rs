@@ -86,7 +86,7 @@ fn each_program_is_one_function_within_its_budget() {
         ("lb", 4000),
         ("lb_ipv6", 5500),
         ("lb_icmp", 2500),
-        ("lb_icmpv6", 3000),
+        ("lb_icmpv6", 4000),
         ("lb_tagged", 200),
         ("lb_ipv4", 4000),
         ("lb_fragment", 2000),

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lb_tests::{bed::Bed, client::Connection, wait::wait_until};
 use xtask::netns::{Namespace, Port, Switch};
 
@@ -94,16 +94,25 @@ fn auto_falls_back_to_generic_and_says_why() -> Result<()> {
     let mut bed = Bed::without_controller(LB, "auto", 1)?;
     // More than a page: a native program on the other end of the cable couldn't take it.
     bed.switch.namespace().ip(&["link", "set", "lb", "mtu", "9000"])?;
+    // A cable whose other end sends by more queues than this one receives by.
+    let near = ["link", "add", "eth1", "numrxqueues", "1", "numtxqueues", "1", "type", "veth"];
+    let far = ["peer", "name", "eth2", "numrxqueues", "4", "numtxqueues", "4"];
+    bed.balancer.ip(&[&near[..], &far].concat())?;
     bed.write_config("")?;
-    bed.start_controller(&[])?;
+    bed.start_controller(&["--interface", "eth0", "--interface", "eth1"])?;
     bed.wait_for_up(1)?;
     bed.request()?;
-    let interface = bed.json(&["status", "--json"])?["controller"]["interfaces"][0].clone();
-    ensure!(interface["mode"] == "generic", "{interface}");
-    let cause = interface["cause"].as_str().unwrap_or_default();
-    ensure!(cause.contains("MTU"), "{interface}");
     let log = std::fs::read_to_string(bed.log())?;
     ensure!(log.contains("generic mode: slower than native"), "{log}");
+    let interfaces = bed.json(&["status", "--json"])?["controller"]["interfaces"].clone();
+    for (name, hint) in [("eth0", "ip link set eth0 mtu"), ("eth1", "ethtool -L eth1")] {
+        let known = interfaces.as_array().into_iter().flatten();
+        let interface = known.into_iter().find(|interface| interface["name"] == name);
+        let interface = interface.context("the interface")?;
+        ensure!(interface["mode"] == "generic", "{interface}");
+        let cause = interface["cause"].as_str().unwrap_or_default();
+        ensure!(cause.contains(hint), "{interface}");
+    }
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use bytemuck::Zeroable;
 use super::{
     Family, FamilyTables, NETWORK_OFFSET, Packet, Reason, Scratch, Verdict, established,
     network::Datagram,
+    opening,
     parse::{self, bounded},
     tables::find_anywhere,
     transmit,
@@ -33,7 +34,10 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     *key = quote.answered_by();
     *segment = parse::headless(packet, &datagram, *key)?;
     let segment = &*segment;
-    *flow = find_anywhere(tables, key).ok_or(Reason::OtherProtocol)?;
+    match find_anywhere(tables, key) {
+        Some(found) => *flow = found,
+        None => opening::guess(tables, segment, flow).ok_or(Reason::OtherProtocol)?,
+    }
 
     established::demand_own_station(tables, segment)?;
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;

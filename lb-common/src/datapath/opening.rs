@@ -1,11 +1,16 @@
-//! A client opens a connection: a backend is picked and the flow is recorded.
+//! A client opens a connection, or goes on with one that isn't known: a backend is picked and the flow is
+//! recorded.
 
 use super::{
     Family, FamilyTables, Reason, Table, established, hash, nat, parse::Segment, rewrite,
     tables::forget,
 };
-use crate::abi::{
-    Backend, Direction, Flow, FlowKey, FlowState, NO_BACKEND, Service, ServiceKey, Settings,
+use crate::{
+    abi::{
+        Backend, Direction, Flow, FlowKey, FlowState, Forwarding, NO_BACKEND, Service, ServiceKey,
+        Settings,
+    },
+    wire::TcpFlags,
 };
 
 /// Demands that a segment may open a connection to the service, picks a backend, and writes down the
@@ -18,8 +23,14 @@ pub(super) fn choose<A: Family, T: FamilyTables<A>>(
     flow: &mut Flow<A>,
 ) -> Result<(), Reason> {
     established::demand_own_station(tables, segment)?;
+    let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
+    let picked = pick(tables, segment, service, &settings);
     if !segment.opens() && !segment.flags.is_invalid() {
-        return Err(Reason::NoFlow);
+        let backend = picked.ok().and_then(|index| tables.backend(index));
+        let forwarding = backend.map(|backend| backend.forwarding).ok_or(Reason::NoFlow)?;
+        if !may_adopt(segment, forwarding) {
+            return Err(Reason::NoFlow);
+        }
     }
     let key = &segment.key;
     if key.source.is_invalid_source()
@@ -28,14 +39,44 @@ pub(super) fn choose<A: Family, T: FamilyTables<A>>(
     {
         return Err(Reason::InvalidSource);
     }
-    let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
-    let index = pick(tables, segment, service, &settings)?;
+    let index = picked?;
     let backend = tables.backend(index).ok_or(Reason::TablesIncomplete)?;
     flow.backend = index;
     flow.service = service.index;
     flow.forwarding = backend.forwarding;
     flow.direction = Direction::ToBackend as u8;
     Ok(())
+}
+
+/// Writes down the direction to the backend of a connection that isn't known, for an ICMP error about it:
+/// see [`may_adopt`].
+#[inline(always)]
+pub(super) fn guess<A: Family, T: FamilyTables<A>>(
+    tables: &T,
+    segment: &Segment<A>,
+    flow: &mut Flow<A>,
+) -> Option<()> {
+    let service = service(tables, segment)?;
+    let settings = tables.settings()?;
+    let index = pick(tables, segment, &service, &settings).ok()?;
+    let forwarding = tables.backend(index)?.forwarding;
+    if !may_adopt(segment, forwarding) {
+        return None;
+    }
+    flow.source = segment.key.source;
+    flow.destination = segment.key.destination;
+    flow.backend = index;
+    flow.forwarding = forwarding;
+    flow.direction = Direction::ToBackend as u8;
+    Some(())
+}
+
+/// Whether a connection may be gone on with that isn't known: another balancer may have opened it, whose
+/// addresses moved here. Where nothing is translated, what the ring leads to is the same there and
+/// here.
+#[inline(always)]
+fn may_adopt<A: Family>(segment: &Segment<A>, forwarding: Forwarding) -> bool {
+    !forwarding.sees_replies() && !segment.flags.has(TcpFlags::SYN)
 }
 
 /// Records the flow that a segment opens, as a half-open handshake, and completes `flow`. What
@@ -58,7 +99,8 @@ pub(super) fn record<A: Family, T: FamilyTables<A>>(
     flow.destination_port = key.source_port;
     flow.opened = now;
     flow.last_seen = now;
-    flow.expected = segment.sequence.wrapping_add(1);
+    // A SYN counts as one byte.
+    flow.expected = segment.sequence.wrapping_add(u32::from(segment.opens()));
     flow.link = segment.link;
     flow.state = FlowState::SYN;
     flow.finished = 0;
@@ -92,7 +134,7 @@ pub(super) fn record<A: Family, T: FamilyTables<A>>(
         // Without a handshake, nothing else tells a flow's beginning.
         tables.count_new_flow(flow.service, flow.backend);
     }
-    Ok(Reason::Opened)
+    Ok(if segment.opens() { Reason::Opened } else { Reason::Adopted })
 }
 
 /// The service that a segment is for.

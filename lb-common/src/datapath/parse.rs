@@ -102,11 +102,11 @@ pub(super) fn headless<A: Family, P: Packet>(
     })
 }
 
-/// An offset in a frame that was read from memory. The bound is for the verifier, which loses sight of
-/// it there; no headers reach beyond.
+/// A header's offset in a frame that was read from memory. The verifier loses sight of it there, and has
+/// to be told that it is even and not too large; no headers reach beyond.
 #[inline(always)]
 pub(super) const fn bounded(offset: u16) -> usize {
-    (offset & 0x3fff) as usize
+    (offset & 0x3ffe) as usize
 }
 
 /// Where a frame came from.

@@ -9,6 +9,8 @@ use crate::wire::{Checksum, ChecksumDelta, TcpHeader};
 const END: u8 = 0;
 const NO_OPERATION: u8 = 1;
 const MAXIMUM_SEGMENT: u8 = 2;
+/// No offset is larger: see [`bounded`], which is for even ones.
+const MOST: u16 = 0x3fff;
 /// Bytes that the option takes.
 const LENGTH: usize = 4;
 /// Most options that there can be, of a byte each.
@@ -20,7 +22,7 @@ pub(super) fn lower<P: Packet>(packet: &mut P, clamp: Clamp) -> Option<()> {
     if clamp.place == 0 {
         return Some(());
     }
-    let (transport, place) = (bounded(clamp.transport_offset), bounded(clamp.place));
+    let (transport, place) = (bounded(clamp.transport_offset), (clamp.place & MOST) as usize);
     let old: [u8; 2] = packet.read(place)?;
     let new = clamp.maximum_segment.to_be_bytes();
     packet.write(place, new)?;
@@ -59,7 +61,7 @@ fn find_option<P: Packet>(packet: &P, clamp: &mut Clamp) -> Option<usize> {
         // The position goes through memory, of which the verifier knows nothing: else it would go on with
         // one path for each row of options.
         clamp = hint::black_box(clamp);
-        let at = bounded(clamp.place);
+        let at = (clamp.place & MOST) as usize;
         if at + LENGTH > length {
             return None;
         }

@@ -135,6 +135,9 @@ macro_rules! reasons {
 reasons! {
     /// A client opened a connection and a backend was picked for it.
     Opened "opened" Forwarded Transmit,
+    /// By direct return, a client went on with a connection that isn't known, and a backend was picked for
+    /// it: the one that it has, if it was opened by another balancer with the same ring.
+    Adopted "adopted" Forwarded Transmit,
     /// From the client to the backend, in a flow.
     ToBackend "to_backend" Forwarded Transmit,
     /// From the backend to the client, in a flow.

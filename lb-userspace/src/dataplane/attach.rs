@@ -82,21 +82,21 @@ pub fn attach(
         return Ok(Attached { mode, adopted: true, fallback_cause: None });
     }
     detach(pins, |attached| attached == index)?;
-    let failed = |error: &ProgramError| DataplaneError::Attach {
+    let failed = |error: &ProgramError, mode| DataplaneError::Attach {
         interface: name.to_owned(),
-        why: cause(error, choice),
+        why: cause(error, name, mode),
     };
     let (mode, fallback_cause) = match choice.mode() {
         Some(mode) => {
-            attach_new(program, pins, interface, mode).map_err(|error| failed(&error))?;
+            attach_new(program, pins, interface, mode).map_err(|error| failed(&error, mode))?;
             (mode, None)
         }
         None => match attach_new(program, pins, interface, Mode::Native) {
             Ok(()) => (Mode::Native, None),
             Err(native) => {
                 attach_new(program, pins, interface, Mode::Generic)
-                    .map_err(|error| failed(&error))?;
-                (Mode::Generic, Some(cause(&native, ModeChoice::Native)))
+                    .map_err(|error| failed(&error, Mode::Generic))?;
+                (Mode::Generic, Some(cause(&native, name, Mode::Native)))
             }
         },
     };
@@ -112,7 +112,7 @@ pub fn attach_until_dropped(program: &mut Xdp, index: u32) -> Result<XdpLink, Da
     let attached = program.attach_to_if_index(index, Mode::Generic.flags());
     attached.and_then(|id| program.take_link(id)).map_err(|error| DataplaneError::Attach {
         interface: format!("interface {index}, for checks"),
-        why: cause(&error, ModeChoice::Generic),
+        why: cause(&error, "INTERFACE", Mode::Generic),
     })
 }
 
@@ -170,31 +170,42 @@ fn attach_new(
         .map_err(|error| ProgramError::IOError(std::io::Error::other(error.to_string())))
 }
 
-/// Why the kernel refused, in an operator's words.
-fn cause(error: &ProgramError, choice: ModeChoice) -> String {
+/// Why the kernel refused, and what to change, in an operator's words.
+fn cause(error: &ProgramError, interface: &str, mode: Mode) -> String {
     let io_error = match error {
         ProgramError::SyscallError(error) => &error.io_error,
         ProgramError::IOError(error) => error,
         error => return error.to_string(),
     };
     match io_error.raw_os_error() {
-        Some(libc::EBUSY | libc::EEXIST) => "another XDP program is attached; see `ip link show`, \
-            and remove it with its own tool or `ip link set dev INTERFACE xdp off`"
-            .to_owned(),
-        Some(libc::EOPNOTSUPP) => {
-            "the driver has no native XDP; xdp_mode = \"generic\" works with every driver"
-                .to_owned()
-        }
+        Some(libc::EBUSY | libc::EEXIST) => format!(
+            "another XDP program is attached; see `ip link show {interface}`, and remove it with its \
+             own tool or `ip link set dev {interface} xdp off`"
+        ),
         Some(libc::EPERM | libc::EACCES) => {
             "permission denied; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
                 .to_owned()
         }
-        Some(libc::EINVAL | libc::ERANGE) if choice == ModeChoice::Native => {
-            "the driver refuses native XDP as \
-            the interface is set up: check its MTU (at most about 3500), LRO (`ethtool -K \
-            INTERFACE lro off`) and number of queues (`ethtool -L`); see also `dmesg`"
-                .to_owned()
-        }
+        Some(libc::EOPNOTSUPP | NOT_SUPPORTED) if mode == Mode::Native => format!(
+            "the driver has no native XDP, or not while it merges segments: try `ethtool -K \
+             {interface} lro off rx-gro-hw off`"
+        ),
+        Some(libc::ERANGE) if mode == Mode::Native => format!(
+            "native XDP takes no MTU as large as it is here (on a veth, at its other end): about 3500 \
+             is the most, `ip link set {interface} mtu 3498`"
+        ),
+        Some(libc::ENOSPC | libc::ENOMEM) if mode == Mode::Native => format!(
+            "native XDP wants more queues: `ethtool -L {interface}` sets them (on a veth, as many to \
+             receive as its other end has to send)"
+        ),
+        Some(libc::EINVAL) if mode == Mode::Native => format!(
+            "the driver refuses native XDP as {interface} is set up: check its MTU (about 3500 at \
+             most), LRO (`ethtool -K {interface} lro off`) and number of queues (`ethtool -L \
+             {interface}`); see also `dmesg`"
+        ),
         _ => io_error.to_string(),
     }
 }
+
+/// `ENOTSUPP` of the kernel's linux/errno.h, which some drivers let out.
+const NOT_SUPPORTED: i32 = 524;

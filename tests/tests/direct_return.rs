@@ -1,10 +1,13 @@
-//! By direct return, backends are checked at the service's address, the way that its traffic takes.
+//! By direct return: backends are checked at the service's address, the way that its traffic takes, and
+//! connections outlive the balancer.
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::{
+    client::Connection,
     modes::{IPV4, IPV6, MODES, Mode, Modes, Programs, VIP},
     wait::wait_until,
 };
+use nix::sys::signal::Signal;
 
 const PROGRAMS: Programs = Programs {
     lb: env!("CARGO_BIN_EXE_lb-under-test"),
@@ -20,6 +23,29 @@ fn state(modes: &Modes, mode: &Mode) -> Result<(String, String)> {
     let backend = backends.iter().find(|backend| backend["service"] == *name).context("it")?;
     let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
     Ok((text(&backend["state"]), text(&backend["check"]["detail"])))
+}
+
+#[test]
+fn by_direct_return_connections_outlive_a_move_to_another_balancer() -> Result<()> {
+    let mut modes = Modes::new(PROGRAMS, "native")?;
+    let direct = || MODES.iter().filter(|mode| !mode.translates());
+    let mut held = Vec::new();
+    for mode in direct() {
+        let vip = mode.outside.socket(VIP, mode.port);
+        let mut connection = Connection::open(&modes.bed.client, &vip)?;
+        connection.request().with_context(|| mode.name())?;
+        held.push((mode, connection));
+    }
+    // Another balancer knows of no connection, but has the same rings.
+    modes.bed.stop_controller(Signal::SIGTERM)?;
+    modes.bed.lb_ok(&["detach"])?;
+    modes.bed.start_controller(&[])?;
+    modes.wait_for_backends(2 * MODES.len())?;
+    for (mode, mut connection) in held {
+        connection.request().with_context(|| mode.name())?;
+    }
+    ensure!(modes.bed.reason("adopted")? >= direct().count() as u64);
+    Ok(())
 }
 
 #[test]
