@@ -81,7 +81,7 @@ pub(crate) static NAT_SOURCES: Array<[NetworkU32; 4]> = Array::pinned(1, 0);
 pub(crate) static NAT_CURSORS: Array<u32> = Array::pinned(1, 0);
 
 #[map]
-pub(crate) static LOCAL_MACS: HashMap<LocalMac, u8> = HashMap::pinned(256, BPF_F_NO_PREALLOC);
+pub(crate) static LOCAL_MACS: HashMap<LocalMac, u32> = HashMap::pinned(256, BPF_F_NO_PREALLOC);
 
 // Keyed by interface index, which Linux has had since 5.4 (commit 6f9d451ab1a3).
 #[map]

@@ -68,8 +68,9 @@ impl Tables for MapTables {
     }
 
     #[inline(always)]
-    fn is_local_mac(&self, mac: &LocalMac) -> bool {
-        maps::LOCAL_MACS.get_ptr(mac).is_some()
+    fn local_mac(&self, mac: &LocalMac) -> Option<u32> {
+        // SAFETY: the map isn't pre-allocated, so a value stays what it is while it's read.
+        unsafe { maps::LOCAL_MACS.get(mac) }.copied()
     }
 
     #[inline(always)]

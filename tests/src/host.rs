@@ -255,8 +255,9 @@ impl Tables for Host {
         Some(*cursor - 1)
     }
 
-    fn is_local_mac(&self, mac: &LocalMac) -> bool {
-        self.world.local_macs.contains(mac)
+    fn local_mac(&self, mac: &LocalMac) -> Option<u32> {
+        let known = self.world.local_macs.iter().find(|(known, _)| known == mac);
+        known.map(|(_, longest)| *longest)
     }
 
     fn count_packet(&self, service: u32, backend: u32, direction: Direction, bytes: u64) {

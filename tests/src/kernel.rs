@@ -210,8 +210,8 @@ impl Kernel {
         for (index, address) in (0..).zip(&world.nat_sources) {
             maps.nat_sources.set(index, nat_source_words(*address), 0)?;
         }
-        for mac in &world.local_macs {
-            maps.local_macs.insert(mac, 1, 0)?;
+        for (mac, longest) in &world.local_macs {
+            maps.local_macs.insert(mac, longest, 0)?;
         }
         maps.rings.write(0, &world.ring);
         // Test runs come in on the loopback interface, and nothing is really sent.

@@ -104,8 +104,8 @@ pub struct World {
     pub ring: Vec<u32>,
     /// Addresses that full NAT sends from.
     pub nat_sources: Vec<[NetworkU32; 4]>,
-    /// Our hardware addresses.
-    pub local_macs: Vec<LocalMac>,
+    /// Our hardware addresses, and how long datagrams from there may be.
+    pub local_macs: Vec<(LocalMac, u32)>,
     /// Connections that the table of flows has room for.
     pub flows: u32,
 }
@@ -174,9 +174,9 @@ impl World {
     /// VLAN as well; on the first interface, both sorts of VLAN are ours.
     #[must_use]
     pub fn with_vlans(mut self) -> Self {
-        let untagged = self.local_macs[0];
+        let (untagged, longest) = self.local_macs[0];
         for tags in [&TAGS[..], &DOUBLE_TAGS] {
-            self.local_macs.push(LocalMac { vlans: vlans(tags), ..untagged });
+            self.local_macs.push((LocalMac { vlans: vlans(tags), ..untagged }, longest));
         }
         for (index, tags) in [(2, &TAGS[..]), (8, &TAGS), (12, &DOUBLE_TAGS), (13, &TAGS)] {
             self.backends[index - 1].link.vlans = vlans(tags);
@@ -238,11 +238,10 @@ impl Default for World {
                 .collect(),
             nat_sources: [NAT_SOURCE, NAT_SOURCE_IPV6].map(words).to_vec(),
             local_macs: [(INGRESS, OWN_MAC), (OTHER_INTERFACE, OTHER_OWN_MAC)]
-                .map(|(interface, address)| LocalMac {
-                    interface,
-                    address: MacAddress::new(address),
-                    reserved: 0,
-                    vlans: Vlans::NONE,
+                .map(|(interface, address)| {
+                    let address = MacAddress::new(address);
+                    let vlans = Vlans::NONE;
+                    (LocalMac { interface, address, reserved: 0, vlans }, 1500)
                 })
                 .to_vec(),
             flows: 65_536,

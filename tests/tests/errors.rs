@@ -166,6 +166,36 @@ fn by_direct_return_the_backend_gets_the_error_as_it_came() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_backend_is_told_how_long_what_it_sends_to_the_client_may_be() -> Result<()> {
+    const LONGEST: u16 = 1400;
+    let mut world = World::default();
+    world.local_macs[0].1 = LONGEST.into();
+    let mut pair = Pair::new(&world)?;
+    for ((forwarding, vip), is_udp) in with_protocols(nat_services()) {
+        pair.reset()?;
+        let what = format!("{} {vip:?}, UDP: {is_udp}", forwarding.name());
+        let flow = open(&mut pair, vip, is_udp)?;
+        let from = backend_address(flow.backend);
+        let new = if is_udp { Segment::udp } else { Segment::syn };
+        let mut reply = new(from, flow.peer).with_flags(flags::ACK);
+        reply.source_mac = backend_mac(flow.backend);
+        let headers = if vip.0.is_ipv4() { 20 } else { 40 } + if is_udp { 8 } else { 20 };
+        reply.payload = vec![9; usize::from(LONGEST) - headers];
+        pair.expect(&what, &reply.build(), Reason::ToClient)?;
+        reply.payload.push(9);
+        let frame = reply.build();
+        let outcome = pair.expect(&what, &frame, Reason::NeedsFragmentation)?;
+        let read = Message::read(&outcome.frame).with_context(|| what.clone())?;
+        let mut wanted = Message::too_big(flow.peer.0, from.0, LONGEST, &read.quoted);
+        wanted.source_mac = OWN_MAC;
+        wanted.destination_mac = backend_mac(flow.backend);
+        ensure!(read == wanted, "{what}: {read:02x?}");
+        pair.compare_tables()?;
+    }
+    Ok(())
+}
+
 fn with_protocols<T: Copy>(services: Vec<T>) -> impl Iterator<Item = (T, bool)> {
     services.into_iter().flat_map(|service| [(service, false), (service, true)])
 }

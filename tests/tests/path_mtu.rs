@@ -5,6 +5,7 @@ use anyhow::{Context, Result, ensure};
 use lb_tests::modes::{
     CLIENT, IPV4, IPV6, MODES, Mode, Modes, Programs, VIP, ready, server, use_ipv6,
 };
+use nix::sys::signal::Signal;
 use xtask::netns::Namespace;
 
 const PROGRAMS: Programs = Programs {
@@ -105,6 +106,53 @@ fn large_files_pass_a_narrow_link_before_the_client() -> Result<()> {
             modes.upload(&far, mode, &server(mode), &big).context(xdp_mode)?;
         }
         ensure!(modes.bed.reason("icmp_error")? > 0, "{xdp_mode}: routers kept quiet");
+    }
+    Ok(())
+}
+
+/// Puts a client behind a router to which the balancer has a narrow link of its own.
+fn client_behind_narrow_interface(modes: &Modes) -> Result<[Namespace; 2]> {
+    let bed = &modes.bed;
+    let name = |role: &str| bed.client.name().replace("client", role);
+    let [far, router] = [Namespace::create(&name("far"))?, Namespace::create(&name("router"))?];
+    use_ipv6(&far)?;
+    use_ipv6(&router)?;
+    cable([(&router, "eth0"), (&far, "eth0")], FAR, "1500")?;
+    cable([(&bed.balancer, "eth1"), (&router, "eth1")], NARROW, "1400")?;
+    forward(&router)?;
+    // What comes back to the interface is taken from there (`veth_xdp_xmit` wants a receiver that polls).
+    router.run("ethtool", &["-K", "eth1", "gro", "on"])?;
+    for (family, (far_prefix, narrow)) in
+        [&IPV4, &IPV6].into_iter().zip(FAR.into_iter().zip(NARROW))
+    {
+        let bits = family.bits;
+        let network = format!("{far_prefix}0/{bits}");
+        let version = if bits == 64 { "-6" } else { "-4" };
+        let route = |namespace: &Namespace, to: &str, via: &str| {
+            namespace.ip(&[version, "route", "add", to, "via", via]).map(drop)
+        };
+        route(&far, "default", &format!("{far_prefix}1"))?;
+        route(&router, "default", &format!("{narrow}1"))?;
+        route(&bed.balancer, &network, &format!("{narrow}2"))?;
+        route(bed.backend_namespace("mgmt01")?, &network, &family.address(10))?;
+    }
+    Ok([far, router])
+}
+
+#[test]
+fn large_files_pass_a_narrow_interface_of_the_balancer() -> Result<()> {
+    for xdp_mode in ["native", "generic"] {
+        let mut modes = Modes::new(PROGRAMS, xdp_mode)?;
+        let [far, _router] = client_behind_narrow_interface(&modes)?;
+        modes.bed.stop_controller(Signal::SIGTERM)?;
+        modes.bed.start_controller(&["--interface", "eth0", "--interface", "eth1"])?;
+        let big = modes.make_big(MEGABYTES)?;
+        for mode in MODES.iter().filter(|mode| mode.translates()) {
+            // In this order: what a client has learnt, it tells the backend in its next SYN.
+            modes.download(&far, mode, &big).context(xdp_mode)?;
+            modes.upload(&far, mode, &server(mode), &big).context(xdp_mode)?;
+        }
+        ensure!(modes.bed.reason("needs_fragmentation")? > 0, "{xdp_mode}: nothing was too long");
     }
     Ok(())
 }

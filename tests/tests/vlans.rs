@@ -30,7 +30,8 @@ const LINKS: [(Tags, Tags); 8] = [
 fn new_pair() -> Result<Pair> {
     let mut world = World::default();
     for tags in [&TAGS[..], &DOUBLE_TAGS] {
-        world.local_macs.push(LocalMac { vlans: world::vlans(tags), ..world.local_macs[0] });
+        let (untagged, longest) = world.local_macs[0];
+        world.local_macs.push((LocalMac { vlans: world::vlans(tags), ..untagged }, longest));
     }
     Pair::new(&world)
 }

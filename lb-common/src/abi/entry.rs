@@ -53,11 +53,14 @@ impl<A: Address> Entry<'_, Flow<A>> {
         }
     }
 
-    /// Notes where the client is reached.
+    /// Notes where the client is reached, and how long a datagram to it may be, in bytes.
     #[inline(always)]
-    pub fn set_link(self, link: Link) {
-        // SAFETY: a field of a value that is valid by the contract of `new`.
-        unsafe { (&raw mut (*self.0.as_ptr()).link).write(link) }
+    pub fn set_link(self, link: Link, maximum_datagram: u16) {
+        // SAFETY: fields of a value that is valid by the contract of `new`.
+        unsafe {
+            (&raw mut (*self.0.as_ptr()).link).write(link);
+            (&raw mut (*self.0.as_ptr()).maximum_datagram).write_volatile(maximum_datagram);
+        }
     }
 
     /// Notes that the backend has answered, and what the client must acknowledge to complete the

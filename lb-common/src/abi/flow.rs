@@ -63,6 +63,11 @@ pub struct Flow<A> {
     pub finished: u8,
     /// How its packets reach the backend.
     pub forwarding: Forwarding,
+    /// Longest IP datagram that can be sent to the client, in bytes: the MTU of its link. Zero: no limit is
+    /// known.
+    pub maximum_datagram: u16,
+    /// Zero.
+    pub reserved: u16,
 }
 
 // SAFETY: as of [`FlowKey`].

@@ -37,7 +37,7 @@ pub use tick::Tick;
 use crate::wire::{Ipv4Address, Ipv6Address};
 
 /// Version of everything in this module.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Names of the maps, which are also the names of their pins.
 pub mod maps {
@@ -69,7 +69,7 @@ pub mod maps {
     pub const NAT_SOURCES: &str = "NAT_SOURCES";
     /// Where the search for the next NAT port starts, by backend.
     pub const NAT_CURSORS: &str = "NAT_CURSORS";
-    /// Hardware addresses that are ours: [`super::LocalMac`] to nothing of interest.
+    /// Hardware addresses that are ours: [`super::LocalMac`] to the longest datagram there, in bytes.
     pub const LOCAL_MACS: &str = "LOCAL_MACS";
     /// Interfaces that frames may be redirected to, by interface index.
     pub const EGRESS: &str = "EGRESS";
@@ -145,7 +145,7 @@ macro_rules! plain_data_of_families {
 }
 
 plain_data_of_families! {
-    Flow: 60 84,
+    Flow: 64 88,
     FlowKey: 16 40,
     FragmentKey: 16 40,
     ServiceKey: 8 20,

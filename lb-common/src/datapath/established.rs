@@ -42,15 +42,16 @@ pub(super) fn is_over<A: Family>(flow: &Flow<A>) -> bool {
         || (flow.state == FlowState::CLOSING && !flow.forwarding.sees_replies())
 }
 
-/// Demands that the frame was sent to our own hardware address.
+/// Demands that the frame was sent to our own hardware address. Returns how long a datagram back may be, in
+/// bytes.
 #[inline(always)]
 pub(super) fn demand_own_station<A: Family, T: FamilyTables<A>>(
     tables: &T,
     segment: &Segment<A>,
-) -> Result<(), Reason> {
+) -> Result<u16, Reason> {
     let Link { interface, own, vlans, .. } = segment.link;
     let own = LocalMac { interface, address: own, reserved: 0, vlans };
-    if tables.is_local_mac(&own) { Ok(()) } else { Err(Reason::OtherStation) }
+    tables.local_mac(&own).map(|longest| longest as u16).ok_or(Reason::OtherStation)
 }
 
 /// Notes where the client's packets come from, when that has changed: replies go back there.
@@ -69,10 +70,10 @@ pub(super) fn learn_link<A: Family, T: FamilyTables<A>>(
     if link.station.is_group() {
         return Err(Reason::InvalidSource);
     }
-    demand_own_station(tables, segment)?;
-    entry.set_link(link);
+    let longest = demand_own_station(tables, segment)?;
+    entry.set_link(link, longest);
     if let Some(peer) = find_peer(tables, table, &segment.key, flow) {
-        peer.set_link(link);
+        peer.set_link(link, longest);
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ pub(super) fn choose<A: Family, T: FamilyTables<A>>(
     service: &Service,
     flow: &mut Flow<A>,
 ) -> Result<(), Reason> {
-    established::demand_own_station(tables, segment)?;
+    flow.maximum_datagram = established::demand_own_station(tables, segment)?;
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
     let picked = pick(tables, segment, service, &settings);
     if !segment.opens() && !segment.flags.is_invalid() {

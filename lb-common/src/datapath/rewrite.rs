@@ -17,28 +17,24 @@ pub(super) fn prepare<A: Family>(flow: &mut Flow<A>, key: &FlowKey<A>) {
     flow.transport_delta = addresses.and(ports);
 }
 
-/// Changes the segment's headers as its flow says, and sends the frame on by `link`.
+/// Changes the segment's ports and checksum as its flow says.
 #[inline(always)]
-pub(super) fn headers<A: Family, P: Packet>(
+pub(super) fn transport<A: Family, P: Packet>(
     packet: &mut P,
     segment: &Segment<A>,
     flow: &Flow<A>,
-    link: Link,
 ) -> Option<()> {
-    if flow.forwarding.sees_replies() {
-        let transport = segment.transport_offset();
-        if segment.is_udp() {
-            let place = transport + UdpHeader::CHECKSUM_OFFSET;
-            let checksum: Checksum = packet.read(place)?;
-            packet.write(place, checksum.updated_udp(flow.transport_delta))?;
-        } else {
-            let place = transport + TcpHeader::CHECKSUM_OFFSET;
-            let checksum: Checksum = packet.read(place)?;
-            packet.write(place, checksum.updated(flow.transport_delta))?;
-        }
-        packet.write(transport, [flow.source_port, flow.destination_port])?;
+    let transport = segment.transport_offset();
+    if segment.is_udp() {
+        let place = transport + UdpHeader::CHECKSUM_OFFSET;
+        let checksum: Checksum = packet.read(place)?;
+        packet.write(place, checksum.updated_udp(flow.transport_delta))?;
+    } else {
+        let place = transport + TcpHeader::CHECKSUM_OFFSET;
+        let checksum: Checksum = packet.read(place)?;
+        packet.write(place, checksum.updated(flow.transport_delta))?;
     }
-    network(packet, segment, flow, link)
+    packet.write(transport, [flow.source_port, flow.destination_port])
 }
 
 /// Changes the network header as the flow says, and sends the frame on by `link`.

@@ -47,8 +47,9 @@ pub trait Tables {
     /// A number that grows by one with every call for the same backend, and wraps.
     fn next_nat_cursor(&self, backend: u32) -> Option<u32>;
 
-    /// Whether the interface takes frames for this hardware address.
-    fn is_local_mac(&self, mac: &LocalMac) -> bool;
+    /// The longest datagram that can be sent from this hardware address, in bytes; `None` where frames for
+    /// it aren't ours.
+    fn local_mac(&self, mac: &LocalMac) -> Option<u32>;
 
     /// Counts a forwarded packet of `bytes` bytes. A service that has no counts stands for none at all.
     fn count_packet(&self, service: u32, backend: u32, direction: Direction, bytes: u64);

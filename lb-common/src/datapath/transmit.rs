@@ -4,13 +4,13 @@ use super::{
     Clamp, Family, FamilyTables, Packet, Reason, Verdict, encapsulate, parse::Segment, rewrite,
 };
 use crate::{
-    abi::{Backend, Direction, Flow},
+    abi::{Backend, Direction, Flow, Link},
     wire::TcpFlags,
 };
 
-/// The flow's backend, where a segment goes there. Demands that it is known how to reach it, and
-/// that the datagram is short enough. `None`: it goes to the client. Where it
-/// is too long, `longest` becomes what would do, in bytes.
+/// The flow's backend, where a segment goes there, if it is known how to reach it. `None`: it goes to the
+/// client. Demands that the datagram is short enough for the way; where it is too long, `longest`
+/// becomes what would do, in bytes.
 #[inline(always)]
 pub(super) fn backend<'t, A: Family, T: FamilyTables<A>>(
     tables: &'t T,
@@ -19,6 +19,11 @@ pub(super) fn backend<'t, A: Family, T: FamilyTables<A>>(
     longest: &mut u32,
 ) -> Result<Option<&'t Backend>, Reason> {
     if flow.direction == Direction::ToClient as u8 {
+        let most = flow.maximum_datagram;
+        if most != 0 && segment.datagram_length > most as usize {
+            *longest = most.into();
+            return Err(Reason::NeedsFragmentation);
+        }
         return Ok(None);
     }
     let backend = tables.backend(flow.backend).ok_or(Reason::TablesIncomplete)?;
@@ -44,13 +49,7 @@ pub(super) fn send_headless<A: Family, P: Packet, T: FamilyTables<A>>(
     backend: Option<&Backend>,
     reason: Reason,
 ) -> Result<Verdict, Reason> {
-    let link = backend.map_or(flow.link, |backend| backend.link);
-    match backend {
-        Some(backend) if flow.forwarding.encapsulates() => {
-            encapsulate::forward(packet, tables, segment, flow, backend)?;
-        }
-        _ => rewrite::network(packet, segment, flow, link).ok_or(Reason::ShortFrame)?,
-    }
+    let (link, _) = redirect(packet, tables, segment, flow, backend)?;
     Ok(Verdict::sending(reason, link))
 }
 
@@ -64,19 +63,10 @@ pub(super) fn send<A: Family, P: Packet, T: FamilyTables<A>>(
     backend: Option<&Backend>,
     reason: Reason,
 ) -> Result<Verdict, Reason> {
-    let link = match backend {
-        Some(backend) => backend.link,
-        None => flow.link,
-    };
-    let added = match backend {
-        Some(backend) if flow.forwarding.encapsulates() => {
-            encapsulate::forward(packet, tables, segment, flow, backend)?
-        }
-        _ => {
-            rewrite::headers(packet, segment, flow, link).ok_or(Reason::ShortFrame)?;
-            0
-        }
-    };
+    if flow.forwarding.sees_replies() {
+        rewrite::transport(packet, segment, flow).ok_or(Reason::ShortFrame)?;
+    }
+    let (link, added) = redirect(packet, tables, segment, flow, backend)?;
     let direction = Direction::from_u8(flow.direction);
     tables.count_packet(flow.service, flow.backend, direction, segment.datagram_length as u64);
     let mut verdict = Verdict::sending(reason, link);
@@ -89,4 +79,27 @@ pub(super) fn send<A: Family, P: Packet, T: FamilyTables<A>>(
         };
     }
     Ok(verdict)
+}
+
+/// Changes the headers before the transport header, or puts outer ones before them. Returns where the
+/// frame is to go, and how many bytes were put before it.
+#[inline(always)]
+fn redirect<A: Family, P: Packet, T: FamilyTables<A>>(
+    packet: &mut P,
+    tables: &T,
+    segment: &Segment<A>,
+    flow: &Flow<A>,
+    backend: Option<&Backend>,
+) -> Result<(Link, usize), Reason> {
+    let link = backend.map_or(flow.link, |backend| backend.link);
+    let added = match backend {
+        Some(backend) if flow.forwarding.encapsulates() => {
+            encapsulate::forward(packet, tables, segment, flow, backend)?
+        }
+        _ => {
+            rewrite::network(packet, segment, flow, link).ok_or(Reason::ShortFrame)?;
+            0
+        }
+    };
+    Ok((link, added))
 }

@@ -184,8 +184,8 @@ reasons! {
     /// them (LRO, GRO or TSO in generic mode). Or it is an ICMP error or a later fragment, which aren't
     /// answered, and longer than the MTU on the way to the backend.
     TooBig "too_big" Refused Drop,
-    /// The datagram is longer than the MTU on the way to the backend, with the outer header where
-    /// there is one. Its sender is told so by ICMP.
+    /// The datagram is longer than the MTU on the way to the client, or to the backend, with the outer header
+    /// where there is one. Its sender is told so by ICMP.
     NeedsFragmentation "needs_fragmentation" Refused Transmit,
     /// Flags that no TCP sends: SYN with FIN or RST, or none of SYN, ACK, FIN and RST.
     InvalidFlags "invalid_flags" Refused Drop,

@@ -17,8 +17,8 @@ pub enum Change {
     Settings(Settings),
     /// Write an address that full NAT sends from.
     NatSource(u32, IpAddr),
-    /// Take frames for a hardware address on an interface.
-    AddMac(LocalMac),
+    /// Take frames for a hardware address, from where datagrams may be so long, in bytes.
+    Mac(LocalMac, u32),
     /// Take them no longer.
     RemoveMac(LocalMac),
     /// Let frames leave by an interface.
@@ -79,8 +79,11 @@ pub fn plan(
             changes.push(Change::NatSource(index as u32, *address));
         }
     }
-    let new_macs = wanted.local_macs.difference(&there.local_macs);
-    changes.extend(new_macs.map(|mac| Change::AddMac(*mac)));
+    for (mac, longest) in &wanted.local_macs {
+        if there.local_macs.get(mac) != Some(longest) {
+            changes.push(Change::Mac(*mac, *longest));
+        }
+    }
     let new_egress = wanted.egress.difference(&there.egress);
     changes.extend(new_egress.map(|index| Change::AddEgress(*index)));
     plan_infos(wanted, there, &mut changes);
@@ -155,7 +158,7 @@ fn plan_departures(wanted: &State, there: &State, changes: &mut Vec<Change>) {
     changes.extend(gone.map(|index| Change::FreeBackend(*index)));
     let gone = there.services.keys().filter(|index| !wanted.services.contains_key(index));
     changes.extend(gone.map(|index| Change::FreeService(*index)));
-    let gone = there.local_macs.difference(&wanted.local_macs);
+    let gone = there.local_macs.keys().filter(|mac| !wanted.local_macs.contains_key(mac));
     changes.extend(gone.map(|mac| Change::RemoveMac(*mac)));
     let gone = there.egress.difference(&wanted.egress);
     changes.extend(gone.map(|index| Change::RemoveEgress(*index)));

@@ -66,7 +66,8 @@ impl State {
                 && !link.mac.is_unknown()
             {
                 let address = link.mac;
-                self.local_macs.insert(LocalMac { interface, address, reserved: 0, vlans });
+                let mac = LocalMac { interface, address, reserved: 0, vlans };
+                self.local_macs.insert(mac, link.mtu.min(u16::MAX.into()));
             }
         }
         let links = || attached.iter().filter_map(|index| network.links.get(index));
@@ -221,7 +222,7 @@ address = "[2001:db8::102]:80"
         }
         state.apply_network(&config, &network, &[1]);
 
-        let ours: Vec<Vlans> = state.local_macs.iter().map(|mac| mac.vlans).collect();
+        let ours: Vec<Vlans> = state.local_macs.keys().map(|mac| mac.vlans).collect();
         let [none, one, two] = [[Vlan::NONE; 2], [outer, Vlan::NONE], [outer, inner]].map(Vlans);
         assert_eq!(BTreeSet::from_iter(ours), BTreeSet::from([none, one, two]));
         let links: Vec<(u32, Vlans)> = (state.backends.values())

@@ -28,8 +28,8 @@ pub struct State {
     pub rings: BTreeMap<u32, RingState>,
     /// Addresses that full NAT sends from, by index.
     pub nat_sources: Vec<IpAddr>,
-    /// Hardware addresses that are ours.
-    pub local_macs: BTreeSet<LocalMac>,
+    /// Hardware addresses that are ours, and how long datagrams from there may be, in bytes.
+    pub local_macs: BTreeMap<LocalMac, u32>,
     /// Interfaces that frames may leave by.
     pub egress: BTreeSet<u32>,
     /// The interface by which checks at services' addresses come in. Only known of what is wanted.

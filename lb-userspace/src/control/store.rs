@@ -68,9 +68,9 @@ pub(super) fn observe(maps: &Maps) -> Result<(State, RingSpace), DataplaneError>
         }
         state.nat_sources.push(nat_source(words));
     }
-    for key in maps.local_macs.keys() {
-        let key = key.map_err(DataplaneError::map(maps::LOCAL_MACS))?;
-        state.local_macs.insert(key);
+    for entry in &maps.local_macs {
+        let (mac, longest) = entry.map_err(DataplaneError::map(maps::LOCAL_MACS))?;
+        state.local_macs.insert(mac, longest);
     }
     for key in maps.egress.keys() {
         state.egress.insert(key.map_err(DataplaneError::map(maps::EGRESS))?);
@@ -132,9 +132,9 @@ pub(super) fn apply(
             }
             there.nat_sources[index] = *address;
         }
-        Change::AddMac(mac) => {
-            done(maps.local_macs.insert(mac, 1, 0), maps::LOCAL_MACS)?;
-            there.local_macs.insert(*mac);
+        Change::Mac(mac, longest) => {
+            done(maps.local_macs.insert(mac, longest, 0), maps::LOCAL_MACS)?;
+            there.local_macs.insert(*mac, *longest);
         }
         Change::RemoveMac(mac) => {
             gone(maps.local_macs.remove(mac), maps::LOCAL_MACS)?;

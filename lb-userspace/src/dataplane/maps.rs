@@ -85,7 +85,7 @@ pub struct Maps {
     pub ipv6: FamilyMaps<Ipv6Address>,
     pub nat_sources: Array<MapData, [u32; 4]>,
     pub nat_cursors: Array<MapData, u32>,
-    pub local_macs: HashMap<MapData, LocalMac, u8>,
+    pub local_macs: HashMap<MapData, LocalMac, u32>,
     pub egress: DevMapHash<MapData>,
     pub service_counters: PerCpuArray<MapData, Counters>,
     pub backend_counters: PerCpuArray<MapData, Counters>,
