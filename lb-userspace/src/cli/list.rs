@@ -186,7 +186,8 @@ pub(super) fn print_services(records: &[ServiceRecord]) {
             .map(|service| {
                 [
                     service.name.clone(),
-                    service.bind.join(" "),
+                    // One a line: a service on every address may have many.
+                    service.bind.join("\n"),
                     format!("{}/{}", service.backends_up, service.backends_total),
                     short(service.flows),
                     short(service.new_flows),
