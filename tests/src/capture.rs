@@ -45,7 +45,7 @@ pub struct Network {
 }
 
 /// What tshark is asked for, in the order of [`Decoded`], with the states of checksums at the end.
-const FIELDS: [&str; 16] = [
+const FIELDS: [&str; 18] = [
     "frame.protocols",
     "ip.src",
     "ip.dst",
@@ -58,6 +58,8 @@ const FIELDS: [&str; 16] = [
     "udp.srcport",
     "udp.dstport",
     "tcp.flags",
+    "tcp.checksum",
+    "tcp.checksum_calculated",
     "ip.checksum.status",
     "tcp.checksum.status",
     "udp.checksum.status",
@@ -65,6 +67,10 @@ const FIELDS: [&str; 16] = [
 ];
 
 const GUE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/gue.lua");
+
+/// Both are zero (RFC 1624, section 3). Linux sends TCP's as it must send UDP's, by the first one
+/// (`skb_checksum_help` in net/core/dev.c), which tshark takes for wrong.
+const ZEROS: [&str; 2] = ["0xffff", "0x0000"];
 
 /// tshark's word for a checksum that is wrong.
 const BAD_CHECKSUM: &str = "0";
@@ -129,9 +135,11 @@ fn decode(line: &str) -> Result<Decoded> {
     let [source, destination, hops, rest @ ..] = rest;
     let ipv6 = network(source, destination, hops);
     let [tcp_source, tcp_destination, udp_source, udp_destination, rest @ ..] = rest;
-    let [flags, checksums @ .., malformed] = rest;
+    let [flags, checksum, calculated, ip_states, tcp_states, udp_states, malformed] = rest;
     ensure!(malformed.is_empty(), "malformed: {line}");
-    let mut states = checksums.iter().flat_map(|states| states.split(','));
+    let tcp_states = if [checksum, calculated] == ZEROS { "" } else { tcp_states };
+    let states = [ip_states, tcp_states, udp_states].into_iter();
+    let mut states = states.flat_map(|states| states.split(','));
     ensure!(states.all(|state| state != BAD_CHECKSUM), "a wrong checksum: {line}");
     let flags = flags.trim_start_matches("0x");
     Ok(Decoded {

@@ -2,7 +2,7 @@
 //! and in generic mode: what the backend's socket reports, large files both ways, and what an
 //! independent decoder sees.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::{
@@ -142,6 +142,26 @@ fn a_backend_receives_exactly_the_headers_that_the_mode_promises() -> Result<()>
                 );
                 ensure!(frame.protocols.starts_with(mode.protocols), "{xdp_mode}: {frame:?}");
             }
+
+            let vip = mode.outside.socket(VIP, mode.port);
+            let (_, answer) = ask(&modes.bed.client, &vip, "what", 1, PATIENCE)?;
+            let peer: SocketAddr = answer.split(' ').nth(1).context("who asked")?.parse()?;
+            // Behind the ports of Generic UDP Encapsulation, if there is one.
+            let is_question = |frame: &Decoded| {
+                let (from, to) = frame.udp_ports.split_once('>').unwrap_or_default();
+                let last = |ports: &str| ports.rsplit(',').next().map(str::to_owned);
+                last(from) == Some(peer.port().to_string())
+                    && last(to) == Some(mode.backend_port.to_string())
+            };
+            let frames = capture.decoded()?;
+            let frame = frames.iter().find(|frame| is_question(frame)).context("the question")?;
+            let expected = headers(mode, &peer.ip().to_string());
+            ensure!(
+                [&frame.ipv4, &frame.ipv6] == [&expected[0], &expected[1]],
+                "{xdp_mode}: {frame:?}"
+            );
+            let protocols = mode.protocols.replace(":tcp", ":udp");
+            ensure!(frame.protocols.starts_with(&protocols), "{xdp_mode}: {frame:?}");
         }
     }
     Ok(())

@@ -6,7 +6,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsRawFd,
-    thread,
+    thread::{self, JoinHandle},
 };
 
 use futures_util::TryStreamExt;
@@ -26,7 +26,8 @@ use super::{offloads, read};
 /// A place to look at services from. It goes when this does, or the process.
 #[derive(Debug)]
 pub struct Vantage {
-    requests: mpsc::UnboundedSender<Request>,
+    /// Until it is dropped.
+    work: Option<(mpsc::UnboundedSender<Request>, JoinHandle<()>)>,
     /// Index of the interface by which what is sent there reaches this host.
     pub interface: u32,
     /// Hardware address of the other end of the cable, which is also what frames from there are sent
@@ -64,10 +65,10 @@ impl Vantage {
                 let _: Result<(), _> = sender.send(Err(error));
             }
         };
-        thread::Builder::new().name("vantage".to_owned()).spawn(work)?;
+        let thread = thread::Builder::new().name("vantage".to_owned()).spawn(work)?;
         let (interface, station) =
             ready.recv().unwrap_or_else(|_| Err(io::Error::other("its thread ended")))?;
-        Ok(Self { requests, interface, station })
+        Ok(Self { work: Some((requests, thread)), interface, station })
     }
 
     /// A socket there, bound to a port of an address that it then has.
@@ -78,8 +79,19 @@ impl Vantage {
     pub async fn socket(&self, address: IpAddr) -> io::Result<TcpSocket> {
         let (sender, socket) = oneshot::channel();
         let gone = || io::Error::other("the namespace for checks is gone");
-        self.requests.send((address, sender)).map_err(|_| gone())?;
+        let (requests, _) = self.work.as_ref().ok_or_else(gone)?;
+        requests.send((address, sender)).map_err(|_| gone())?;
         socket.await.map_err(|_| gone())?
+    }
+}
+
+impl Drop for Vantage {
+    fn drop(&mut self) {
+        if let Some((requests, thread)) = self.work.take() {
+            drop(requests);
+            // The interface is gone when this returns, as far as it can be.
+            let _: thread::Result<()> = thread.join();
+        }
     }
 }
 
@@ -147,6 +159,10 @@ async fn serve(inside: &Handle, inner: u32, mut incoming: mpsc::UnboundedReceive
             addresses.push(address);
         }
         let _: Result<(), _> = answer.send(bound(address));
+    }
+    // Both ends; at the latest, they go with the namespace.
+    if let Err(error) = inside.link().del(inner).execute().await {
+        tracing::debug!(%error, "removing the interface for checks");
     }
 }
 
