@@ -94,7 +94,9 @@ fn process_ipv6(frame: &mut Frame<'_>) -> Result<Decision, Decision> {
 
 const INCOMPLETE: Decision = Decision::Made(Verdict::refusing(Reason::TablesIncomplete));
 
+/// This CPU's value of a map that a program asks for once.
 #[inline(always)]
+#[expect(clippy::mut_from_ref, reason = "the value isn't part of the map's declaration")]
 fn scratch<T>(map: &'static PerCpuArray<T>) -> Option<&'static mut T> {
     // SAFETY: the map's value is valid, and this CPU's alone while the program runs, which asks for
     // it once.

@@ -214,6 +214,28 @@ fn by_direct_return_a_connection_of_another_balancer_goes_on() -> Result<()> {
 }
 
 #[test]
+fn by_direct_return_a_full_table_keeps_nobody_out() -> Result<()> {
+    const ROOM: u32 = 8;
+    let mut pair = Pair::new(&World { flows: ROOM, ..World::default() })?;
+    let (vip, backend) = service(Forwarding::Dsr)?;
+    for port in 40_000..40_000 + 4 * ROOM as u16 {
+        let of_client = |mut segment: Segment| {
+            segment.source_port = port;
+            segment
+        };
+        let syn = of_client(Segment::syn(CLIENT, vip));
+        delivered(&mut pair, "SYN", &syn, Reason::Opened, backend)?;
+        for _ in 0..3 {
+            let data = of_client(from_client(vip, flags::ACK));
+            delivered(&mut pair, "data", &data, Reason::ToBackend, backend)?;
+        }
+    }
+    // An entry a flow, and twice as many as flows that need two.
+    ensure!(pair.host.flows(Table::Established).len() == 2 * ROOM as usize);
+    pair.compare_tables()
+}
+
+#[test]
 fn a_flows_outer_source_port_differs_from_anothers() -> Result<()> {
     let mut pair = Pair::new(&World::default())?;
     let (vip, backend) = service(Forwarding::Gue)?;

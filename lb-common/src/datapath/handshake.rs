@@ -88,8 +88,9 @@ fn follow_client<A: Family, T: FamilyTables<A>>(
     }
     if completes(segment, flow) {
         match establish(tables, segment, handshake, flow) {
-            // Without a handshake that would have to be done again, it can as well go on like this.
-            Err(Reason::FlowTableFull) if segment.is_udp() => {}
+            // Where no handshake would have to be done again, or the ring leads to the same backend without
+            // any entry, it can as well go on like this.
+            Err(Reason::FlowTableFull) if segment.is_udp() || !flow.forwarding.sees_replies() => {}
             Err(reason) => return Err(reason),
             Ok(()) => return Ok(Reason::ToBackend),
         }
