@@ -172,9 +172,17 @@ fn attach_new(
 
 /// Why the kernel refused, and what to change, in an operator's words.
 fn cause(error: &ProgramError, interface: &str, mode: Mode) -> String {
+    let advice = || {
+        format!(
+            "check the MTU of {interface} (about 3500 at most), LRO (`ethtool -K {interface} lro off \
+             rx-gro-hw off`) and number of queues (`ethtool -L {interface}`)"
+        )
+    };
     let io_error = match error {
         ProgramError::SyscallError(error) => &error.io_error,
         ProgramError::IOError(error) => error,
+        // Also what a driver itself says, by netlink.
+        error if mode == Mode::Native => return format!("{error}; {}", advice()),
         error => return error.to_string(),
     };
     match io_error.raw_os_error() {
@@ -199,9 +207,8 @@ fn cause(error: &ProgramError, interface: &str, mode: Mode) -> String {
              receive as its other end has to send)"
         ),
         Some(libc::EINVAL) if mode == Mode::Native => format!(
-            "the driver refuses native XDP as {interface} is set up: check its MTU (about 3500 at \
-             most), LRO (`ethtool -K {interface} lro off`) and number of queues (`ethtool -L \
-             {interface}`); see also `dmesg`"
+            "the driver refuses native XDP as the interface is set up: {}; see also `dmesg`",
+            advice()
         ),
         _ => io_error.to_string(),
     }
