@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::{bed::Bed, client::Connection, wait::wait_until};
+use nix::sys::signal::Signal;
 use xtask::netns::{Namespace, Port, Switch};
 
 const LB: &str = env!("CARGO_BIN_EXE_lb-under-test");
@@ -112,6 +113,23 @@ fn auto_falls_back_to_generic_and_says_why() -> Result<()> {
         ensure!(interface["mode"] == "generic", "{interface}");
         let cause = interface["cause"].as_str().unwrap_or_default();
         ensure!(cause.contains(hint), "{interface}");
+    }
+    Ok(())
+}
+
+#[test]
+fn another_mode_is_attached_at_once() -> Result<()> {
+    let mut bed = Bed::without_controller(LB, "native", 1)?;
+    let _network = SecondNetwork::new(&bed)?;
+    bed.write_config("")?;
+    for mode in ["native", "generic", "native", "generic"] {
+        bed.start_controller(&["--interface", "eth0", "--interface", "eth1", "--xdp-mode", mode])?;
+        let interfaces = bed.json(&["status", "--json"])?["controller"]["interfaces"].clone();
+        let interfaces = interfaces.as_array().context("a list")?;
+        ensure!(interfaces.len() == 2, "{interfaces:?}");
+        ensure!(interfaces.iter().all(|interface| interface["mode"] == mode), "{interfaces:?}");
+        // What was attached stays, for the next controller to replace.
+        bed.stop_controller(Signal::SIGTERM)?;
     }
     Ok(())
 }

@@ -1,14 +1,12 @@
 //! Attaching the program to interfaces, so that it stays there without us.
 
-use std::fs;
-
 use aya::programs::{
     ProgramError, Xdp, XdpMode,
     links::{FdLink, LinkError, PinnedLink},
     xdp::XdpLink,
 };
 
-use super::{DataplaneError, Pins, pins::LinkPin};
+use super::{DataplaneError, Pins, pins::LinkPin, unlink};
 
 /// Where the program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +123,7 @@ pub fn detach(pins: &Pins, is_meant: impl Fn(u32) -> bool) -> Result<Vec<String>
     let mut detached = Vec::new();
     for pin in pins.links() {
         if is_meant(pin.index) {
-            fs::remove_file(&pin.path)
+            unlink::remove(&pin.path)
                 .map_err(DataplaneError::system(pin.path.display().to_string()))?;
             detached.push(pin.name);
         }

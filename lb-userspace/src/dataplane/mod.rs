@@ -8,6 +8,7 @@ mod load;
 mod maps;
 mod pins;
 mod rings;
+mod unlink;
 
 pub use aya::programs::xdp::XdpLink;
 

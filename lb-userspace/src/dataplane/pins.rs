@@ -9,7 +9,7 @@ use std::{
 use lb_common::abi;
 use nix::sys::statfs::{self, BPF_FS_MAGIC};
 
-use super::DataplaneError;
+use super::{DataplaneError, unlink};
 
 /// The directory of pins: `PIN_PATH/vN` holds the maps under their names, and a link for each
 /// interface as `link_INDEX_NAME`. N is the layout's version.
@@ -133,10 +133,13 @@ impl Pins {
                 .into_iter()
                 .partition(|path| file_name(path).starts_with(LINK_PREFIX));
             // Links first: the program must not run on without its maps' pins.
-            for pin in links.iter().chain(&maps) {
-                fs::remove_file(pin).map_err(DataplaneError::system(pin.display().to_string()))?;
-                removed += 1;
+            for pin in &links {
+                unlink::remove(pin).map_err(DataplaneError::system(pin.display().to_string()))?;
             }
+            for pin in &maps {
+                fs::remove_file(pin).map_err(DataplaneError::system(pin.display().to_string()))?;
+            }
+            removed += links.len() + maps.len();
             fs::remove_dir(&directory)
                 .map_err(DataplaneError::system(directory.display().to_string()))?;
         }
