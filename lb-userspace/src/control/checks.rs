@@ -142,7 +142,7 @@ impl State {
         let vips: Vec<Vip> = binds
             .map(|(bind, _)| {
                 let address = bind.address;
-                let source = hop.and_then(|hop| self.check_source(network, hop, address.is_ipv4()));
+                let source = self.check_source(network, hop, address.is_ipv4());
                 Vip { address, source }
             })
             .collect();
@@ -154,12 +154,18 @@ impl State {
 
     /// The address that a backend which is reached by `hop` can answer to: of the interface that leads
     /// there, if it has one of the family.
-    fn check_source(&self, network: &Network, hop: &NextHop, is_ipv4: bool) -> Option<IpAddr> {
-        if hop.source.is_ipv4() == is_ipv4 {
+    fn check_source(
+        &self,
+        network: &Network,
+        hop: Option<&NextHop>,
+        is_ipv4: bool,
+    ) -> Option<IpAddr> {
+        if let Some(hop) = hop.filter(|hop| hop.source.is_ipv4() == is_ipv4) {
             return Some(self.own_source(network, hop));
         }
+        let leads_there = |interface| hop.is_some_and(|hop| hop.interface == interface);
         let mut any = self.unbound(network, is_ipv4).peekable();
         let first = any.peek().copied();
-        any.find(|(interface, _)| *interface == hop.interface).or(first).map(|(_, ip)| ip)
+        any.find(|(interface, _)| leads_there(*interface)).or(first).map(|(_, ip)| ip)
     }
 }
