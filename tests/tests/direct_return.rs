@@ -8,6 +8,7 @@ use lb_tests::{
     wait::wait_until,
 };
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 const PROGRAMS: Programs = Programs {
     lb: env!("CARGO_BIN_EXE_lb-under-test"),
@@ -15,14 +16,12 @@ const PROGRAMS: Programs = Programs {
     responder: env!("CARGO_BIN_EXE_responder"),
 };
 
-/// State and last check of a mode's backend for TCP.
-fn state(modes: &Modes, mode: &Mode) -> Result<(String, String)> {
+/// What is shown of a mode's backend for TCP.
+fn shown(modes: &Modes, mode: &Mode) -> Result<Value> {
     let backends = modes.bed.json(&["list", "backends", "--json"])?;
-    let backends = backends.as_array().context("a list")?;
     let name = format!("{}-tcp", mode.name());
-    let backend = backends.iter().find(|backend| backend["service"] == *name).context("it")?;
-    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-    Ok((text(&backend["state"]), text(&backend["check"]["detail"])))
+    let mut backends = backends.as_array().into_iter().flatten();
+    backends.find(|backend| backend["service"] == *name).cloned().context("no such backend")
 }
 
 #[test]
@@ -66,18 +65,22 @@ fn a_backend_without_the_services_address_is_down() -> Result<()> {
             change("del")?;
             for mode in with_it() {
                 let what = format!("{xdp_mode}, {}", mode.name());
-                wait_until(&format!("{what} is down"), || Ok(state(&modes, mode)?.0 == "down"))?;
-                let (_, detail) = state(&modes, mode)?;
-                ensure!(detail.starts_with(&format!("VIP {vip}: ")), "{what}: {detail}");
+                wait_until(&format!("{what} is down"), || {
+                    Ok(shown(&modes, mode)?["state"] == "down")
+                })?;
+                let backend = shown(&modes, mode)?;
+                let detail = backend["check"]["detail"].as_str().unwrap_or_default();
+                ensure!(detail.starts_with(&format!("VIP {vip}: ")), "{what}: {backend}");
+                ensure!(backend["flows"] == 0, "{what}: a check is no flow: {backend}");
             }
             for mode in direct().filter(|mode| mode.outside.name != family.name) {
-                let (state, detail) = state(&modes, mode)?;
-                ensure!(state == "up", "{xdp_mode}, {}: {state}, {detail}", mode.name());
+                let backend = shown(&modes, mode)?;
+                ensure!(backend["state"] == "up", "{xdp_mode}: {backend}");
             }
             change("add")?;
             for mode in with_it() {
                 let what = format!("{xdp_mode}, {}", mode.name());
-                wait_until(&format!("{what} is up"), || Ok(state(&modes, mode)?.0 == "up"))?;
+                wait_until(&format!("{what} is up"), || Ok(shown(&modes, mode)?["state"] == "up"))?;
                 modes.curl(mode, "/peer", &[]).context(what)?;
             }
         }
@@ -86,7 +89,7 @@ fn a_backend_without_the_services_address_is_down() -> Result<()> {
         let flows = flows.as_array().context("a list")?;
         ensure!(flows.len() == direct().count(), "{flows:?}");
         let backends = modes.bed.json(&["list", "backends", "--json"])?;
-        let counted = |backend: &serde_json::Value| backend["new_flows"].as_u64();
+        let counted = |backend: &Value| backend["new_flows"].as_u64();
         let total: u64 = backends.as_array().into_iter().flatten().filter_map(counted).sum();
         ensure!(total == direct().count() as u64, "{backends}");
     }

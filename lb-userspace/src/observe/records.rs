@@ -8,8 +8,8 @@ use std::{
 
 use lb_common::{
     abi::{
-        BackendInfo, CheckKind, Counters, Direction, FlowState, Lifecycle, Ring, ServiceInfo,
-        maps as names,
+        BackendInfo, CHECK_SERVICE, CheckKind, Counters, Direction, FlowState, Lifecycle, Ring,
+        ServiceInfo, maps as names,
     },
     datapath::{Reason, Table},
     wire::Address,
@@ -143,7 +143,8 @@ impl Overview {
         }
         maps.for_each(Table::Established, |_, flow| {
             let under_way = [FlowState::ESTABLISHED, FlowState::CLOSING].contains(&flow.state);
-            if under_way && flow.direction == Direction::ToBackend as u8 {
+            let is_traffic = flow.service != CHECK_SERVICE;
+            if under_way && is_traffic && flow.direction == Direction::ToBackend as u8 {
                 *self.flows.entry(flow.backend).or_default() += 1;
             }
         })
