@@ -60,18 +60,23 @@ fn forward(namespace: &Namespace) -> Result<()> {
     Ok(())
 }
 
-/// Puts a client behind two routers with a narrow link between them; the usual client is one of
-/// them.
-fn far_client(modes: &Modes) -> Result<[Namespace; 2]> {
+/// Puts a client behind a router that has a narrow link to `near`: to the usual client, which is a router
+/// then as well, or to the balancer itself.
+fn far_client(modes: &Modes, near: &Namespace) -> Result<[Namespace; 2]> {
     let bed = &modes.bed;
     let name = |role: &str| bed.client.name().replace("client", role);
     let [far, router] = [Namespace::create(&name("far"))?, Namespace::create(&name("router"))?];
     use_ipv6(&far)?;
     use_ipv6(&router)?;
     cable([(&router, "eth0"), (&far, "eth0")], FAR, "1500")?;
-    cable([(&bed.client, "eth1"), (&router, "eth1")], NARROW, "1400")?;
+    cable([(near, "eth1"), (&router, "eth1")], NARROW, "1400")?;
     forward(&router)?;
-    forward(&bed.client)?;
+    // Of what a program sends, a receiver that polls takes all (`veth_xdp_xmit`).
+    router.run("ethtool", &["-K", "eth1", "gro", "on"])?;
+    let is_client = near.name() == bed.client.name();
+    if is_client {
+        forward(near)?;
+    }
     for (family, (far_prefix, narrow)) in
         [&IPV4, &IPV6].into_iter().zip(FAR.into_iter().zip(NARROW))
     {
@@ -83,12 +88,15 @@ fn far_client(modes: &Modes) -> Result<[Namespace; 2]> {
         };
         route(&far, "default", &format!("{far_prefix}1"))?;
         route(&router, "default", &format!("{narrow}1"))?;
-        route(&bed.client, &network, &format!("{narrow}2"))?;
-        let client = family.address(CLIENT);
-        route(&bed.balancer, &network, &client)?;
+        route(near, &network, &format!("{narrow}2"))?;
         route(bed.backend_namespace("mgmt01")?, &network, &family.address(10))?;
-        for host in ["mgmt02", "mgmt03"] {
-            route(bed.backend_namespace(host)?, &network, &client)?;
+        if is_client {
+            let client = family.address(CLIENT);
+            for host in
+                [&bed.balancer, bed.backend_namespace("mgmt02")?, bed.backend_namespace("mgmt03")?]
+            {
+                route(host, &network, &client)?;
+            }
         }
     }
     Ok([far, router])
@@ -98,7 +106,7 @@ fn far_client(modes: &Modes) -> Result<[Namespace; 2]> {
 fn large_files_pass_a_narrow_link_before_the_client() -> Result<()> {
     for xdp_mode in ["native", "generic"] {
         let modes = Modes::new(PROGRAMS, xdp_mode)?;
-        let [far, _router] = far_client(&modes)?;
+        let [far, _router] = far_client(&modes, &modes.bed.client)?;
         let big = modes.make_big(MEGABYTES)?;
         for mode in &MODES {
             // In this order: what a client has learnt, it tells the backend in its next SYN.
@@ -110,40 +118,11 @@ fn large_files_pass_a_narrow_link_before_the_client() -> Result<()> {
     Ok(())
 }
 
-/// Puts a client behind a router to which the balancer has a narrow link of its own.
-fn client_behind_narrow_interface(modes: &Modes) -> Result<[Namespace; 2]> {
-    let bed = &modes.bed;
-    let name = |role: &str| bed.client.name().replace("client", role);
-    let [far, router] = [Namespace::create(&name("far"))?, Namespace::create(&name("router"))?];
-    use_ipv6(&far)?;
-    use_ipv6(&router)?;
-    cable([(&router, "eth0"), (&far, "eth0")], FAR, "1500")?;
-    cable([(&bed.balancer, "eth1"), (&router, "eth1")], NARROW, "1400")?;
-    forward(&router)?;
-    // What comes back to the interface is taken from there (`veth_xdp_xmit` wants a receiver that polls).
-    router.run("ethtool", &["-K", "eth1", "gro", "on"])?;
-    for (family, (far_prefix, narrow)) in
-        [&IPV4, &IPV6].into_iter().zip(FAR.into_iter().zip(NARROW))
-    {
-        let bits = family.bits;
-        let network = format!("{far_prefix}0/{bits}");
-        let version = if bits == 64 { "-6" } else { "-4" };
-        let route = |namespace: &Namespace, to: &str, via: &str| {
-            namespace.ip(&[version, "route", "add", to, "via", via]).map(drop)
-        };
-        route(&far, "default", &format!("{far_prefix}1"))?;
-        route(&router, "default", &format!("{narrow}1"))?;
-        route(&bed.balancer, &network, &format!("{narrow}2"))?;
-        route(bed.backend_namespace("mgmt01")?, &network, &family.address(10))?;
-    }
-    Ok([far, router])
-}
-
 #[test]
 fn large_files_pass_a_narrow_interface_of_the_balancer() -> Result<()> {
     for xdp_mode in ["native", "generic"] {
         let mut modes = Modes::new(PROGRAMS, xdp_mode)?;
-        let [far, _router] = client_behind_narrow_interface(&modes)?;
+        let [far, _router] = far_client(&modes, &modes.bed.balancer)?;
         modes.bed.stop_controller(Signal::SIGTERM)?;
         modes.bed.start_controller(&["--interface", "eth0", "--interface", "eth1"])?;
         let big = modes.make_big(MEGABYTES)?;
