@@ -20,7 +20,7 @@ use core::hint;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, maps::PerCpuArray, programs::XdpContext};
 use lb_common::{
-    datapath::{self, Action, Decision, ErrorScratch, Packet, Reason, Verdict},
+    datapath::{self, Action, Decision, ErrorScratch, Family, Packet, Reason, Scratch, Verdict},
     wire::{Ipv4Address, Ipv6Address, VlanTags},
 };
 
@@ -31,7 +31,11 @@ use crate::{frame::Frame, tables::MapTables};
 #[inline(always)]
 pub fn lb(context: XdpContext) -> u32 {
     let frame = &mut Frame::new(&context, VlanTags::NONE);
-    finish(&context, datapath::process(frame, &MapTables))
+    let decision = match datapath::sort(frame).and_then(|()| segment(frame, &maps::SCRATCH)) {
+        Ok(scratch) => datapath::decide(frame, &MapTables, scratch),
+        Err(decision) => decision,
+    };
+    finish(&context, decision)
 }
 
 /// Declares the program of a stage, which works on a frame and on what the program that called it
@@ -51,7 +55,10 @@ macro_rules! stages {
 }
 
 stages! {
-    lb_ipv6: Ipv6 |frame, _| process_ipv6(frame).unwrap_or_else(|decision| decision);
+    lb_ipv6: Ipv6 |frame, _| match segment(frame, &maps::SCRATCH_IPV6) {
+        Ok(scratch) => datapath::decide(frame, &MapTables, scratch),
+        Err(decision) => decision,
+    };
     lb_icmp: Icmp |frame, _| {
         let process = |scratch| datapath::process_icmp(frame, &MapTables, scratch);
         scratch(&maps::SCRATCH).map_or(INCOMPLETE, process)
@@ -65,8 +72,11 @@ stages! {
         datapath::answer_too_big::<Ipv6Address, _>(frame, note)
     };
     lb_tagged: Tagged |frame, _| datapath::process_tagged(frame);
-    lb_ipv4: Ipv4 |frame, _| datapath::process_ipv4(frame, &MapTables);
-    lb_syn: Syn |frame, note| datapath::look_at_syn(frame, note);
+    lb_ipv4: Ipv4 |frame, _| match segment(frame, &maps::SCRATCH) {
+        Ok(scratch) => datapath::decide(frame, &MapTables, scratch),
+        Err(decision) => decision,
+    };
+    lb_options: Options |frame, note| datapath::look_at_options(frame, note);
     lb_fragment: Fragment |frame, _| {
         let process = |scratch: &mut ErrorScratch<_>| {
             datapath::process_fragment(frame, &MapTables, &mut scratch.basic)
@@ -79,17 +89,48 @@ stages! {
         };
         scratch(&maps::SCRATCH_IPV6).map_or(INCOMPLETE, process)
     };
+    lb_open: Open |frame, _| match segment(frame, &maps::SCRATCH) {
+        Ok(scratch) => datapath::open(frame, &MapTables, scratch),
+        Err(decision) => decision,
+    };
+    lb_open_ipv6: OpenIpv6 |frame, _| match segment(frame, &maps::SCRATCH_IPV6) {
+        Ok(scratch) => datapath::open(frame, &MapTables, scratch),
+        Err(decision) => decision,
+    };
+    lb_trouble: Trouble |frame, _| match segment(frame, &maps::SCRATCH) {
+        Ok(scratch) => datapath::handle_trouble(frame, &MapTables, scratch),
+        Err(decision) => decision,
+    };
+    lb_trouble_ipv6: TroubleIpv6 |frame, _| match segment(frame, &maps::SCRATCH_IPV6) {
+        Ok(scratch) => datapath::handle_trouble(frame, &MapTables, scratch),
+        Err(decision) => decision,
+    };
+    lb_record: Record |frame, note| {
+        let record = |scratch: &mut ErrorScratch<_>| {
+            datapath::record(frame, &MapTables, &mut scratch.basic, note)
+        };
+        scratch(&maps::SCRATCH).map_or(INCOMPLETE, record)
+    };
+    lb_record_ipv6: RecordIpv6 |frame, note| {
+        let record = |scratch: &mut ErrorScratch<_>| {
+            datapath::record(frame, &MapTables, &mut scratch.basic, note)
+        };
+        scratch(&maps::SCRATCH_IPV6).map_or(INCOMPLETE, record)
+    };
     lb_finish: Finish |frame, note| Decision::Made(datapath::finish(frame, note));
 }
 
+/// Reads the headers of a frame into memory.
 #[inline(always)]
-fn process_ipv6(frame: &mut Frame<'_>) -> Result<Decision, Decision> {
-    let scratch = scratch(&maps::SCRATCH_IPV6).ok_or(INCOMPLETE)?;
-    let scratch = &mut scratch.basic;
+fn segment<A: Family>(
+    frame: &mut Frame<'_>,
+    map: &'static PerCpuArray<ErrorScratch<A>>,
+) -> Result<&'static mut Scratch<A>, Decision> {
+    let scratch = &mut scratch(map).ok_or(INCOMPLETE)?.basic;
     datapath::read(frame, scratch)?;
-    // What was read is read anew from memory, where the verifier knows nothing of it: else it would
-    // go on with one path for each row of extension headers.
-    Ok(datapath::decide(frame, &MapTables, hint::black_box(scratch)))
+    // What was read is read anew from memory, where the verifier knows nothing of it: else it would go on
+    // with one path for each row of extension headers.
+    Ok(hint::black_box(scratch))
 }
 
 const INCOMPLETE: Decision = Decision::Made(Verdict::refusing(Reason::TablesIncomplete));

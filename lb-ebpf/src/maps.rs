@@ -4,12 +4,12 @@
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
-    maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray, ProgramArray},
+    maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
 };
 use lb_common::{
     abi::{
-        Backend, BackendInfo, Counters, Flow, FlowKey, Fragment, FragmentKey, LocalMac, RingChunk,
-        Service, ServiceInfo, ServiceKey, Settings,
+        Access, AccessKey, Backend, BackendInfo, Client, ClientKey, Counters, Flow, FlowKey,
+        Fragment, FragmentKey, LocalMac, RingChunk, Service, ServiceInfo, ServiceKey, Settings,
     },
     datapath::{ErrorScratch, Note, Reason, Stage},
     wire::{Ipv4Address, Ipv6Address, NetworkU32},
@@ -77,8 +77,33 @@ pub(crate) static NOTE: PerCpuArray<Note> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub(crate) static NAT_SOURCES: Array<[NetworkU32; 4]> = Array::pinned(1, 0);
 
+// The controller writes into it through a mapping of its memory as well.
 #[map]
-pub(crate) static NAT_CURSORS: Array<u32> = Array::pinned(1, 0);
+pub(crate) static NAT_PORTS: Array<u64> = Array::pinned(1, BPF_F_MMAPABLE);
+
+#[map]
+pub(crate) static REFUSALS: Array<u32> = Array::pinned(1, 0);
+
+#[map]
+pub(crate) static ACCESS: LpmTrie<AccessKey<Ipv4Address>, Access> =
+    LpmTrie::pinned(1, BPF_F_NO_PREALLOC);
+
+#[map]
+pub(crate) static ACCESS_IPV6: LpmTrie<AccessKey<Ipv6Address>, Access> =
+    LpmTrie::pinned(1, BPF_F_NO_PREALLOC);
+
+#[map]
+pub(crate) static CLIENTS: LruHashMap<ClientKey<Ipv4Address>, Client> = LruHashMap::pinned(1, 0);
+
+#[map]
+pub(crate) static CLIENTS_IPV6: LruHashMap<ClientKey<Ipv6Address>, Client> =
+    LruHashMap::pinned(1, 0);
+
+#[map]
+pub(crate) static SOURCES: LruHashMap<Ipv4Address, u64> = LruHashMap::pinned(1, 0);
+
+#[map]
+pub(crate) static SOURCES_IPV6: LruHashMap<Ipv6Address, u64> = LruHashMap::pinned(1, 0);
 
 #[map]
 pub(crate) static LOCAL_MACS: HashMap<LocalMac, u32> = HashMap::pinned(256, BPF_F_NO_PREALLOC);

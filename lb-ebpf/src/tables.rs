@@ -2,11 +2,13 @@
 
 use core::{intrinsics, ptr::NonNull};
 
-use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_coarse_ns};
+use aya_ebpf::{
+    bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_coarse_ns, maps::lpm_trie::Key,
+};
 use lb_common::{
     abi::{
-        Backend, Counters, Direction, Entry, Flow, FlowKey, Fragment, FragmentKey, LocalMac,
-        RING_CHUNK_SLOTS, Service, ServiceKey, Settings, Tick,
+        Access, AccessKey, Backend, Client, ClientKey, Counters, Direction, Entry, Flow, FlowKey,
+        Fragment, FragmentKey, LocalMac, Moment, RING_CHUNK_SLOTS, Service, ServiceKey, Settings,
     },
     datapath::{FamilyTables, InsertError, Reason, Table, Tables},
     wire::{Ipv4Address, Ipv6Address, NetworkU32},
@@ -30,10 +32,10 @@ const EEXIST: i32 = 17;
 
 impl Tables for MapTables {
     #[inline(always)]
-    fn now(&self) -> Tick {
+    fn now(&self) -> Moment {
         // SAFETY: the helper takes nothing and can't fail. In Linux since 5.11 (commit
         // d05512618056).
-        Tick::from_nanoseconds(unsafe { bpf_ktime_get_coarse_ns() })
+        Moment::from_nanoseconds(unsafe { bpf_ktime_get_coarse_ns() })
     }
 
     #[inline(always)]
@@ -58,13 +60,53 @@ impl Tables for MapTables {
     }
 
     #[inline(always)]
-    fn next_nat_cursor(&self, backend: u32) -> Option<u32> {
-        let cursor = maps::NAT_CURSORS.get_ptr_mut(backend)?;
-        // SAFETY: the map's value is valid and aligned. Atomic additions that fetch are in Linux
-        // since 5.12 (commit 5ca419f2864a).
+    fn ports_word(&self, index: u32) -> Option<u64> {
+        // SAFETY: the map's value is valid and aligned.
+        maps::NAT_PORTS.get_ptr(index).map(|word| unsafe { word.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn set_ports_word(&self, index: u32, word: u64) {
+        if let Some(place) = maps::NAT_PORTS.get_ptr_mut(index) {
+            // SAFETY: as above.
+            unsafe { place.write_volatile(word) };
+        }
+    }
+
+    #[inline(always)]
+    fn take_ports(&self, index: u32, bits: u64) -> Option<u64> {
+        let word = maps::NAT_PORTS.get_ptr_mut(index)?;
+        // SAFETY: as above. Atomic operations that fetch are in Linux since 5.12 (commits 5ca419f2864a
+        // and 981f94c3e921).
         Some(unsafe {
-            intrinsics::atomic_xadd::<u32, u32, { intrinsics::AtomicOrdering::SeqCst }>(cursor, 1)
+            intrinsics::atomic_and::<u64, u64, { intrinsics::AtomicOrdering::SeqCst }>(word, !bits)
         })
+    }
+
+    #[inline(always)]
+    fn give_ports(&self, index: u32, bits: u64) {
+        if let Some(word) = maps::NAT_PORTS.get_ptr_mut(index) {
+            // SAFETY: as above.
+            unsafe {
+                intrinsics::atomic_or::<u64, u64, { intrinsics::AtomicOrdering::SeqCst }>(
+                    word, bits,
+                );
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn refusal(&self, backend: u32) -> u32 {
+        // SAFETY: as above.
+        maps::REFUSALS.get_ptr(backend).map_or(0, |stamp| unsafe { stamp.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn set_refusal(&self, backend: u32, stamp: u32) {
+        if let Some(place) = maps::REFUSALS.get_ptr_mut(backend) {
+            // SAFETY: as above.
+            unsafe { place.write_volatile(stamp) };
+        }
     }
 
     #[inline(always)]
@@ -91,7 +133,8 @@ impl Tables for MapTables {
 }
 
 macro_rules! family_tables {
-    ($address:ty, $services:ident, $flows:ident, $embryonic:ident, $fragments:ident) => {
+    ($address:ty, $services:ident, $flows:ident, $embryonic:ident,
+     $fragments:ident, $access:ident, $clients:ident, $sources:ident) => {
         impl FamilyTables<$address> for MapTables {
             #[inline(always)]
             fn find(
@@ -140,6 +183,38 @@ macro_rules! family_tables {
             }
 
             #[inline(always)]
+            fn access(&self, key: &AccessKey<$address>) -> Option<Access> {
+                let bits = (size_of::<AccessKey<$address>>() * 8) as u32;
+                maps::$access.get(Key::new(bits, *key)).copied()
+            }
+
+            #[inline(always)]
+            fn client(&self, key: &ClientKey<$address>) -> Option<Client> {
+                let client = maps::$clients.get_ptr(key)?;
+                // SAFETY: the kernel keeps a map's value in place while the program runs.
+                Some(unsafe { client.read() })
+            }
+
+            #[inline(always)]
+            fn remember_client(&self, key: &ClientKey<$address>, client: Client) {
+                // The least recently used make room; whoever isn't remembered keeps to the ring.
+                let _: Result<(), i32> = maps::$clients.insert(key, client, 0);
+            }
+
+            #[inline(always)]
+            fn source_due(&self, source: $address) -> Option<u64> {
+                let due = maps::$sources.get_ptr(source)?;
+                // SAFETY: the kernel keeps a map's value in place while the program runs.
+                Some(unsafe { due.read_volatile() })
+            }
+
+            #[inline(always)]
+            fn set_source_due(&self, source: $address, due: u64) {
+                // The least recently used make room, which have been silent the longest.
+                let _: Result<(), i32> = maps::$sources.insert(source, due, 0);
+            }
+
+            #[inline(always)]
             fn fragment(&self, key: &FragmentKey<$address>) -> Option<Fragment> {
                 let fragment = maps::$fragments.get_ptr(key)?;
                 // SAFETY: the kernel keeps a map's value in place while the program runs. One that is
@@ -156,8 +231,17 @@ macro_rules! family_tables {
     };
 }
 
-family_tables!(Ipv4Address, SERVICES, FLOWS, EMBRYONIC, FRAGMENTS);
-family_tables!(Ipv6Address, SERVICES_IPV6, FLOWS_IPV6, EMBRYONIC_IPV6, FRAGMENTS_IPV6);
+family_tables!(Ipv4Address, SERVICES, FLOWS, EMBRYONIC, FRAGMENTS, ACCESS, CLIENTS, SOURCES);
+family_tables!(
+    Ipv6Address,
+    SERVICES_IPV6,
+    FLOWS_IPV6,
+    EMBRYONIC_IPV6,
+    FRAGMENTS_IPV6,
+    ACCESS_IPV6,
+    CLIENTS_IPV6,
+    SOURCES_IPV6
+);
 
 #[inline(always)]
 fn update(counters: Option<*mut Counters>, change: impl FnOnce(&mut Counters)) {

@@ -167,6 +167,15 @@ impl Bed {
         Ok(&self.backend(name)?.namespace)
     }
 
+    /// Where a backend listens, on port 8080.
+    ///
+    /// # Errors
+    ///
+    /// There is no such backend.
+    pub fn backend_address(&self, name: &str) -> Result<&str> {
+        Ok(&self.backend(name)?.address)
+    }
+
     /// A file of a backend's.
     pub fn backend_file(&self, name: &str, file: &str) -> PathBuf {
         self.directory.path().join(name).join(file)

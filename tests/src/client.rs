@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream, UdpSocket},
     path::Path,
     process::{Child, Command, Stdio},
@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 use xtask::netns::Namespace;
 
@@ -33,6 +33,18 @@ impl Connection {
         let stream = within(namespace, move || TcpStream::connect_timeout(&address, PATIENCE))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         Ok(Self(stream))
+    }
+
+    /// Waits, without sending anything, until the other end resets the connection.
+    ///
+    /// # Errors
+    ///
+    /// It doesn't.
+    pub fn wait_for_reset(&mut self) -> Result<()> {
+        match self.0.read(&mut [0]) {
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(()),
+            other => bail!("{other:?} instead of a reset"),
+        }
     }
 
     /// Does a request, and returns the answer's body: the name of who answered.

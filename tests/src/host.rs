@@ -1,25 +1,29 @@
 //! The packet logic over in-memory tables.
 
 use std::{
-    cell::{Cell, RefCell, UnsafeCell},
+    cell::{Cell, RefCell},
     collections::HashMap,
-    ptr::NonNull,
+    net::IpAddr,
 };
 
 use bytemuck::{Pod, Zeroable};
+use ipnet::IpNet;
 use lb_common::{
     abi::{
-        Backend, CHECK_SERVICE, Counters, Direction, Entry, Flow, FlowKey, FlowState, Fragment,
-        FragmentKey, LocalMac, Service, ServiceKey, Settings, Tick,
+        Access, AccessKey, Backend, CHECK_SERVICE, Client, ClientKey, Counters, Direction, Entry,
+        Flow, FlowKey, Fragment, FragmentKey, LocalMac, Moment, Service, ServiceKey, Settings,
     },
     datapath::{
-        self, Action, Decision, ErrorScratch, FamilyTables, InsertError, Note, Packet, Reason,
-        Stage, Table, Tables,
+        self, Action, Decision, ErrorScratch, Family, FamilyTables, InsertError, Note, Packet,
+        Reason, Scratch, Stage, Table, Tables,
     },
-    wire::{Address, Ipv4Address, Ipv6Address, NetworkU32, VlanTags},
+    wire::{Ipv4Address, Ipv6Address, NetworkU32, VlanTags},
 };
 
-use crate::world::{INGRESS, World};
+use crate::{
+    memory::{FamilyMemory, Records},
+    world::{INGRESS, World},
+};
 
 /// What became of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,111 +38,16 @@ pub struct Outcome {
     pub frame: Vec<u8>,
 }
 
-/// What is compared of a flow's entry: all but its times.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Recorded {
-    /// Where the connection stands.
-    pub state: FlowState,
-    /// The entry's bytes.
-    timeless: Vec<u8>,
-}
-
-impl Recorded {
-    /// What there is to compare of an entry.
-    pub fn new<A: Address>(flow: &Flow<A>) -> Self
-    where
-        Flow<A>: Pod,
-    {
-        let timeless = Flow { opened: Tick::default(), last_seen: Tick::default(), ..*flow };
-        Self { state: flow.state, timeless: bytemuck::bytes_of(&timeless).to_vec() }
-    }
-}
-
-/// Entries of flows by the bytes of their keys, whose lengths differ by family.
-pub type Records = HashMap<Vec<u8>, Recorded>;
-
-/// Boxed, so that entries stay in place while the table grows.
-type FlowTable<A> = RefCell<HashMap<FlowKey<A>, Box<UnsafeCell<Flow<A>>>>>;
-
-/// The tables of one address family.
-struct FamilyMemory<A> {
-    services: HashMap<ServiceKey<A>, Service>,
-    established: FlowTable<A>,
-    embryonic: FlowTable<A>,
-    fragments: RefCell<HashMap<FragmentKey<A>, Fragment>>,
-    /// Removed entries; the packet that removed them may still hold their place.
-    removed: RefCell<Vec<Box<UnsafeCell<Flow<A>>>>>,
-    most_entries: usize,
-}
-
-impl<A: Address> FamilyMemory<A>
-where
-    FlowKey<A>: Pod,
-    Flow<A>: Pod,
-{
-    fn new(services: Vec<(ServiceKey<A>, Service)>, most_entries: usize) -> Self {
-        Self {
-            services: services.into_iter().collect(),
-            established: RefCell::default(),
-            embryonic: RefCell::default(),
-            fragments: RefCell::default(),
-            removed: RefCell::default(),
-            most_entries,
-        }
-    }
-
-    fn table(&self, table: Table) -> &FlowTable<A> {
-        match table {
-            Table::Established => &self.established,
-            Table::Embryonic => &self.embryonic,
-        }
-    }
-
-    fn record(&self, table: Table, records: &mut Records) {
-        for (key, flow) in &*self.table(table).borrow() {
-            // SAFETY: no packet is under way.
-            let flow = unsafe { *flow.get() };
-            records.insert(bytemuck::bytes_of(key).to_vec(), Recorded::new(&flow));
-        }
-    }
-
-    fn find(&self, table: Table, key: &FlowKey<A>) -> Option<Entry<'_, Flow<A>>> {
-        let table = self.table(table).borrow();
-        let place = NonNull::new(table.get(key)?.get())?;
-        // SAFETY: entries are boxed, and removed ones are kept until the next packet.
-        Some(unsafe { Entry::new(place) })
-    }
-
-    fn insert(&self, table: Table, key: &FlowKey<A>, flow: &Flow<A>) -> Result<(), InsertError> {
-        let limit = match table {
-            Table::Established => self.most_entries,
-            Table::Embryonic => usize::MAX,
-        };
-        let mut table = self.table(table).borrow_mut();
-        if table.contains_key(key) {
-            return Err(InsertError::Exists);
-        }
-        if table.len() >= limit {
-            return Err(InsertError::Full);
-        }
-        table.insert(*key, Box::new(UnsafeCell::new(*flow)));
-        Ok(())
-    }
-
-    fn remove(&self, table: Table, key: &FlowKey<A>) {
-        let removed = self.table(table).borrow_mut().remove(key);
-        self.removed.borrow_mut().extend(removed);
-    }
-}
-
 /// The tables, in memory.
+#[derive(Clone)]
 pub struct Host {
     /// What it was set up with; the rings may be changed.
     pub world: World,
     ipv4: FamilyMemory<Ipv4Address>,
     ipv6: FamilyMemory<Ipv6Address>,
-    cursors: RefCell<HashMap<u32, u32>>,
-    now: Cell<Tick>,
+    ports: RefCell<Vec<u64>>,
+    refusals: RefCell<HashMap<u32, u32>>,
+    now: Cell<Moment>,
     /// Counts by service, then by backend.
     pub counters: RefCell<[HashMap<u32, Counters>; 2]>,
 }
@@ -151,8 +60,9 @@ impl Host {
             world: world.clone(),
             ipv4: FamilyMemory::new(world.services_ipv4(), most_entries),
             ipv6: FamilyMemory::new(world.services_ipv6(), most_entries),
-            cursors: RefCell::default(),
-            now: Cell::new(Tick::default()),
+            ports: RefCell::new(world.port_words()),
+            refusals: RefCell::default(),
+            now: Cell::default(),
             counters: RefCell::default(),
         }
     }
@@ -163,7 +73,10 @@ impl Host {
         self.ipv6.removed.borrow_mut().clear();
         let mut packet =
             Frame { bytes: frame.to_vec(), tags: VlanTags::NONE, note: Note::zeroed() };
-        let mut decision = datapath::process(&mut packet, self);
+        let mut decision = match datapath::sort(&mut packet) {
+            Ok(()) => self.stage(&mut packet, Stage::Ipv4, Note::zeroed()),
+            Err(decision) => decision,
+        };
         let verdict = loop {
             match decision {
                 Decision::Made(verdict) => break verdict,
@@ -184,22 +97,37 @@ impl Host {
     }
 
     fn stage(&self, packet: &mut Frame, stage: Stage, mut note: Note) -> Decision {
-        let ipv4 = &mut ErrorScratch::<Ipv4Address>::zeroed();
-        let ipv6 = &mut ErrorScratch::<Ipv6Address>::zeroed();
+        let ipv4 = &mut *self.ipv4.scratch.borrow_mut();
+        let ipv6 = &mut *self.ipv6.scratch.borrow_mut();
         match stage {
-            Stage::Ipv6 => match datapath::read(packet, &mut ipv6.basic) {
-                Ok(()) => datapath::decide(packet, self, &mut ipv6.basic),
-                Err(decision) => decision,
-            },
+            Stage::Ipv6 => with_segment(packet, ipv6, |packet, scratch| {
+                datapath::decide(packet, self, scratch)
+            }),
             Stage::Icmp => datapath::process_icmp(packet, self, ipv4),
             Stage::Icmpv6 => datapath::process_icmp(packet, self, ipv6),
             Stage::TooBig => datapath::answer_too_big::<Ipv4Address, _>(packet, &note),
             Stage::TooBigIpv6 => datapath::answer_too_big::<Ipv6Address, _>(packet, &note),
             Stage::Tagged => datapath::process_tagged(packet),
-            Stage::Ipv4 => datapath::process_ipv4(packet, self),
+            Stage::Ipv4 => with_segment(packet, ipv4, |packet, scratch| {
+                datapath::decide(packet, self, scratch)
+            }),
             Stage::Fragment => datapath::process_fragment(packet, self, &mut ipv4.basic),
             Stage::FragmentIpv6 => datapath::process_fragment(packet, self, &mut ipv6.basic),
-            Stage::Syn => datapath::look_at_syn(packet, &mut note),
+            Stage::Options => datapath::look_at_options(packet, &mut note),
+            Stage::Open => {
+                with_segment(packet, ipv4, |packet, scratch| datapath::open(packet, self, scratch))
+            }
+            Stage::OpenIpv6 => {
+                with_segment(packet, ipv6, |packet, scratch| datapath::open(packet, self, scratch))
+            }
+            Stage::Record => datapath::record(packet, self, &mut ipv4.basic, &note),
+            Stage::RecordIpv6 => datapath::record(packet, self, &mut ipv6.basic, &note),
+            Stage::Trouble => with_segment(packet, ipv4, |packet, scratch| {
+                datapath::handle_trouble(packet, self, scratch)
+            }),
+            Stage::TroubleIpv6 => with_segment(packet, ipv6, |packet, scratch| {
+                datapath::handle_trouble(packet, self, scratch)
+            }),
             Stage::Finish => Decision::Made(datapath::finish(packet, &note)),
         }
     }
@@ -213,7 +141,7 @@ impl Host {
     }
 
     /// Sets the clock.
-    pub fn set_now(&self, now: Tick) {
+    pub fn set_now(&self, now: Moment) {
         self.now.set(now);
     }
 
@@ -228,7 +156,7 @@ impl Host {
 }
 
 impl Tables for Host {
-    fn now(&self) -> Tick {
+    fn now(&self) -> Moment {
         self.now.get()
     }
 
@@ -248,11 +176,32 @@ impl Tables for Host {
         self.world.nat_sources.get(index as usize).copied()
     }
 
-    fn next_nat_cursor(&self, backend: u32) -> Option<u32> {
-        let mut cursors = self.cursors.borrow_mut();
-        let cursor = cursors.entry(backend).or_default();
-        *cursor += 1;
-        Some(*cursor - 1)
+    fn ports_word(&self, index: u32) -> Option<u64> {
+        self.ports.borrow().get(index as usize).copied()
+    }
+
+    fn set_ports_word(&self, index: u32, word: u64) {
+        self.ports.borrow_mut()[index as usize] = word;
+    }
+
+    fn take_ports(&self, index: u32, bits: u64) -> Option<u64> {
+        let mut words = self.ports.borrow_mut();
+        let word = words.get_mut(index as usize)?;
+        let before = *word;
+        *word &= !bits;
+        Some(before)
+    }
+
+    fn give_ports(&self, index: u32, bits: u64) {
+        self.ports.borrow_mut()[index as usize] |= bits;
+    }
+
+    fn refusal(&self, backend: u32) -> u32 {
+        self.refusals.borrow().get(&backend).copied().unwrap_or(0)
+    }
+
+    fn set_refusal(&self, backend: u32, stamp: u32) {
+        self.refusals.borrow_mut().insert(backend, stamp);
     }
 
     fn local_mac(&self, mac: &LocalMac) -> Option<u32> {
@@ -297,6 +246,31 @@ macro_rules! family_tables {
                 self.$memory.services.get(key).copied()
             }
 
+            fn access(&self, key: &AccessKey<$address>) -> Option<Access> {
+                let address: IpAddr = key.address.into();
+                let matches = |(list, network, _): &&(u32, IpNet, Access)| {
+                    *list == key.list && network.contains(&address)
+                };
+                let longest = self.world.access.iter().filter(matches);
+                longest.max_by_key(|(_, network, _)| network.prefix_len()).map(|(.., said)| *said)
+            }
+
+            fn client(&self, key: &ClientKey<$address>) -> Option<Client> {
+                self.$memory.clients.borrow().get(key).copied()
+            }
+
+            fn remember_client(&self, key: &ClientKey<$address>, client: Client) {
+                self.$memory.clients.borrow_mut().insert(*key, client);
+            }
+
+            fn source_due(&self, source: $address) -> Option<u64> {
+                self.$memory.sources.borrow().get(&source).copied()
+            }
+
+            fn set_source_due(&self, source: $address, due: u64) {
+                self.$memory.sources.borrow_mut().insert(source, due);
+            }
+
             fn fragment(&self, key: &FragmentKey<$address>) -> Option<Fragment> {
                 self.$memory.fragments.borrow().get(key).copied()
             }
@@ -310,6 +284,18 @@ macro_rules! family_tables {
 
 family_tables!(Ipv4Address, ipv4);
 family_tables!(Ipv6Address, ipv6);
+
+/// Reads a frame's headers, and decides about it.
+fn with_segment<A: Family>(
+    packet: &mut Frame,
+    scratch: &mut ErrorScratch<A>,
+    decide: impl FnOnce(&mut Frame, &mut Scratch<A>) -> Decision,
+) -> Decision {
+    match datapath::read(packet, &mut scratch.basic) {
+        Ok(()) => decide(packet, &mut scratch.basic),
+        Err(decision) => decision,
+    }
+}
 
 struct Frame {
     bytes: Vec<u8>,

@@ -1,6 +1,7 @@
 //! The loaded program, run on made frames by the kernel (`BPF_PROG_TEST_RUN`).
 
 use std::{
+    net::IpAddr,
     path::PathBuf,
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
@@ -8,18 +9,19 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
-    maps::{HashMap, MapData, PerCpuArray, PerCpuValues},
+    maps::{HashMap, MapData, PerCpuArray, PerCpuValues, lpm_trie::Key},
     programs::{TestRun, TestRunOptions},
 };
 use lb_common::{
-    abi::{Backend, Counters, RING_CHUNK_SLOTS},
+    abi::{AccessKey, Backend, Counters, RING_CHUNK_SLOTS},
     datapath::{Action, Reason, Table},
     wire::Address,
 };
 use lb_userspace::dataplane::{Capacity, FamilyMaps, Loaded, Pins, load, nat_source_words};
 
 use crate::{
-    host::{Outcome, Recorded, Records},
+    host::Outcome,
+    memory::{Recorded, Records},
     world::{INGRESS, OTHER_INTERFACE, World},
 };
 
@@ -33,6 +35,8 @@ pub struct Kernel {
     loaded: Loaded,
     pins: Pins,
     output: Vec<u8>,
+    /// Counts of reasons so far.
+    counted: [u64; Reason::ALL.len()],
 }
 
 const XDP_DROP: u32 = 1;
@@ -56,10 +60,16 @@ impl Kernel {
             backends: 32,
             ring_slots: (world.ring.len() as u32).next_multiple_of(RING_CHUNK_SLOTS),
             nat_sources: 16,
+            port_words: world.port_words().len() as u32,
+            networks: 64,
+            clients: 65_536,
+            sources: 65_536,
         };
         let loaded = load(&pins, &capacity);
         let mut kernel = match loaded {
-            Ok(loaded) => Self { loaded, pins, output: vec![0; 4096] },
+            Ok(loaded) => {
+                Self { loaded, pins, output: vec![0; 4096], counted: [0; Reason::ALL.len()] }
+            }
             Err(error) => {
                 pins.remove()?;
                 return Err(error.into());
@@ -80,12 +90,12 @@ impl Kernel {
         Ok(counts)
     }
 
-    /// Forgets all flows and counts.
+    /// Forgets all flows and counts, and frees all ports.
     ///
     /// # Errors
     ///
     /// The maps can't be changed.
-    pub fn reset(&mut self) -> Result<()> {
+    pub fn reset(&mut self, world: &World) -> Result<()> {
         let maps = &mut self.loaded.maps;
         for table in [Table::Established, Table::Embryonic] {
             clear_flows(&mut maps.ipv4, table)?;
@@ -93,12 +103,19 @@ impl Kernel {
         }
         clear(&mut maps.ipv4.fragments)?;
         clear(&mut maps.ipv6.fragments)?;
-        for index in 0..maps.nat_cursors.len() {
-            maps.nat_cursors.set(index, 0, 0)?;
+        clear(&mut maps.ipv4.clients)?;
+        clear(&mut maps.ipv6.clients)?;
+        for index in 0..maps.refusals.len() {
+            maps.refusals.set(index, 0, 0)?;
+        }
+        for (word, free) in maps.ports.words().iter().zip(world.port_words()) {
+            word.store(free, Ordering::Relaxed);
         }
         clear_counters(&mut maps.service_counters, Counters::default())?;
         clear_counters(&mut maps.backend_counters, Counters::default())?;
-        clear_counters(&mut maps.reason_counters, 0)
+        clear_counters(&mut maps.reason_counters, 0)?;
+        self.counted.fill(0);
+        Ok(())
     }
 
     /// Writes what is known of a backend.
@@ -115,23 +132,18 @@ impl Kernel {
         self.loaded.maps.rings.write(0, slots);
     }
 
-    /// Runs one frame through the program.
+    /// Runs one frame through the program. The outcome's reason isn't known before [`Self::confirm`].
     ///
     /// # Errors
     ///
     /// The kernel can't, or the program did something that no verdict stands for.
-    pub fn run(&mut self, frame: &[u8], reason: Reason) -> Result<Outcome> {
-        let before = self.loaded.maps.reason_count(reason)?;
+    pub fn run(&mut self, frame: &[u8]) -> Result<Outcome> {
         let result = self.loaded.program()?.test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut self.output),
             ..TestRunOptions::new()
         })?;
         let length = result.data_size_out as usize;
-        let counted = self.loaded.maps.reason_count(reason)? - before;
-        if counted != 1 {
-            bail!("{reason:?} was counted {counted} times; {}", self.reasons()?);
-        }
         let (action, redirected) = match result.return_value {
             XDP_PASS => (Action::Pass, false),
             XDP_DROP => (Action::Drop, false),
@@ -139,7 +151,23 @@ impl Kernel {
             XDP_REDIRECT => (Action::Transmit, true),
             other => bail!("the program returned {other}"),
         };
-        Ok(Outcome { action, redirected, reason, frame: self.output[..length].to_vec() })
+        let frame = self.output[..length].to_vec();
+        Ok(Outcome { action, redirected, reason: Reason::TablesIncomplete, frame })
+    }
+
+    /// Demands that the frame before was counted under a reason.
+    ///
+    /// # Errors
+    ///
+    /// It wasn't.
+    pub fn confirm(&mut self, reason: Reason) -> Result<()> {
+        let count = self.loaded.maps.reason_count(reason)?;
+        let counted = count - self.counted[reason as usize];
+        if counted != 1 {
+            bail!("{reason:?} was counted {counted} times; {}", self.reasons()?);
+        }
+        self.counted[reason as usize] = count;
+        Ok(())
     }
 
     /// Packets counted under all reasons.
@@ -214,6 +242,22 @@ impl Kernel {
             maps.local_macs.insert(mac, longest, 0)?;
         }
         maps.rings.write(0, &world.ring);
+        for (word, free) in maps.ports.words().iter().zip(world.port_words()) {
+            word.store(free, Ordering::Relaxed);
+        }
+        for (list, network, access) in &world.access {
+            let (list, bits) = (*list, 32 + u32::from(network.prefix_len()));
+            match network.addr() {
+                IpAddr::V4(address) => {
+                    let key = AccessKey { list, address: address.into() };
+                    maps.ipv4.access.insert(&Key::new(bits, key), access, 0)?;
+                }
+                IpAddr::V6(address) => {
+                    let key = AccessKey { list, address: address.into() };
+                    maps.ipv6.access.insert(&Key::new(bits, key), access, 0)?;
+                }
+            }
+        }
         // Test runs come in on the loopback interface, and nothing is really sent.
         maps.egress.insert(OTHER_INTERFACE, INGRESS, None, 0)?;
         for (key, service) in world.services_ipv4() {

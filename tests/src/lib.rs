@@ -18,6 +18,7 @@ pub mod frame;
 pub mod host;
 pub mod icmp;
 pub mod kernel;
+pub mod memory;
 pub mod modes;
 mod nginx;
 pub mod object;

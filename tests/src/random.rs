@@ -202,6 +202,15 @@ impl Generator {
             let words = random.usize(0..=10);
             segment.tcp_options = bytes(random, words * 4);
         }
+        if segment.flags & flags::SYN == 0 || random.bool() {
+            let stamps: [u8; 8] = std::array::from_fn(|_| random.u8(..));
+            let lead = [vec![1; random.usize(0..4)], vec![8, 10], stamps.to_vec()].concat();
+            if random.u8(0..3) != 0 {
+                segment.tcp_options.splice(0..0, lead);
+                segment.tcp_options.truncate(40);
+                segment.tcp_options.resize(segment.tcp_options.len().next_multiple_of(4), 0);
+            }
+        }
         let last = match segment.source {
             IpAddr::V4(address) => address.octets()[3],
             IpAddr::V6(address) => address.octets()[15],

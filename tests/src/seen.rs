@@ -1,6 +1,6 @@
 //! Frames, read without any of the data path's code.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, ops::Range};
 
 use anyhow::{Result, bail, ensure};
 
@@ -39,26 +39,52 @@ pub fn clamped(frame: &[u8], most: u16) -> Vec<u8> {
     const SYN: u8 = 2;
     let mut frame = frame.to_vec();
     let layout = Layout::new(&frame[14..]);
-    let tcp = 14 + layout.transport.start;
-    if layout.protocol == UDP || frame[tcp + 13] & SYN == 0 {
+    if layout.protocol == UDP || frame[14 + layout.transport.start + 13] & SYN == 0 {
         return frame;
     }
+    if let Some(place) = option(&frame, 2, 2) {
+        let value = word(&frame, place.start).min(most);
+        frame[place].copy_from_slice(&value.to_be_bytes());
+    }
+    frame
+}
+
+/// Value and echo of a TCP segment's timestamps, if it has any, and the frame without them.
+pub fn without_timestamps(frame: &[u8]) -> (Option<[u32; 2]>, Vec<u8>) {
+    let mut frame = frame.to_vec();
+    if Layout::new(&frame[14..]).protocol == UDP {
+        return (None, frame);
+    }
+    let Some(place) = option(&frame, 8, 8) else { return (None, frame) };
+    let half = |start: usize| u32::from_be_bytes(frame[start..start + 4].try_into().expect("four"));
+    let said = [half(place.start), half(place.start + 4)];
+    frame[place].fill(0);
+    (Some(said), frame)
+}
+
+/// A frame's TCP header, with all that follows.
+pub fn tcp(frame: &[u8]) -> &[u8] {
+    &frame[14 + Layout::new(&frame[14..]).transport.start..]
+}
+
+/// Where the data of a TCP option lies, of that kind and with so many bytes.
+fn option(frame: &[u8], kind: u8, bytes: usize) -> Option<Range<usize>> {
+    let tcp = 14 + Layout::new(&frame[14..]).transport.start;
     let mut options = tcp + 20..tcp + usize::from(frame[tcp + 12] >> 4) * 4;
-    while options.len() >= 4 {
-        let length = match (frame[options.start], frame[options.start + 1]) {
-            (0, _) => break,
+    while options.len() >= 2 {
+        let length = match (frame[options.start], usize::from(frame[options.start + 1])) {
+            (0, _) => return None,
             (1, _) => 1,
-            (2, 4) => {
-                let value = word(&frame, options.start + 2).min(most);
-                frame[options.start + 2..options.start + 4].copy_from_slice(&value.to_be_bytes());
-                break;
+            (_, 0 | 1) => return None,
+            (_, length) if length > options.len() => return None,
+            (found, length) if found == kind && length == bytes + 2 => {
+                return Some(options.start + 2..options.start + length);
             }
-            (_, 0 | 1) => break,
-            (_, length) => usize::from(length),
+            (_, length) => length,
         };
         options.start += length;
     }
-    frame
+    None
 }
 
 /// What an independent reader sees in an untagged frame.
@@ -83,12 +109,12 @@ pub struct Seen {
 struct Layout {
     protocol: u8,
     /// Where the transport header begins, and where the datagram ends.
-    transport: std::ops::Range<usize>,
+    transport: Range<usize>,
     time_to_live: usize,
     source: IpAddr,
     destination: IpAddr,
     /// What forwarding changes of the network header.
-    changed: Vec<std::ops::Range<usize>>,
+    changed: Vec<Range<usize>>,
 }
 
 impl Layout {

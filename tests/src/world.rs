@@ -2,10 +2,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
 use lb_common::{
     abi::{
-        AddressFamily, Backend, Forwarding, Link, LocalMac, Ring, Service, ServiceKey, Settings,
-        VERSION,
+        Access, AddressFamily, Backend, Fate, Forwarding, Link, LocalMac, Ring, Service,
+        ServiceKey, Settings, VERSION, generation_start,
     },
     wire::{Ipv4Address, Ipv6Address, MacAddress, NetworkU16, NetworkU32, Vlan, Vlans, words},
 };
@@ -66,6 +67,8 @@ pub const NAT_SOURCE: IpAddr = v4(10);
 pub const NAT_SOURCE_IPV6: IpAddr = v6(0x10);
 /// Ports that full NAT sends from.
 pub const NAT_PORTS: std::ops::Range<u32> = 1024..9216;
+/// Words that each backend has for its pool of source ports: enough for that range.
+pub const POOL_ROOM: u32 = 300;
 /// The interface that frames come in on.
 pub const INGRESS: u32 = 1;
 /// Another interface, that one of the backends is behind.
@@ -106,6 +109,8 @@ pub struct World {
     pub nat_sources: Vec<[NetworkU32; 4]>,
     /// Our hardware addresses, and how long datagrams from there may be.
     pub local_macs: Vec<(LocalMac, u32)>,
+    /// What lists say of networks, by their numbers.
+    pub access: Vec<(u32, IpNet, Access)>,
     /// Connections that the table of flows has room for.
     pub flows: u32,
 }
@@ -150,10 +155,28 @@ fn backend(index: u32) -> Backend {
         forwarding: forwarding.map_or(Forwarding::FullNat, |(forwarding, ..)| *forwarding),
         family: if address.is_ipv6() { AddressFamily::Ipv6 } else { AddressFamily::Ipv4 },
         maximum_segment: 0,
+        ports: index * POOL_ROOM,
+        takes_new_flows: 1,
+        remembers_clients: 0,
+        fate: Fate::Keep,
+        reserved: 0,
     }
 }
 
 impl World {
+    /// The words of all pools of source ports, every port free.
+    pub fn port_words(&self) -> Vec<u64> {
+        let mut words = vec![0; POOL_ROOM as usize * (self.backends.len() + 1)];
+        for backend in &self.backends {
+            let ports = self.settings.nat_port_count * backend.nat_sources;
+            let start = generation_start(backend.ports, ports, 0) as usize;
+            for port in 0..ports as usize {
+                words[start + port / 64] |= 1 << (port % 64);
+            }
+        }
+        words
+    }
+
     /// The services on IPv4, as they stand in the map.
     pub fn services_ipv4(&self) -> Vec<(ServiceKey<Ipv4Address>, Service)> {
         self.keyed(|address| match address {
@@ -187,6 +210,28 @@ impl World {
         self
     }
 
+    /// A service with a list of who may connect, one with affinity, and a limit of SYNs a second.
+    #[must_use]
+    pub fn with_limits(mut self) -> Self {
+        for (text, access) in [("198.51.100.0/25", Access::Denied), ("0.0.0.0/0", Access::Allowed)]
+        {
+            self.access.push((1, text.parse().expect("a network"), access));
+        }
+        for (vip, service) in &mut self.services {
+            match *vip {
+                NAT_VIP => service.access = 1,
+                VIP_IPV6 => service.affinity = 60,
+                _ => {}
+            }
+        }
+        for index in BACKENDS_IPV6 {
+            self.backends[index as usize - 1].remembers_clients = 1;
+        }
+        // Ten at once.
+        self.settings.syn_interval = 100_000_000;
+        self
+    }
+
     fn keyed<A>(&self, family: impl Fn(IpAddr) -> Option<A>) -> Vec<(ServiceKey<A>, Service)> {
         let mut services = Vec::new();
         for ((address, port), service) in &self.services {
@@ -214,7 +259,7 @@ impl Default for World {
             (VIP_IPV6, Ring::new(512, 251, 1)),
         ];
         rings.extend(OTHER_FORWARDINGS.map(|(_, vip, index)| (vip, ring_of(index))));
-        let service = |(index, (vip, ring))| (vip, Service { ring, index, reserved: 0 });
+        let service = |(index, (vip, ring))| (vip, Service { ring, index, ..Service::default() });
         Self {
             settings: Settings {
                 abi_version: VERSION,
@@ -225,6 +270,8 @@ impl Default for World {
                 redirect_always: 0,
                 replies_anywhere: 1,
                 controller: 0,
+                syn_interval: 0,
+                reserved: 0,
             },
             services: (0..).zip(rings).map(service).collect(),
             backends: (1..=18).map(backend).collect(),
@@ -244,6 +291,7 @@ impl Default for World {
                     (LocalMac { interface, address, reserved: 0, vlans }, 1500)
                 })
                 .to_vec(),
+            access: Vec::new(),
             flows: 65_536,
         }
     }

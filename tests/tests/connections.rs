@@ -141,13 +141,8 @@ fn an_acknowledgement_of_early_data_establishes() -> Result<()> {
 }
 
 #[test]
-fn a_refused_connection_is_forgotten() -> Result<()> {
+fn a_withdrawn_connection_is_forgotten() -> Result<()> {
     let mut pair = Pair::new(&World::default())?;
-    let connection = Connection::open(&mut pair, VIP)?;
-    let refusal = connection.from_backend(flags::RST | flags::ACK);
-    connection.reply(&mut pair, "RST", &refusal)?;
-    ensure!(pair.host.flows(Table::Embryonic).is_empty());
-    pair.expect("RST again", &refusal.build(), Reason::NoService)?;
     let connection = Connection::open(&mut pair, VIP)?;
     let withdrawal = connection.from_client(flags::RST);
     connection.request(&mut pair, "the client's RST", &withdrawal)?;
@@ -175,7 +170,7 @@ fn a_port_used_again_leaves_a_backend_that_takes_no_more() -> Result<()> {
     let first = Connection::open(&mut pair, VIP)?;
     first.establish(&mut pair)?;
     let other = first.backend % 3 + 1;
-    pair.hand_slots(first.backend, other);
+    pair.hand_slots(first.backend, other)?;
     first.request(&mut pair, "in use", &first.from_client(flags::ACK))?;
     first.request(&mut pair, "a SYN within it", &Segment::syn(CLIENT, VIP))?;
     first.request(&mut pair, "RST", &first.from_client(flags::RST))?;
@@ -191,12 +186,12 @@ fn a_syn_again_leaves_a_backend_that_has_not_answered_and_takes_no_more() -> Res
     let mut pair = Pair::new(&World::default())?;
     let first = Connection::open(&mut pair, VIP)?;
     let other = first.backend % 3 + 1;
-    pair.hand_slots(first.backend, other);
+    pair.hand_slots(first.backend, other)?;
     let second = Connection::open(&mut pair, VIP)?;
     ensure!(second.backend == other, "{second:?}");
     pair.expect("too late", &first.syn_ack().build(), Reason::NoService)?;
     second.reply(&mut pair, "SYN-ACK", &second.syn_ack())?;
-    pair.hand_slots(other, first.backend);
+    pair.hand_slots(other, first.backend)?;
     second.request(&mut pair, "again, after the answer", &Segment::syn(CLIENT, VIP))?;
     second.request(&mut pair, "ACK", &second.ack())?;
     pair.compare_tables()

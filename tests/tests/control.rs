@@ -85,7 +85,7 @@ fn a_reload_with_a_wrong_file_changes_nothing() -> Result<()> {
         ("10.91.0.101:8080", "10.91.0.101:70000", "out of range"),
         ("10.91.0.102:8080", "10.91.0.101:8080", "given twice"),
         ("\"eth0\"", "\"eth9\"", "no such interface: eth9; there are"),
-        ("flows = 65536", "flows = 70000", "limits can't be changed by a reload"),
+        ("flows = 65536", "flows = 70000", "limits.flows can't be changed by a reload"),
         ("[limits]", "[nat]\nports = \"32768-60999\"\n\n[limits]", "overlaps net.ipv4"),
     ];
     for (old, new, wanted) in wrong {

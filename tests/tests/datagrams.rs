@@ -69,11 +69,11 @@ fn a_flow_stays_on_its_backend_once_that_has_answered() -> Result<()> {
     let mut pair = Pair::new(&World::default())?;
     let (first, _) = open(&mut pair, &question(VIP))?;
     let other = first % 3 + 1;
-    pair.hand_slots(first, other);
+    pair.hand_slots(first, other)?;
     let (second, nat) = open(&mut pair, &question(VIP))?;
     ensure!(second == other, "the first one had not answered");
     pair.expect("an answer", &answer(second, nat).build(), Reason::ToClient)?;
-    pair.hand_slots(other, first);
+    pair.hand_slots(other, first)?;
     for what in ["establishes", "established"] {
         let outcome = pair.expect(what, &question(VIP).build(), Reason::ToBackend)?;
         ensure!(Seen::new(&outcome.frame).destination == backend_address(second), "{what}");

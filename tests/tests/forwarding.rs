@@ -165,13 +165,13 @@ fn direct_return_keeps_established_connections_when_the_ring_changes() -> Result
     let (_, other) = service(Forwarding::Gue)?;
     let syn = Segment::syn(CLIENT, vip);
     delivered(&mut pair, "SYN", &syn, Reason::Opened, backend)?;
-    pair.hand_slots(backend, other);
+    pair.hand_slots(backend, other)?;
     // Nothing shows that the first one has answered.
     let (outer, _) = delivered(&mut pair, "SYN again", &syn, Reason::Opened, other)?;
     ensure!(outer.is_some(), "the other backend's own forwarding");
     delivered(&mut pair, "ACK", &from_client(vip, flags::ACK), Reason::ToBackend, other)?;
 
-    pair.hand_slots(other, backend);
+    pair.hand_slots(other, backend)?;
     delivered(&mut pair, "data", &from_client(vip, flags::ACK), Reason::ToBackend, other)?;
     delivered(&mut pair, "a SYN in between", &syn, Reason::ToBackend, other)?;
     let fin = from_client(vip, flags::ACK | flags::FIN);

@@ -3,7 +3,10 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
-use lb_common::{abi::Tick, datapath::Reason};
+use lb_common::{
+    abi::{Moment, Tick},
+    datapath::Reason,
+};
 use lb_tests::{
     frame::{Segment, flags},
     pair::Pair,
@@ -144,12 +147,12 @@ fn a_first_fragment_is_followed_for_a_minute() -> Result<()> {
     // The kernel's clock can't be set.
     let host = lb_tests::host::Host::new(&World::default());
     let parts = long(client_of(VIP.0), VIP, true).fragments(PART);
-    let start = Tick::from_nanoseconds(1000 * MINUTE);
+    let start = Moment::from_nanoseconds(1000 * MINUTE);
     host.set_now(start);
     ensure!(host.run(&parts[0]).reason == Reason::Opened);
-    host.set_now(Tick::from_nanoseconds(1001 * MINUTE - 2 * Tick::NANOSECONDS));
+    host.set_now(Moment::from_nanoseconds(1001 * MINUTE - 2 * Tick::NANOSECONDS));
     ensure!(host.run(&parts[1]).reason == Reason::Fragment);
-    host.set_now(Tick::from_nanoseconds(1001 * MINUTE + 2 * Tick::NANOSECONDS));
+    host.set_now(Moment::from_nanoseconds(1001 * MINUTE + 2 * Tick::NANOSECONDS));
     ensure!(host.run(&parts[1]).reason == Reason::LaterFragment);
     Ok(())
 }

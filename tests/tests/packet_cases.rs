@@ -364,7 +364,8 @@ fn every_reason_has_a_case() {
     // What can't be brought about by packets alone.
     let without =
         [Reason::PortCollision, Reason::TablesIncomplete, Reason::NoEgress, Reason::NoHeadroom];
-    // What needs more than one frame: see connections.rs, forwarding.rs, errors.rs and fragments.rs.
+    // What needs more than one frame: see connections.rs, refusals.rs, access.rs, forwarding.rs, errors.rs and
+    // fragments.rs.
     let scenarios = [
         Reason::ToBackend,
         Reason::ToClient,
@@ -373,6 +374,10 @@ fn every_reason_has_a_case() {
         Reason::NatPortsExhausted,
         Reason::TupleInUse,
         Reason::FlowTableFull,
+        Reason::BackendDown,
+        Reason::RefusalWithheld,
+        Reason::AccessDenied,
+        Reason::RateLimited,
     ];
     for reason in Reason::ALL {
         let has_case = cases().iter().any(|(_, _, wanted)| wanted == reason);

@@ -6,15 +6,17 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use lb_common::datapath::Reason;
+use lb_common::{abi::Fate, datapath::Reason};
 use lb_tests::{
     pair::{Pair, check_transmitted},
     random::Generator,
-    world::World,
+    world::{BACKENDS, World},
 };
 
 /// Packets between two comparisons of the tables.
 const ROUND: u64 = 10_000;
+/// Packets between two changes of a backend's fate.
+const UPHEAVAL: u64 = 700;
 /// Packets after which both builds start with empty tables, long before the kernel's least recently
 /// used handshakes are evicted, which the host's build doesn't do.
 const LIFE: u64 = 250_000;
@@ -53,7 +55,7 @@ fn host_and_kernel_agree_on_random_packets() -> Result<()> {
 }
 
 fn run(seed: u64, packets: u64, reasons: &mut BTreeMap<Reason, u64>) -> Result<()> {
-    let mut pair = Pair::new(&World::default().with_vlans())?;
+    let mut pair = Pair::new(&World::default().with_vlans().with_limits())?;
     let mut generator = Generator::new(seed);
     for packet in 1..=packets {
         let frame = generator.frame();
@@ -61,6 +63,14 @@ fn run(seed: u64, packets: u64, reasons: &mut BTreeMap<Reason, u64>) -> Result<(
         *reasons.entry(outcome.reason).or_default() += 1;
         check_transmitted(&pair.host.world, &frame, &outcome)?;
         generator.learn(&frame, &outcome);
+        if packet % UPHEAVAL == 0 {
+            let index = BACKENDS[fastrand::Rng::with_seed(seed ^ packet).usize(0..BACKENDS.len())];
+            let fate = [Fate::Keep, Fate::Reset, Fate::Move][(packet / UPHEAVAL % 3) as usize];
+            pair.change_backend(index, |backend| {
+                backend.fate = fate;
+                backend.takes_new_flows = (fate == Fate::Keep).into();
+            })?;
+        }
         if packet % ROUND == 0 {
             pair.compare_tables().with_context(|| format!("after packet {packet}"))?;
         }

@@ -4,8 +4,20 @@ use core::net::SocketAddr;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{AddressFamily, Forwarding, Link};
+use super::{AddressFamily, Forwarding, Link, word::word};
 use crate::wire::{Address, Ipv4Address, Ipv6Address, NetworkU16, NetworkU32};
+
+word! {
+    /// What becomes of the flows of a backend.
+    Fate {
+        /// They go on.
+        Keep = 0 "keep",
+        /// The backend is down: their clients are told by a reset.
+        Reset = 1 "reset",
+        /// The backend is down: they are forgotten, and their next packet is led elsewhere if it may be.
+        Move = 2 "move",
+    }
+}
 
 /// What the packet path needs to know of a backend. Index 0 is never a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -30,6 +42,17 @@ pub struct Backend {
     /// Longest segment that TCP may send to or from it, in bytes, as SYNs are made to say; zero: as they
     /// came.
     pub maximum_segment: u16,
+    /// Index of the first word of its pools of source ports, one for each address, in the map of all
+    /// pools.
+    pub ports: u32,
+    /// 1: new flows may go to it.
+    pub takes_new_flows: u8,
+    /// 1: its clients are remembered, since its service has affinity.
+    pub remembers_clients: u8,
+    /// What becomes of its flows.
+    pub fate: Fate,
+    /// Zero.
+    pub reserved: u8,
 }
 
 impl Backend {

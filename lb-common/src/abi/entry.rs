@@ -53,6 +53,13 @@ impl<A: Address> Entry<'_, Flow<A>> {
         }
     }
 
+    /// Says that the connection begins anew at `now`.
+    #[inline(always)]
+    pub fn set_opened(self, now: Tick) {
+        // SAFETY: a field of a value that is valid by the contract of `new`.
+        unsafe { (&raw mut (*self.0.as_ptr()).opened).write_volatile(now) };
+    }
+
     /// Notes where the client is reached, and how long a datagram to it may be, in bytes.
     #[inline(always)]
     pub fn set_link(self, link: Link, maximum_datagram: u16) {
@@ -69,7 +76,7 @@ impl<A: Address> Entry<'_, Flow<A>> {
     pub fn set_answered(self, expected_acknowledgement: u32) {
         // SAFETY: fields of a value that is valid by the contract of `new`.
         unsafe {
-            (&raw mut (*self.0.as_ptr()).expected).write_volatile(expected_acknowledgement);
+            (&raw mut (*self.0.as_ptr()).number).write_volatile(expected_acknowledgement);
             (&raw mut (*self.0.as_ptr()).state).write_volatile(FlowState::ANSWERED);
         }
     }

@@ -49,25 +49,28 @@ pub struct Flow<A> {
     pub opened: Tick,
     /// When this direction's newest packet came.
     pub last_seen: Tick,
-    /// What completes the handshake: the acknowledgement of the backend's SYN, in state
-    /// [`FlowState::ANSWERED`]; where replies don't pass through us, the sequence number that
+    /// In the direction to the client, and once the handshake is complete: what TCP's timestamps to the
+    /// backend say more than the client's own, by full NAT. Before that, in the direction to the backend:
+    /// when the newest SYN came, as a [`super::Stamp`]; in state [`FlowState::ANSWERED`], the
+    /// acknowledgement of the backend's SYN. Where replies don't pass through us, the sequence number that
     /// follows the client's SYN.
-    pub expected: u32,
+    pub number: u32,
     /// Where the client is reached.
     pub link: Link,
     /// See [`super::Direction`].
     pub direction: u8,
     /// Where the connection stands.
     pub state: FlowState,
-    /// Which ends have sent FIN or RST: bits of [`finished`].
+    /// Which ends have sent FIN or RST: bits of [`finished`]. Of a half-open handshake: how many backends
+    /// were tried before.
     pub finished: u8,
     /// How its packets reach the backend.
     pub forwarding: Forwarding,
     /// Longest IP datagram that can be sent to the client, in bytes: the MTU of its link. Zero: no limit is
     /// known.
     pub maximum_datagram: u16,
-    /// Zero.
-    pub reserved: u16,
+    /// Index of the address that full NAT sends from.
+    pub nat_source: u16,
 }
 
 // SAFETY: as of [`FlowKey`].
@@ -92,6 +95,12 @@ pub mod finished {
 }
 
 impl<A: Address> Flow<A> {
+    /// What is added to TCP's timestamps on the way to the backend; see [`Self::number`].
+    #[inline(always)]
+    pub const fn timestamp_shift(&self) -> u32 {
+        if self.forwarding.hides_client() { self.number } else { 0 }
+    }
+
     /// The key under which the other direction is tracked: the answer to what this one becomes.
     #[inline(always)]
     pub fn peer_key(&self, protocol: u32) -> FlowKey<A> {
@@ -121,6 +130,8 @@ impl FlowState {
     pub const CLOSED: Self = Self(4);
     /// The backend has answered the client's SYN; the handshake isn't complete.
     pub const ANSWERED: Self = Self(5);
+    /// The backend has refused, and the client wasn't told: its next SYN goes elsewhere.
+    pub const REFUSED: Self = Self(6);
 
     /// Where a connection stands whose handshake is complete, by the bits of [`finished`].
     #[inline(always)]
@@ -137,14 +148,14 @@ impl FlowState {
     /// Whether the handshake isn't complete.
     #[inline(always)]
     pub const fn is_half_open(self) -> bool {
-        self.0 == Self::SYN.0 || self.0 == Self::ANSWERED.0
+        matches!(self, Self::SYN | Self::ANSWERED | Self::REFUSED)
     }
 
     /// The word for it in the CLI and in JSON, of a flow of the protocol.
     pub fn name(self, protocol: u32) -> &'static str {
         match self {
             _ if protocol == u32::from(PROTOCOL_UDP) => "udp",
-            Self::SYN | Self::ANSWERED => "syn",
+            Self::SYN | Self::ANSWERED | Self::REFUSED => "syn",
             Self::ESTABLISHED => "established",
             Self::CLOSING => "closing",
             Self::CLOSED => "closed",

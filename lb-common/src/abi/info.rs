@@ -3,7 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Forwarding, Text, word::word};
+use super::{Fate, Forwarding, Text, word::word};
 
 /// Stands for "no service" in [`BackendInfo::service`].
 pub const UNUSED_SERVICE: u32 = u32::MAX;
@@ -79,10 +79,14 @@ pub struct ServiceInfo {
     pub forwarding: Forwarding,
     /// What its packets are.
     pub protocol: Protocol,
-    /// Zero.
-    pub reserved: u8,
+    /// What becomes of the flows of a backend that is down.
+    pub on_down: Fate,
     /// Idle timeouts in seconds: half-open, established, closing, and of UDP.
     pub timeouts: [u32; 4],
+    /// Number of the list of networks that may and may not connect; 0: everyone may.
+    pub access: u32,
+    /// How long a client keeps its backend after its last connection, in seconds; 0: it doesn't.
+    pub affinity: u32,
 }
 
 /// A backend's name, settings and state.

@@ -11,14 +11,16 @@ mod flow;
 mod forwarding;
 mod fragment;
 mod info;
+mod ports;
 mod ring;
 mod service;
 mod settings;
+mod source;
 mod text;
 mod tick;
 mod word;
 
-pub use backend::Backend;
+pub use backend::{Backend, Fate};
 pub use counters::{Counters, Direction};
 pub use entry::Entry;
 pub use flow::{CHECK_SERVICE, Flow, FlowKey, FlowState, Link, finished};
@@ -28,16 +30,18 @@ pub use info::{
     BackendInfo, CheckKind, CheckResult, Lifecycle, OperatorState, Protocol, ServiceInfo,
     UNUSED_SERVICE,
 };
+pub use ports::{PORTS_A_WORD, PoolHead, generation_start, pool_words, port_words};
 pub use ring::{NO_BACKEND, RING_CHUNK_SLOTS, Ring, RingChunk};
 pub use service::{Service, ServiceKey};
 pub use settings::{LocalMac, Settings};
+pub use source::{Access, AccessKey, Client, ClientKey};
 pub use text::Text;
-pub use tick::Tick;
+pub use tick::{Moment, Stamp, Tick};
 
 use crate::wire::{Ipv4Address, Ipv6Address};
 
 /// Version of everything in this module.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Names of the maps, which are also the names of their pins.
 pub mod maps {
@@ -67,8 +71,23 @@ pub mod maps {
     pub const STAGES: &str = "STAGES";
     /// Addresses that full NAT sends from, by index.
     pub const NAT_SOURCES: &str = "NAT_SOURCES";
-    /// Where the search for the next NAT port starts, by backend.
-    pub const NAT_CURSORS: &str = "NAT_CURSORS";
+    /// Pools of the source ports that full NAT has left, in words of 64 bits.
+    pub const NAT_PORTS: &str = "NAT_PORTS";
+    /// When a backend last refused a connection without having taken one since, as a [`super::Stamp`], by
+    /// index; 0: it hasn't.
+    pub const REFUSALS: &str = "REFUSALS";
+    /// Lists of networks: [`super::AccessKey`] by prefix to [`super::Access`].
+    pub const ACCESS: &str = "ACCESS";
+    /// [`ACCESS`] for IPv6.
+    pub const ACCESS_IPV6: &str = "ACCESS_IPV6";
+    /// Clients that keep their backend: [`super::ClientKey`] to [`super::Client`].
+    pub const CLIENTS: &str = "CLIENTS";
+    /// [`CLIENTS`] for IPv6.
+    pub const CLIENTS_IPV6: &str = "CLIENTS_IPV6";
+    /// When a source's next SYN is due, in nanoseconds, by its address.
+    pub const SOURCES: &str = "SOURCES";
+    /// [`SOURCES`] for IPv6, by networks of 64 bits.
+    pub const SOURCES_IPV6: &str = "SOURCES_IPV6";
     /// Hardware addresses that are ours: [`super::LocalMac`] to the longest datagram there, in bytes.
     pub const LOCAL_MACS: &str = "LOCAL_MACS";
     /// Interfaces that frames may be redirected to, by interface index.
@@ -85,7 +104,7 @@ pub mod maps {
     pub const BACKEND_INFO: &str = "BACKEND_INFO";
 
     /// Every map.
-    pub const ALL: [&str; 21] = [
+    pub const ALL: [&str; 28] = [
         SETTINGS,
         SERVICES,
         BACKENDS,
@@ -99,7 +118,14 @@ pub mod maps {
         FRAGMENTS_IPV6,
         STAGES,
         NAT_SOURCES,
-        NAT_CURSORS,
+        NAT_PORTS,
+        REFUSALS,
+        ACCESS,
+        ACCESS_IPV6,
+        CLIENTS,
+        CLIENTS_IPV6,
+        SOURCES,
+        SOURCES_IPV6,
         LOCAL_MACS,
         EGRESS,
         SERVICE_COUNTERS,
@@ -122,14 +148,16 @@ macro_rules! plain_data {
 }
 
 plain_data! {
-    Backend: 52,
+    Access: 1,
+    Backend: 60,
     BackendInfo: 320,
+    Client: 8,
     Counters: 40,
     Fragment: 12,
     LocalMac: 16,
-    Service: 16,
-    ServiceInfo: 84,
-    Settings: 32,
+    Service: 24,
+    ServiceInfo: 92,
+    Settings: 40,
 }
 
 /// The same for a type that is there for both address families.
@@ -145,6 +173,8 @@ macro_rules! plain_data_of_families {
 }
 
 plain_data_of_families! {
+    AccessKey: 8 20,
+    ClientKey: 8 20,
     Flow: 64 88,
     FlowKey: 16 40,
     FragmentKey: 16 40,

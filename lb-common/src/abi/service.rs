@@ -29,6 +29,10 @@ pub struct Service {
     pub ring: Ring,
     /// Index into the service counters and infos.
     pub index: u32,
+    /// Number of the list of networks that may and may not connect; 0: everyone may.
+    pub access: u32,
+    /// For how long a client keeps its backend after its last connection, in ticks; 0: it doesn't.
+    pub affinity: u32,
     /// Zero.
     pub reserved: u32,
 }

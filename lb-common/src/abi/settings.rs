@@ -27,6 +27,10 @@ pub struct Settings {
     pub replies_anywhere: u32,
     /// Process id of the controller that wrote this last.
     pub controller: u32,
+    /// Nanoseconds between two SYNs of one source, in the long run; 0: there is no limit.
+    pub syn_interval: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// A hardware address that an interface takes frames for: its own, and those of interfaces on top

@@ -2,7 +2,7 @@
 //! 1191; RFC 4443, section 3.2).
 
 use super::{Family, NETWORK_OFFSET, Packet, Reason, Verdict};
-use crate::wire::{Digest, EthernetHeader, IcmpHeader, NetworkHeader, NetworkU16, Outer};
+use crate::wire::{Digest, EthernetHeader, IcmpHeader, NetworkHeader, Outer};
 
 /// Turns the frame into the message that its datagram may be `longest` bytes long.
 #[inline(always)]
@@ -29,7 +29,7 @@ pub(super) fn too_big<A: Family, P: Packet>(
     let payload_length = (IcmpHeader::LENGTH + quoted) as u16;
     let (client, service) = (datagram.header.source(), datagram.header.destination());
     if A::ICMP_COVERS_ADDRESSES {
-        sum += pseudo_header_sum::<A>(client, service, payload_length);
+        sum += A::pseudo_header_sum(client, service, A::ICMP, payload_length);
     }
 
     packet.truncate(NETWORK_OFFSET + quoted).ok_or(Reason::NoHeadroom)?;
@@ -61,16 +61,3 @@ pub(super) fn too_big<A: Family, P: Packet>(
 
 /// Bytes that are added up at a time.
 const STEP: usize = 8;
-
-/// The sum over the words of the pseudo-header of ICMP over IPv6 (RFC 8200, section 8.1).
-#[inline(always)]
-fn pseudo_header_sum<A: Family>(first: A, second: A, length: u16) -> u32 {
-    let mut sum = u32::from(NetworkU16::new(length).raw());
-    sum += u32::from(NetworkU16::new(A::ICMP.into()).raw());
-    for address in [first.words(), second.words()] {
-        for word in address {
-            sum += (word.raw() & 0xffff) + (word.raw() >> 16);
-        }
-    }
-    sum
-}

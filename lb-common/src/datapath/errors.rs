@@ -27,7 +27,7 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     scratch: &mut ErrorScratch<A>,
 ) -> Result<Verdict, Reason> {
     let ErrorScratch { basic, quote } = scratch;
-    let Scratch { segment, flow, reply_key: key, longest } = basic;
+    let Scratch { segment, flow, reply_key: key, longest, .. } = basic;
     let datagram = A::datagram(packet, NETWORK_OFFSET)?;
     read_quote(packet, &datagram, quote)?;
     let quote = &*quote;

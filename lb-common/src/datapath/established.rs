@@ -1,6 +1,6 @@
 //! Packets of a connection whose handshake is complete.
 
-use super::{Family, FamilyTables, Reason, Table, parse::Segment, tables::find_peer};
+use super::{Family, FamilyTables, Reason, Table, nat, parse::Segment, tables::find_peer};
 use crate::{
     abi::{Direction, Entry, Flow, FlowState, Link, LocalMac, finished},
     wire::TcpFlags,
@@ -29,17 +29,32 @@ pub(super) fn follow<A: Family, T: FamilyTables<A>>(
         }
     };
     follow_state(tables, segment, entry, flow, direction);
-    entry.touch(tables.now());
+    entry.touch(tables.now().tick());
     Ok(reason)
 }
 
-/// Whether a SYN of its client begins another connection for certain.
+/// Whether a segment begins a connection that has nothing to do with the flow that its key names: its
+/// client uses the port again.
+///
+/// A reset may have been sent in another's name: then it is the backend that judges whether the connection
+/// is over, unless it takes no more of them.
 #[inline(always)]
-pub(super) fn is_over<A: Family>(flow: &Flow<A>) -> bool {
-    // Where replies aren't seen, a client that has sent FIN and begins anew is all there is to
-    // know.
-    flow.state == FlowState::CLOSED
-        || (flow.state == FlowState::CLOSING && !flow.forwarding.sees_replies())
+pub(super) fn begins_anew<A: Family, T: FamilyTables<A>>(
+    tables: &T,
+    segment: &Segment<A>,
+    flow: &Flow<A>,
+) -> bool {
+    if !segment.flags.opens() || flow.direction != Direction::ToBackend as u8 {
+        return false;
+    }
+    let takes = tables.backend(flow.backend).is_some_and(|backend| backend.takes_new_flows != 0);
+    if flow.forwarding.sees_replies() {
+        flow.finished & finished::BOTH == finished::BOTH
+            || (flow.state == FlowState::CLOSED && !takes)
+    } else {
+        // A client that has sent FIN and begins anew is all there is to know.
+        flow.state == FlowState::CLOSED || flow.state == FlowState::CLOSING
+    }
 }
 
 /// Demands that the frame was sent to our own hardware address. Returns how long a datagram back may be, in
@@ -108,6 +123,9 @@ fn follow_state<A: Family, T: FamilyTables<A>>(
         if segment.flags.answers() && direction == Direction::ToClient {
             // The client's port in use again, and the backend's agreement.
             ended = 0;
+            if flow.state == FlowState::CLOSED {
+                entry.set_opened(tables.now().tick());
+            }
         }
     }
     if ended == flow.finished {
@@ -117,6 +135,9 @@ fn follow_state<A: Family, T: FamilyTables<A>>(
         tables.count_new_flow(flow.service, flow.backend);
     }
     let state = FlowState::after(ended);
+    if state == FlowState::CLOSED && flow.state != FlowState::CLOSED {
+        nat::give_back(tables, flow, &segment.key);
+    }
     entry.set_state(state, ended);
     if let Some(peer) = find_peer(tables, Table::Established, &segment.key, flow) {
         peer.set_state(state, ended);

@@ -17,7 +17,7 @@ const LIFE: u32 = (60_000_000_000 / Tick::NANOSECONDS) as u32;
 #[inline(always)]
 pub(super) fn remember<A: Family, T: FamilyTables<A>>(tables: &T, segment: &Segment<A>) {
     let FlowKey { source, destination, source_port, destination_port, protocol } = segment.key;
-    let seen = tables.now();
+    let seen = tables.now().tick();
     let said = Fragment { source_port, destination_port, protocol, seen };
     let key = key(source, destination, segment.part.identification, protocol);
     tables.remember_fragment(&key, &said);
@@ -36,13 +36,13 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     tables: &T,
     scratch: &mut Scratch<A>,
 ) -> Result<Verdict, Reason> {
-    let Scratch { segment, flow, reply_key: flow_key, longest } = scratch;
+    let Scratch { segment, flow, reply_key: flow_key, longest, .. } = scratch;
     let datagram = A::datagram(packet, NETWORK_OFFSET)?;
     let (source, destination) = (datagram.header.source(), datagram.header.destination());
     let identification = datagram.part.identification;
     let key = key(source, destination, identification, u32::from(datagram.protocol));
     let first = tables.fragment(&key).ok_or(Reason::LaterFragment)?;
-    if tables.now().since(first.seen) > LIFE {
+    if tables.now().tick().since(first.seen) > LIFE {
         return Err(Reason::LaterFragment);
     }
     let Fragment { source_port, destination_port, protocol, .. } = first;

@@ -1,12 +1,15 @@
 //! Packets of a handshake that isn't complete: the client's SYN was forwarded.
 
 use super::{
-    Family, FamilyTables, InsertError, Reason, Table, established, opening,
+    Edits, Family, FamilyTables, InsertError, Packet, Reason, Scratch, Stop, Table, Verdict,
+    choice::{self, Attempt},
+    established,
     parse::Segment,
-    tables::{find_peer, forget},
+    tables::{self, find_peer, forget},
+    transmit,
 };
 use crate::{
-    abi::{Direction, Entry, Flow, FlowKey, FlowState, finished},
+    abi::{Client, ClientKey, Direction, Entry, Flow, FlowKey, FlowState, Stamp, Tick, finished},
     wire::TcpFlags,
 };
 
@@ -23,19 +26,43 @@ pub(super) struct Handshake<'t, A: Family> {
 /// that takes data with the SYN (RFC 7413) answers with data before the handshake is complete.
 const EARLY_DATA: u32 = 1 << 16;
 
+/// A SYN that comes so soon after another, in units of a [`Stamp`], was doubled on the way; after that, it
+/// was sent again. About 0.2 s: TCPs wait for a second (RFC 6298), and none for less than this.
+const DOUBLED: u32 = (200_000_000 / Stamp::NANOSECONDS) as u32;
+/// Where the backend's answer isn't seen, the same in ticks: the second time that a SYN is sent again. After
+/// the first, the answer to the one before may still come, and it would be that of another connection.
+const TWICE_AGAIN: u32 = 2;
+
+/// What was found of a handshake.
+pub(super) enum Found<'t, A: Family> {
+    /// It is half-open.
+    HalfOpen(Handshake<'t, A>),
+    /// There is none, or not any longer.
+    Nothing,
+    /// Its backend hasn't taken it, and was given up.
+    Failed(Attempt),
+}
+
 /// The half-open handshake that a segment belongs to. `flow` becomes a copy of its entry.
 ///
 /// One of them may have been evicted, or its port given to another client: then there is no
 /// handshake any longer, and a client's SYN starts afresh. So it does where the backend hasn't
-/// answered and new connections go elsewhere by now.
+/// answered by now, has refused, or takes no more connections.
 #[inline(always)]
 pub(super) fn find<'t, A: Family, T: FamilyTables<A>>(
     tables: &'t T,
     segment: &Segment<A>,
     flow: &mut Flow<A>,
-) -> Option<Handshake<'t, A>> {
-    let entry = tables.find(Table::Embryonic, &segment.key)?;
+) -> Found<'t, A> {
+    let Some(entry) = tables.find(Table::Embryonic, &segment.key) else { return Found::Nothing };
     *flow = entry.read();
+    if flow.state == FlowState::REFUSED {
+        tables.remove(Table::Embryonic, &segment.key);
+        if segment.flags.opens() {
+            return Found::Failed(Attempt::after(flow.finished, flow.backend));
+        }
+        return Found::Nothing;
+    }
     let peer = if flow.forwarding.sees_replies() {
         find_peer(tables, Table::Embryonic, &segment.key, flow)
             .filter(|peer| peer.read().peer_key(segment.key.protocol) == segment.key)
@@ -44,32 +71,65 @@ pub(super) fn find<'t, A: Family, T: FamilyTables<A>>(
     };
     let Some(peer) = peer else {
         tables.remove(Table::Embryonic, &segment.key);
-        return None;
+        return Found::Nothing;
     };
     if segment.opens()
         && flow.direction == Direction::ToBackend as u8
         && flow.state == FlowState::SYN
-        && !opening::would_pick(tables, segment, flow.backend)
     {
-        forget(tables, Table::Embryonic, &segment.key, flow);
-        return None;
+        let takes = tables.backend(flow.backend).is_some_and(|one| one.takes_new_flows != 0);
+        let is_mute = takes && is_mute(tables, segment, flow);
+        if is_mute && flow.forwarding.sees_replies() {
+            choice::note_refusal(tables, flow.backend);
+        }
+        if !takes || is_mute {
+            forget(tables, Table::Embryonic, &segment.key, flow);
+            return Found::Failed(Attempt::after(flow.finished, flow.backend));
+        }
     }
-    Some(Handshake { entry, peer })
+    Found::HalfOpen(Handshake { entry, peer })
 }
 
-/// Follows a segment of a half-open handshake. Its direction is the entry's: a service may lie on an
-/// address and port that full NAT sends from, so the receiver doesn't tell.
+/// Whether the backend has had the time to answer the SYN before this one.
 #[inline(always)]
-pub(super) fn follow<A: Family, T: FamilyTables<A>>(
+fn is_mute<A: Family, T: FamilyTables<A>>(
     tables: &T,
     segment: &Segment<A>,
-    handshake: Handshake<'_, A>,
-    flow: &mut Flow<A>,
-) -> Result<Reason, Reason> {
-    match Direction::from_u8(flow.direction) {
-        Direction::ToBackend => follow_client(tables, segment, handshake, flow),
-        Direction::ToClient => follow_backend(tables, segment, handshake, flow),
+    flow: &Flow<A>,
+) -> bool {
+    let now = tables.now();
+    if segment.is_udp() {
+        // Not every protocol has answers.
+        false
+    } else if flow.forwarding.sees_replies() {
+        now.stamp().since(Stamp::new(flow.number)) >= DOUBLED
+    } else {
+        now.tick().since(flow.opened) >= TWICE_AGAIN
     }
+}
+
+/// Forwards a segment of a half-open handshake. Its direction is the entry's: a service may lie on an
+/// address and port that full NAT sends from, so the receiver doesn't tell.
+#[inline(always)]
+pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch<A>,
+    handshake: Handshake<'_, A>,
+) -> Result<Verdict, Stop> {
+    let Scratch { segment, flow, reply_key, reply, longest, .. } = scratch;
+    let segment = &*segment;
+    let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
+    segment.admit(packet, &settings)?;
+    let backend = transmit::backend(tables, segment, flow, longest)?;
+    let reason = match Direction::from_u8(flow.direction) {
+        Direction::ToBackend => {
+            follow_client(tables, segment, handshake, flow, (reply_key, reply))?
+        }
+        Direction::ToClient => follow_backend(tables, segment, handshake, flow)?,
+    };
+    let edits = Edits::NONE;
+    Ok(transmit::send(packet, tables, segment, flow, backend, reason, edits)?)
 }
 
 /// Follows a client's segment: its SYN again, the acknowledgement that completes the handshake, or
@@ -80,6 +140,7 @@ fn follow_client<A: Family, T: FamilyTables<A>>(
     segment: &Segment<A>,
     handshake: Handshake<'_, A>,
     flow: &mut Flow<A>,
+    reply: (&mut FlowKey<A>, &mut Flow<A>),
 ) -> Result<Reason, Reason> {
     established::learn_link(tables, segment, Table::Embryonic, handshake.entry, flow)?;
     if segment.flags.has(TcpFlags::RST) {
@@ -87,7 +148,7 @@ fn follow_client<A: Family, T: FamilyTables<A>>(
         return Ok(Reason::ToBackend);
     }
     if completes(segment, flow) {
-        match establish(tables, segment, handshake, flow) {
+        match establish(tables, segment, handshake, flow, reply) {
             // Where no handshake would have to be done again, or the ring leads to the same backend without
             // any entry, it can as well go on like this.
             Err(Reason::FlowTableFull) if segment.is_udp() || !flow.forwarding.sees_replies() => {}
@@ -95,7 +156,10 @@ fn follow_client<A: Family, T: FamilyTables<A>>(
             Ok(()) => return Ok(Reason::ToBackend),
         }
     }
-    handshake.entry.touch(tables.now());
+    if flow.forwarding.sees_replies() {
+        flow.number = handshake.peer.read().number;
+    }
+    handshake.entry.touch(tables.now().tick());
     Ok(Reason::ToBackend)
 }
 
@@ -112,9 +176,9 @@ fn completes<A: Family>(segment: &Segment<A>, flow: &Flow<A>) -> bool {
     }
     if flow.forwarding.sees_replies() {
         flow.state == FlowState::ANSWERED
-            && segment.acknowledgement.wrapping_sub(flow.expected) < EARLY_DATA
+            && segment.acknowledgement.wrapping_sub(flow.number) < EARLY_DATA
     } else {
-        segment.sequence.wrapping_sub(flow.expected) < EARLY_DATA
+        segment.sequence.wrapping_sub(flow.number) < EARLY_DATA
     }
 }
 
@@ -126,38 +190,47 @@ fn follow_backend<A: Family, T: FamilyTables<A>>(
     segment: &Segment<A>,
     handshake: Handshake<'_, A>,
     flow: &Flow<A>,
-) -> Result<Reason, Reason> {
+) -> Result<Reason, Stop> {
     if !flow.forwarding.hides_client() {
         established::demand_own_station(tables, segment)?;
     }
     if segment.flags.has(TcpFlags::RST) {
+        if handshake.peer.read().state == FlowState::SYN {
+            return Err(Stop::Trouble);
+        }
         forget(tables, Table::Embryonic, &segment.key, flow);
     } else if segment.answers() {
         handshake.peer.set_answered(segment.sequence.wrapping_add(1));
-        handshake.peer.touch(tables.now());
+        handshake.peer.touch(tables.now().tick());
+        if !segment.is_udp() {
+            choice::note_answer(tables, flow.backend);
+        }
     }
     Ok(Reason::ToClient)
 }
 
-/// Moves both directions to the table of established flows.
+/// Moves both directions to the table of established flows. What `reply_key` and `reply` hold before and
+/// afterwards is of no interest.
 #[inline(always)]
 fn establish<A: Family, T: FamilyTables<A>>(
     tables: &T,
     segment: &Segment<A>,
     handshake: Handshake<'_, A>,
     flow: &mut Flow<A>,
+    (reply_key, reply): (&mut FlowKey<A>, &mut Flow<A>),
 ) -> Result<(), Reason> {
     let key = &segment.key;
-    let now = tables.now();
+    let now = tables.now().tick();
     let finished = if segment.flags.has(TcpFlags::FIN) { finished::CLIENT } else { 0 };
-    let reply_key = flow.peer_key(key.protocol);
+    *reply_key = flow.peer_key(key.protocol);
     if flow.forwarding.sees_replies() {
-        let mut reply = handshake.peer.read();
+        *reply = handshake.peer.read();
         reply.state = FlowState::after(finished);
         reply.finished = finished;
         reply.last_seen = now;
         reply.link = segment.link;
-        insert(tables, &reply_key, &reply)?;
+        insert(tables, reply_key, reply)?;
+        flow.number = reply.number;
     }
 
     // Changed in place: a copy of the whole becomes a call of memmove.
@@ -167,15 +240,31 @@ fn establish<A: Family, T: FamilyTables<A>>(
     flow.link = segment.link;
     if let Err(reason) = insert(tables, key, flow) {
         if flow.forwarding.sees_replies() {
-            tables.remove(Table::Established, &reply_key);
+            tables.remove(Table::Established, reply_key);
         }
         return Err(reason);
     }
-    forget(tables, Table::Embryonic, key, flow);
+    tables::remove(tables, Table::Embryonic, key, flow);
     if !segment.is_udp() {
         tables.count_new_flow(flow.service, flow.backend);
     }
+    remember_client(tables, key, flow, now);
     Ok(())
+}
+
+/// Remembers which backend the client has, where its service has affinity.
+#[inline(always)]
+fn remember_client<A: Family, T: FamilyTables<A>>(
+    tables: &T,
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+    now: Tick,
+) {
+    let backend = flow.backend;
+    if tables.backend(backend).is_some_and(|backend| backend.remembers_clients != 0) {
+        let key = ClientKey { service: flow.service, address: key.source };
+        tables.remember_client(&key, Client { backend, last_seen: now });
+    }
 }
 
 #[inline(always)]

@@ -14,6 +14,16 @@ pub(super) fn flow<A: Address>(key: &FlowKey<A>, seed: u32) -> u32 {
     finish(hash ^ (A::WORDS as u32 * 8 + 8))
 }
 
+/// The same of a client, from whatever port it connects.
+#[inline(always)]
+pub(super) fn client<A: Address>(key: &FlowKey<A>, seed: u32) -> u32 {
+    let mut hash = address(seed, key.source);
+    hash = address(hash, key.destination);
+    hash = mix(hash, u32::from(key.destination_port.get()));
+    hash = mix(hash, key.protocol);
+    finish(hash ^ (A::WORDS as u32 * 8 + 8))
+}
+
 #[inline(always)]
 fn address<A: Address>(mut hash: u32, address: A) -> u32 {
     let words = address.words();

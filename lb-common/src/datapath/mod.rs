@@ -1,11 +1,12 @@
 //! The packet's journey, in its order:
 //!
 //! 1. [`network`], [`parse`]: is it a TCP segment or a UDP datagram that could be ours?
-//! 2. [`locate`]: does it belong to a flow, or to a half-open handshake, or does it open a
-//!    connection to a service? Then a backend is picked from the ring.
+//! 2. [`locate`]: does it belong to a flow? If not, perhaps to a half-open handshake, or it opens one:
+//!    [`open`], a program of its own.
 //! 3. It may be sent on: [`Segment::admit`] and [`transmit::backend`] find nothing against it.
-//! 4. The tables follow it: [`established`], [`handshake`] or [`opening`], where [`nat`] finds a
-//!    source port for a new flow.
+//! 4. The tables follow it: [`established`] or [`handshake`]. What belongs to no flow is [`opening`]'s:
+//!    there a backend is picked by [`choice`], and [`nat`] finds a source port. A flow whose backend is
+//!    down or refuses is [`trouble`]'s.
 //! 5. [`transmit`]: the headers are changed as the flow's forwarding says, by [`rewrite`] or
 //!    [`encapsulate`].
 //!
@@ -15,6 +16,7 @@
 //! [`Tables`].
 
 mod answer;
+mod choice;
 mod encapsulate;
 mod errors;
 mod established;
@@ -24,14 +26,16 @@ mod hash;
 mod nat;
 mod network;
 mod opening;
+mod options;
 mod packet;
 mod parse;
 mod rewrite;
-mod segment_size;
+mod source_rate;
 mod stage;
 mod tables;
 mod tags;
 mod transmit;
+mod trouble;
 mod verdict;
 
 pub use errors::ErrorScratch;
@@ -40,43 +44,51 @@ pub use network::{Datagram, Family};
 pub use packet::Packet;
 pub use stage::{Decision, Note, Stage};
 pub use tables::{FamilyTables, InsertError, Table, Tables};
-pub use verdict::{Action, Clamp, Kind, Reason, Verdict};
+pub use verdict::{Action, Edits, Kind, Reason, Verdict};
 
-use self::{handshake::Handshake, parse::Segment};
+use self::{choice::Attempt, handshake::Found, parse::Segment};
 use crate::{
-    abi::{Direction, Entry, Flow, FlowKey},
-    wire::{EtherType, EthernetHeader, Ipv4Address},
+    abi::{Entry, Flow, FlowKey},
+    wire::{EtherType, EthernetHeader},
 };
 use bytemuck::Zeroable;
 
-/// What the packet logic works on while it decides about a frame. What it holds before and
-/// afterwards is of no interest. IPv6's is too large for a program's stack.
+/// What the packet logic works on while it decides about a frame. What it holds before and afterwards is of
+/// no interest. It is too large for a program's stack.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Scratch<A: Family> {
     segment: Segment<A>,
     flow: Flow<A>,
     reply_key: FlowKey<A>,
+    reply: Flow<A>,
     /// How long a datagram may be, in bytes, where it is too long.
     longest: u32,
+    /// For what the verifier isn't to know.
+    memory: u32,
 }
 
 // SAFETY: every part of it may be all zeros.
 unsafe impl<A: Family> Zeroable for Scratch<A> {}
 
-/// The first part: decides what becomes of a frame, and rewrites it where it is to be sent on.
+/// The first part: sorts frames. What carries untagged IPv4 goes on with [`read`] and [`decide`] in the same
+/// program.
 ///
 /// A frame whose reason's action is [`Action::Pass`] is left as it was.
+///
+/// # Errors
+///
+/// It carries something else: then what becomes of it.
 #[inline(always)]
-pub fn process<P: Packet, T: FamilyTables<Ipv4Address>>(packet: &mut P, tables: &T) -> Decision {
+pub fn sort<P: Packet>(packet: &mut P) -> Result<(), Decision> {
     let Some(ethernet) = packet.read::<EthernetHeader>(0) else {
-        return Decision::refusing(packet, Reason::ShortFrame);
+        return Err(Decision::refusing(packet, Reason::ShortFrame));
     };
     match ethernet.ether_type {
-        EtherType::IPV4 => process_ipv4(packet, tables),
-        EtherType::IPV6 => Decision::leaving(packet, Stage::Ipv6),
-        EtherType::VLAN | EtherType::SERVICE_VLAN => Decision::leaving(packet, Stage::Tagged),
-        _ => Decision::refusing(packet, Reason::NotIp),
+        EtherType::IPV4 => Ok(()),
+        EtherType::IPV6 => Err(Decision::leaving(packet, Stage::Ipv6)),
+        EtherType::VLAN | EtherType::SERVICE_VLAN => Err(Decision::leaving(packet, Stage::Tagged)),
+        _ => Err(Decision::refusing(packet, Reason::NotIp)),
     }
 }
 
@@ -84,19 +96,6 @@ pub fn process<P: Packet, T: FamilyTables<Ipv4Address>>(packet: &mut P, tables: 
 #[inline(always)]
 pub fn process_tagged<P: Packet>(packet: &mut P) -> Decision {
     tags::take_off(packet).unwrap_or_else(|reason| Decision::refusing(packet, reason))
-}
-
-/// What is done with a frame that carries IPv4.
-#[inline(always)]
-pub fn process_ipv4<P: Packet, T: FamilyTables<Ipv4Address>>(
-    packet: &mut P,
-    tables: &T,
-) -> Decision {
-    let mut scratch = Scratch::<Ipv4Address>::zeroed();
-    match read(packet, &mut scratch) {
-        Ok(()) => decide(packet, tables, &mut scratch),
-        Err(decision) => decision,
-    }
 }
 
 /// The first half of what is done with a frame that carries a datagram of the family: reads its
@@ -120,7 +119,7 @@ pub fn read<A: Family, P: Packet>(
             Err(Decision::leaving(packet, icmp))
         }
         Err(Reason::LaterFragment) => {
-            let [_, fragment, _] = A::STAGES;
+            let [_, fragment, ..] = A::STAGES;
             Err(Decision::leaving(packet, fragment))
         }
         Err(reason) => Err(Decision::refusing(packet, reason)),
@@ -140,18 +139,81 @@ pub fn decide<A: Family, P: Packet, T: FamilyTables<A>>(
     tables: &T,
     scratch: &mut Scratch<A>,
 ) -> Decision {
-    match forward(packet, tables, scratch) {
+    let result = forward(packet, tables, scratch);
+    conclude(packet, tables, scratch, result)
+}
+
+/// What is done with what belongs to no established flow, after [`read`].
+#[inline(always)]
+pub fn open<A: Family, P: Packet, T: FamilyTables<A>>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch<A>,
+) -> Decision {
+    let attempt = match handshake::find(tables, &scratch.segment, &mut scratch.flow) {
+        Found::HalfOpen(handshake) => {
+            let result = handshake::forward(packet, tables, scratch, handshake);
+            return conclude(packet, tables, scratch, result);
+        }
+        Found::Failed(attempt) => attempt,
+        Found::Nothing => Attempt::FIRST,
+    };
+    match opening::prepare(tables, scratch, attempt) {
+        Ok(()) => {
+            let [.., record] = A::STAGES;
+            Decision::Left(record)
+        }
+        Err(reason) => Decision::refusing(packet, reason),
+    }
+}
+
+/// What is done with what opens a flow, after [`open`], which left it in `scratch`.
+#[inline(always)]
+pub fn record<A: Family, P: Packet, T: FamilyTables<A>>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch<A>,
+    note: &Note,
+) -> Decision {
+    let surveyed = note.verdict.edits;
+    let result = opening::forward(packet, tables, scratch, surveyed);
+    conclude(packet, tables, scratch, result)
+}
+
+/// What becomes of a frame that was forwarded, or not.
+#[inline(always)]
+fn conclude<A: Family, P: Packet, T: FamilyTables<A>>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &Scratch<A>,
+    result: Result<Verdict, Stop>,
+) -> Decision {
+    let [_, _, too_big, _, trouble, _] = A::STAGES;
+    match result {
         Ok(verdict) => Decision::made(packet, verdict),
-        Err(Reason::NeedsFragmentation) => {
+        Err(Stop::Open) => opening::leave(packet, &scratch.segment),
+        Err(Stop::Trouble | Stop::Refused(Reason::BackendDown)) => {
+            Decision::leaving(packet, trouble)
+        }
+        Err(Stop::Refused(Reason::NeedsFragmentation)) => {
             // A frame that was flooded to us has its own router to answer it.
             if let Err(reason) = established::demand_own_station(tables, &scratch.segment) {
                 return Decision::refusing(packet, reason);
             }
-            let [.., too_big] = A::STAGES;
             Decision::too_long(packet, too_big, scratch.longest)
         }
-        Err(reason) => Decision::refusing(packet, reason),
+        Err(Stop::Refused(reason)) => Decision::refusing(packet, reason),
     }
+}
+
+/// What is done with what belongs to a flow in trouble, after [`read`].
+#[inline(always)]
+pub fn handle_trouble<A: Family, P: Packet, T: FamilyTables<A>>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch<A>,
+) -> Decision {
+    trouble::decide(packet, tables, scratch)
 }
 
 /// What is done with a frame that carries ICMP of the family.
@@ -182,6 +244,7 @@ fn without_answer<P: Packet>(packet: &mut P, result: Result<Verdict, Reason>) ->
     match result {
         Ok(verdict) => Decision::made(packet, verdict),
         Err(Reason::NeedsFragmentation) => Decision::refusing(packet, Reason::TooBig),
+        Err(Reason::BackendDown) => Decision::refusing(packet, Reason::NoBackend),
         Err(reason) => Decision::refusing(packet, reason),
     }
 }
@@ -195,100 +258,99 @@ pub fn answer_too_big<A: Family, P: Packet>(packet: &mut P, note: &Note) -> Deci
     }
 }
 
-/// What is done with a segment with SYN that is ready to be sent: is there something in it to change?
+/// What is done with a segment that may have options to change, before it is known where it goes, or when it
+/// is ready to be sent.
 #[inline(always)]
-pub fn look_at_syn<P: Packet>(packet: &mut P, note: &mut Note) -> Decision {
-    segment_size::find(packet, &mut note.verdict.clamp);
-    let mut verdict = note.verdict;
-    if verdict.clamp.place == 0 {
-        verdict.clamp = Clamp::NONE;
+pub fn look_at_options<P: Packet>(packet: &mut P, note: &mut Note) -> Decision {
+    options::find(packet, &mut note.verdict.edits);
+    match note.next {
+        0 => Decision::made(packet, note.verdict),
+        next if next == Stage::Open as u16 => {
+            packet.leave(*note);
+            Decision::Left(Stage::Open)
+        }
+        _ => {
+            packet.leave(*note);
+            Decision::Left(Stage::OpenIpv6)
+        }
     }
-    Decision::made(packet, verdict)
 }
 
-/// The last part, of frames that need more than most: what a SYN says is changed, and tags are put on.
+/// The last part, of frames that need more than most: options are changed, and tags are put on.
 #[inline(always)]
 pub fn finish<P: Packet>(packet: &mut P, note: &Note) -> Verdict {
-    let Note { verdict, .. } = *note;
-    let done = segment_size::lower(packet, verdict.clamp);
-    match done.and_then(|()| tags::put_on(packet, &verdict)) {
-        Some(()) => verdict,
+    let verdict = &note.verdict;
+    let done = if verdict.edits.have_places() {
+        options::change(packet, &verdict.edits)
+    } else {
+        Some(())
+    };
+    match done.and_then(|()| tags::put_on(packet, verdict)) {
+        Some(()) => *verdict,
         None => Verdict::refusing(Reason::NoHeadroom),
     }
 }
 
+/// Why a part doesn't send a frame on itself.
+#[derive(Clone, Copy)]
+enum Stop {
+    /// It isn't forwarded.
+    Refused(Reason),
+    /// It belongs to no established flow, but perhaps to a handshake, or opens one.
+    Open,
+    /// It belongs to a flow in trouble.
+    Trouble,
+}
+
+impl From<Reason> for Stop {
+    #[inline(always)]
+    fn from(reason: Reason) -> Self {
+        Self::Refused(reason)
+    }
+}
+
+/// Forwards a segment of an established flow.
 #[inline(always)]
 fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     packet: &mut P,
     tables: &T,
     scratch: &mut Scratch<A>,
-) -> Result<Verdict, Reason> {
-    let Scratch { segment, flow, reply_key, longest } = scratch;
+) -> Result<Verdict, Stop> {
+    let Scratch { segment, flow, longest, .. } = scratch;
     let segment = &*segment;
-    let place = locate(tables, segment, flow)?;
-
+    let entry = locate(tables, segment, flow)?;
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
     segment.admit(packet, &settings)?;
     let backend = transmit::backend(tables, segment, flow, longest)?;
-    let reason = match place {
-        Place::Established(entry) => established::follow(tables, segment, entry, flow)?,
-        Place::HalfOpen(handshake) => handshake::follow(tables, segment, handshake, flow)?,
-        Place::New => opening::record(tables, &settings, segment, backend, flow, reply_key)?,
-    };
-    let verdict = transmit::send(packet, tables, segment, flow, backend, reason)?;
-    if segment.part.is_fragment {
-        fragments::remember(tables, segment);
-    }
-    Ok(verdict)
+    let reason = established::follow(tables, segment, entry, flow)?;
+    let edits = Edits::NONE;
+    Ok(transmit::send(packet, tables, segment, flow, backend, reason, edits)?)
 }
 
-/// Where a segment's flow is recorded.
-enum Place<'t, A: Family> {
-    /// In the table of established flows.
-    Established(Entry<'t, Flow<A>>),
-    /// In that of half-open handshakes.
-    HalfOpen(Handshake<'t, A>),
-    /// Nowhere yet: the segment opens it.
-    New,
-}
-
-/// Finds the flow that a segment belongs to, or the backend of the one that it opens, and copies
-/// what is known of it to `flow`.
+/// Finds the established flow that a segment belongs to, and copies what is known of it to `flow`.
 #[inline(always)]
 fn locate<'t, A: Family, T: FamilyTables<A>>(
     tables: &'t T,
     segment: &Segment<A>,
     flow: &mut Flow<A>,
-) -> Result<Place<'t, A>, Reason> {
+) -> Result<Entry<'t, Flow<A>>, Stop> {
     if let Some(entry) = tables.find(Table::Established, &segment.key) {
         *flow = entry.read();
-        // A client uses its port again. The backend judges whether the old connection is over, but
-        // one that takes no new connections gets none in this way either.
-        let moves = segment.flags.opens()
-            && flow.direction == Direction::ToBackend as u8
-            && established::is_over(flow)
-            && !opening::would_pick(tables, segment, flow.backend);
-        if !moves {
-            return Ok(Place::Established(entry));
+        if !established::begins_anew(tables, segment, flow) {
+            return Ok(entry);
         }
         tables::forget(tables, Table::Established, &segment.key, flow);
+        return Err(Stop::Open);
     }
-
-    let service = opening::service(tables, segment);
-    if service.is_none() {
+    if opening::service(tables, &segment.key).is_none() {
         // Most of what isn't ours ends here, without a look at half-open handshakes.
         let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
         if settings.replies_anywhere == 0 && !nat::is_ours(&settings, segment.key.destination_port)
         {
-            return Err(Reason::NoService);
+            return Err(Reason::NoService.into());
         }
     }
-    if let Some(handshake) = handshake::find(tables, segment, flow) {
-        return Ok(Place::HalfOpen(handshake));
-    }
-    let service = service.ok_or(Reason::NoService)?;
-    opening::choose(tables, segment, &service, flow)?;
-    Ok(Place::New)
+    Err(Stop::Open)
 }
 
 /// Offset of the network header in a frame without VLAN tags, in bytes.

@@ -1,15 +1,21 @@
 //! The direction back to the client, where replies pass through us: source ports for full NAT.
 
-use core::num::NonZeroU32;
+use core::{hint, num::NonZeroU32};
 
-use super::{Family, FamilyTables, InsertError, Reason, Table, rewrite, tables::forget};
+use super::{Family, FamilyTables, InsertError, Reason, Table, Tables, rewrite};
 use crate::{
-    abi::{Backend, Flow, FlowKey, FlowState, Settings},
+    abi::{
+        Backend, Direction, Flow, FlowKey, FlowState, PORTS_A_WORD, PoolHead, Settings,
+        generation_start, port_words,
+    },
     wire::NetworkU16,
 };
 
-/// How many ports are tried for a new flow before it is refused.
+/// How many ports are tried for a new flow where none is free: those of handshakes that aren't complete.
 pub const NAT_TRIES: u32 = 16;
+/// How many words of a pool are looked through for one connection: 32,768 ports, all of an address unless
+/// `nat.ports` is set. The next connection goes on from there.
+const MOST_WORDS: u32 = 512;
 
 /// Whether a port is one that full NAT sends from.
 #[inline(always)]
@@ -19,7 +25,7 @@ pub(super) const fn is_ours(settings: &Settings, port: NetworkU16) -> bool {
 
 /// Completes `reply`, the direction back to the client, and records it in the table of half-open
 /// handshakes under `key`. That is the answer to what the client sends, until full NAT gives it
-/// another receiver.
+/// another receiver. What `memory` holds before and afterwards is of no interest.
 #[inline(always)]
 pub(super) fn reserve<A: Family, T: FamilyTables<A>>(
     tables: &T,
@@ -27,23 +33,25 @@ pub(super) fn reserve<A: Family, T: FamilyTables<A>>(
     backend: &Backend,
     key: &mut FlowKey<A>,
     reply: &mut Flow<A>,
+    memory: &mut u32,
 ) -> Result<(), Reason> {
     if backend.forwarding.hides_client() {
-        return reserve_port(tables, settings, backend, key, reply);
+        return reserve_port(tables, settings, backend, key, reply, memory);
     }
-    match claim(tables, key, reply, true) {
+    // A handshake that isn't complete has to give way.
+    tables.remove(Table::Embryonic, key);
+    match claim(tables, key, reply) {
         Ok(()) => Ok(()),
         Err(Claim::Full) => Err(Reason::FlowTableFull),
-        Err(Claim::HalfOpen | Claim::Taken) => Err(Reason::TupleInUse),
+        Err(Claim::Taken) => Err(Reason::TupleInUse),
     }
 }
 
 /// Finds a source address and port that no other flow to this backend uses.
 ///
-/// The search goes round all ports, so that the one that rested longest comes first; further tries
-/// are spread over the whole range, since long-lived flows that were opened together lie together.
-/// A connection that is closed gives its port away. So does a half-open handshake where nothing
-/// better was found: a flood of those must not keep everyone out.
+/// A free one is taken from the backend's pool, in which the one that rested longest comes first. Where
+/// none is free, a half-open handshake or a closed connection gives its own away: a flood of handshakes
+/// must not keep everyone out.
 #[inline(always)]
 fn reserve_port<A: Family, T: FamilyTables<A>>(
     tables: &T,
@@ -51,73 +59,201 @@ fn reserve_port<A: Family, T: FamilyTables<A>>(
     backend: &Backend,
     key: &mut FlowKey<A>,
     reply: &mut Flow<A>,
+    memory: &mut u32,
 ) -> Result<(), Reason> {
-    let ports = NonZeroU32::new(settings.nat_port_count).ok_or(Reason::TablesIncomplete)?;
-    let choices =
-        NonZeroU32::new(ports.get() * backend.nat_sources).ok_or(Reason::NextHopUnknown)?;
-    let cursor = tables.next_nat_cursor(reply.backend).ok_or(Reason::TablesIncomplete)?;
-    let stride = (choices.get() / NAT_TRIES) | 1;
-    let mut half_open = NONE;
-    // One more than there are tries: a half-open handshake's.
-    for attempt in 0..=NAT_TRIES {
-        let is_last = attempt == NAT_TRIES;
-        let number =
-            if is_last { half_open } else { cursor.wrapping_add(attempt * stride) % choices };
-        if number == NONE {
-            break;
+    let Some(ports) = NonZeroU32::new(pool_ports(settings, backend)) else {
+        return Err(Reason::NextHopUnknown);
+    };
+    if let Some(port) = take(tables, backend.ports, ports.get(), memory) {
+        name(tables, settings, backend, port, key, reply)?;
+        match claim(tables, key, reply) {
+            Ok(()) => return Ok(()),
+            Err(Claim::Full) => {
+                give(tables, backend.ports, ports.get(), port);
+                return Err(Reason::FlowTableFull);
+            }
+            // The bit was wrong: it stays cleared.
+            Err(Claim::Taken) => {}
         }
-        let words = tables
-            .nat_source(backend.nat_source + number / ports)
-            .ok_or(Reason::TablesIncomplete)?;
-        key.destination = A::from_words(words);
-        key.destination_port = NetworkU16::new((settings.nat_port_first + number % ports) as u16);
-        match claim(tables, key, reply, is_last) {
+    }
+    rob(tables, settings, backend, ports, key, reply)
+}
+
+/// Ports in a backend's pool: those of each address, one address after the other.
+#[inline(always)]
+const fn pool_ports(settings: &Settings, backend: &Backend) -> u32 {
+    settings.nat_port_count * backend.nat_sources
+}
+
+/// Takes the port of a half-open handshake or of a closed connection, or one that nobody has though its bit
+/// says so, from where the last search ended.
+#[inline(always)]
+fn rob<A: Family, T: FamilyTables<A>>(
+    tables: &T,
+    settings: &Settings,
+    backend: &Backend,
+    ports: NonZeroU32,
+    key: &mut FlowKey<A>,
+    reply: &mut Flow<A>,
+) -> Result<(), Reason> {
+    let word = tables.ports_word(backend.ports).ok_or(Reason::TablesIncomplete)?;
+    let head = PoolHead::from_word(word);
+    for number in 1..=NAT_TRIES {
+        let port = head.robbed.wrapping_add(number) % ports;
+        name(tables, settings, backend, port, key, reply)?;
+        tables.remove(Table::Embryonic, key);
+        let claimed = claim(tables, key, reply);
+        if claimed.is_ok() || number == NAT_TRIES {
+            set_head(tables, backend.ports, PoolHead { robbed: port, ..head });
+        }
+        match claimed {
             Ok(()) => return Ok(()),
             Err(Claim::Full) => return Err(Reason::FlowTableFull),
-            Err(Claim::HalfOpen) if half_open == NONE => half_open = number,
-            Err(Claim::HalfOpen) => {}
             Err(Claim::Taken) => {}
         }
     }
     Err(Reason::NatPortsExhausted)
 }
 
-/// No port: there are fewer. An option would be read while it has no value, as the compiler likes,
-/// which the verifier doesn't.
-const NONE: u32 = u32::MAX;
+/// Writes down the address and port that a flow is sent from: the port of that number in the pool.
+#[inline(always)]
+fn name<A: Family, T: FamilyTables<A>>(
+    tables: &T,
+    settings: &Settings,
+    backend: &Backend,
+    port: u32,
+    key: &mut FlowKey<A>,
+    reply: &mut Flow<A>,
+) -> Result<(), Reason> {
+    let ports = NonZeroU32::new(settings.nat_port_count).ok_or(Reason::TablesIncomplete)?;
+    let index = backend.nat_source + port / ports;
+    let words = tables.nat_source(index).ok_or(Reason::TablesIncomplete)?;
+    key.destination = A::from_words(words);
+    key.destination_port = NetworkU16::new((settings.nat_port_first + port % ports) as u16);
+    reply.nat_source = index as u16;
+    Ok(())
+}
+
+/// Takes the first free port of a pool of so many, and returns its number.
+#[inline(always)]
+fn take<T: Tables>(tables: &T, pool: u32, ports: u32, memory: &mut u32) -> Option<u32> {
+    let mut head = PoolHead::from_word(tables.ports_word(pool)?);
+    if let Some(port) = take_of_generation(tables, pool, ports, &mut head, memory) {
+        return Some(port);
+    }
+    if u32::from(head.cursor) < port_words(ports) {
+        // There is more of it than one connection looks through.
+        return None;
+    }
+    // The present generation is empty: from now on it is that of the ports given back.
+    head.cursor = 0;
+    head.generation = head.generation.wrapping_add(1);
+    take_of_generation(tables, pool, ports, &mut head, memory)
+}
+
+/// Takes the first port of the present generation that is free from the cursor on.
+#[inline(always)]
+fn take_of_generation<T: Tables>(
+    tables: &T,
+    pool: u32,
+    ports: u32,
+    head: &mut PoolHead,
+    memory: &mut u32,
+) -> Option<u32> {
+    let start = generation_start(pool, ports, head.generation);
+    let words = port_words(ports);
+    // The position goes through memory, of which the verifier knows nothing: else it would go on with one
+    // path for each word.
+    let mut position = memory;
+    *position = head.cursor.into();
+    // No option: it would be read while it has no value, as the compiler likes, which the verifier doesn't.
+    let mut port = PORTS_A_WORD;
+    for _ in 0..MOST_WORDS {
+        position = hint::black_box(position);
+        if *position >= words {
+            break;
+        }
+        let free = tables.ports_word(start + *position)?;
+        let bit = free & free.wrapping_neg();
+        // Another CPU may have been faster.
+        if bit != 0 && tables.take_ports(start + *position, bit)? & bit != 0 {
+            port = bit.trailing_zeros();
+            break;
+        }
+        *position += 1;
+    }
+    position = hint::black_box(position);
+    head.cursor = *position as u16;
+    set_head(tables, pool, *head);
+    (port < PORTS_A_WORD).then_some(*position * PORTS_A_WORD + port)
+}
+
+#[inline(always)]
+fn set_head<T: Tables>(tables: &T, pool: u32, head: PoolHead) {
+    tables.set_ports_word(pool, head.word());
+}
+
+/// Gives a port back, for when all are used that are free now.
+#[inline(always)]
+fn give<T: Tables>(tables: &T, pool: u32, ports: u32, port: u32) {
+    let Some(word) = tables.ports_word(pool) else { return };
+    let generation = PoolHead::from_word(word).generation.wrapping_add(1);
+    let place = generation_start(pool, ports, generation) + port / PORTS_A_WORD;
+    tables.give_ports(place, 1 << (port % PORTS_A_WORD));
+}
+
+/// Gives the port back that a flow was sent from, by full NAT. `flow` is either direction's entry.
+#[inline(always)]
+pub(super) fn give_back<A: Family, T: FamilyTables<A>>(
+    tables: &T,
+    flow: &Flow<A>,
+    key: &FlowKey<A>,
+) {
+    if !flow.forwarding.hides_client() {
+        return;
+    }
+    let (Some(settings), Some(backend)) = (tables.settings(), tables.backend(flow.backend)) else {
+        return;
+    };
+    let port = match Direction::from_u8(flow.direction) {
+        Direction::ToBackend => flow.source_port,
+        Direction::ToClient => key.destination_port,
+    };
+    let port = u32::from(port.get()).wrapping_sub(settings.nat_port_first);
+    let source = u32::from(flow.nat_source).wrapping_sub(backend.nat_source);
+    // Range and addresses may be others by now.
+    if port < settings.nat_port_count && source < backend.nat_sources {
+        let number = source * settings.nat_port_count + port;
+        give(tables, backend.ports, pool_ports(&settings, backend), number);
+    }
+}
 
 /// Why a key can't be had.
 enum Claim {
-    /// A connection that isn't closed has it.
+    /// A flow has it that isn't closed.
     Taken,
-    /// A half-open handshake has it.
-    HalfOpen,
     /// There is no room.
     Full,
 }
 
-/// Records `reply` under `key`, if no other flow has it that isn't closed. `from_half_open`: a
-/// handshake that isn't complete has to give way.
+/// Records `reply` under `key`, if no other flow has it that isn't closed.
 #[inline(always)]
 fn claim<A: Family, T: FamilyTables<A>>(
     tables: &T,
     key: &FlowKey<A>,
     reply: &mut Flow<A>,
-    from_half_open: bool,
 ) -> Result<(), Claim> {
     if let Some(entry) = tables.find(Table::Established, key) {
         let flow = entry.read();
         if flow.state != FlowState::CLOSED {
             return Err(Claim::Taken);
         }
-        forget(tables, Table::Established, key, &flow);
+        tables.remove(Table::Established, &flow.peer_key(key.protocol));
+        tables.remove(Table::Established, key);
     }
     // Looked up before: the table makes room for an insertion even where it then fails.
     if tables.find(Table::Embryonic, key).is_some() {
-        if !from_half_open {
-            return Err(Claim::HalfOpen);
-        }
-        tables.remove(Table::Embryonic, key);
+        return Err(Claim::Taken);
     }
     rewrite::prepare(reply, key);
     tables.insert(Table::Embryonic, key, reply).map_err(|error| match error {

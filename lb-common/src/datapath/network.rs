@@ -45,8 +45,9 @@ pub trait Family: Address {
     const HEADER_HAS_CHECKSUM: bool;
     /// Whether datagrams of different protocols may have the same identification at once.
     const IDENTIFIES_BY_PROTOCOL: bool;
-    /// The stages that handle ICMP and later fragments, and the one that answers what is too long.
-    const STAGES: [Stage; 3];
+    /// The stages that handle ICMP and later fragments, the one that answers what is too long, the one
+    /// that opens connections, the one for flows in trouble, and the one that records a new flow.
+    const STAGES: [Stage; 6];
     /// Whether UDP may go without a checksum.
     const UDP_CHECKSUM_IS_OPTIONAL: bool;
 
@@ -79,7 +80,8 @@ pub trait Family: Address {
 }
 
 impl Family for Ipv4Address {
-    const STAGES: [Stage; 3] = [Stage::Icmp, Stage::Fragment, Stage::TooBig];
+    const STAGES: [Stage; 6] =
+        [Stage::Icmp, Stage::Fragment, Stage::TooBig, Stage::Open, Stage::Trouble, Stage::Record];
     const IDENTIFIES_BY_PROTOCOL: bool = true;
     const ICMP: u8 = 1;
     const ICMP_COVERS_ADDRESSES: bool = false;
@@ -158,7 +160,14 @@ impl Family for Ipv4Address {
 const MAXIMUM_OPTION_WORDS: usize = (Ipv4Header::MAXIMUM_LENGTH - Ipv4Header::MINIMUM_LENGTH) / 4;
 
 impl Family for Ipv6Address {
-    const STAGES: [Stage; 3] = [Stage::Icmpv6, Stage::FragmentIpv6, Stage::TooBigIpv6];
+    const STAGES: [Stage; 6] = [
+        Stage::Icmpv6,
+        Stage::FragmentIpv6,
+        Stage::TooBigIpv6,
+        Stage::OpenIpv6,
+        Stage::TroubleIpv6,
+        Stage::RecordIpv6,
+    ];
     const IDENTIFIES_BY_PROTOCOL: bool = false;
     const ICMP: u8 = 58;
     const ICMP_COVERS_ADDRESSES: bool = true;

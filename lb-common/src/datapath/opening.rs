@@ -1,51 +1,134 @@
 //! A client opens a connection, or goes on with one that isn't known: a backend is picked and the flow is
 //! recorded.
 
+use core::hint;
+
 use super::{
-    Family, FamilyTables, Reason, Table, established, hash, nat, parse::Segment, rewrite,
+    Decision, Edits, Family, FamilyTables, Packet, Reason, Scratch, Stop, Table, Verdict,
+    choice::{self, Attempt},
+    established, nat, options,
+    parse::Segment,
+    rewrite, source_rate,
     tables::forget,
+    transmit,
 };
 use crate::{
     abi::{
-        Backend, Direction, Flow, FlowKey, FlowState, Forwarding, NO_BACKEND, Service, ServiceKey,
-        Settings,
+        Access, AccessKey, Backend, Direction, Flow, FlowKey, FlowState, Forwarding, Service,
+        ServiceKey, Settings,
     },
     wire::TcpFlags,
 };
 
+/// Picks a backend for a segment that belongs to no flow, if it may open one, and writes down in `flow` what is
+/// known of that then.
+#[inline(always)]
+pub(super) fn prepare<A: Family, T: FamilyTables<A>>(
+    tables: &T,
+    scratch: &mut Scratch<A>,
+    attempt: Attempt,
+) -> Result<(), Reason> {
+    let Scratch { segment, flow, .. } = scratch;
+    let segment = &*segment;
+    let service = service(tables, &segment.key).ok_or(Reason::NoService)?;
+    let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
+    choose(tables, segment, &service, &settings, attempt, flow)?;
+    if attempt == Attempt::FIRST && segment.flags.opens() {
+        source_rate::admit(tables, &settings, segment.key.source)?;
+    }
+    flow.finished = attempt.tries as u8;
+    Ok(())
+}
+
+/// Records the flow of a segment that was prepared, and forwards it.
+#[inline(always)]
+pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch<A>,
+    mut edits: Edits,
+) -> Result<Verdict, Stop> {
+    let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
+    scratch.segment.admit(packet, &settings)?;
+    // The verifier forgets how many options the IP header has: else it would go on with one path for each
+    // number of them.
+    let Scratch { segment, flow, reply_key, longest, memory, .. } = hint::black_box(scratch);
+    let segment = &*segment;
+    let backend = transmit::backend(tables, segment, flow, longest)?;
+    let backend = backend.ok_or(Reason::TablesIncomplete)?;
+    flow.number = 0;
+    if segment.flags.has(TcpFlags::SYN) {
+        edits.maximum_segment = backend.maximum_segment;
+    }
+    if edits.looked != 0 && flow.forwarding.hides_client() {
+        flow.number = options::begin(packet, &edits, tables.now());
+        edits.shift = flow.number;
+    }
+    let reason = record(tables, &settings, segment, backend, flow, (reply_key, memory))?;
+    Ok(transmit::send(packet, tables, segment, flow, Some(backend), reason, edits)?)
+}
+
+/// Leaves a segment of no established flow to the part for those, a SYN after a look at its options.
+#[inline(always)]
+pub(super) fn leave<A: Family, P: Packet>(packet: &mut P, segment: &Segment<A>) -> Decision {
+    let [_, _, _, open, ..] = A::STAGES;
+    if segment.flags.opens() && segment.options_length > 0 {
+        Decision::surveying(packet, open, segment.transport_offset())
+    } else {
+        Decision::leaving(packet, open)
+    }
+}
+
 /// Demands that a segment may open a connection to the service, picks a backend, and writes down the
 /// flow's direction to it.
 #[inline(always)]
-pub(super) fn choose<A: Family, T: FamilyTables<A>>(
+fn choose<A: Family, T: FamilyTables<A>>(
     tables: &T,
     segment: &Segment<A>,
     service: &Service,
+    settings: &Settings,
+    attempt: Attempt,
     flow: &mut Flow<A>,
 ) -> Result<(), Reason> {
     flow.maximum_datagram = established::demand_own_station(tables, segment)?;
-    let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
-    let picked = pick(tables, segment, service, &settings);
+    let key = &segment.key;
+    let chosen = choice::choose(tables, key, service, settings, attempt);
     if !segment.opens() && !segment.flags.is_invalid() {
-        let backend = picked.ok().and_then(|index| tables.backend(index));
+        let backend = chosen.ok().and_then(|index| tables.backend(index));
         let forwarding = backend.map(|backend| backend.forwarding).ok_or(Reason::NoFlow)?;
         if !may_adopt(segment, forwarding) {
             return Err(Reason::NoFlow);
         }
     }
-    let key = &segment.key;
     if key.source.is_invalid_source()
         || key.source == key.destination
         || segment.link.station.is_group()
     {
         return Err(Reason::InvalidSource);
     }
-    let index = picked?;
+    demand_access(tables, service, key.source)?;
+    let index = chosen?;
     let backend = tables.backend(index).ok_or(Reason::TablesIncomplete)?;
     flow.backend = index;
     flow.service = service.index;
     flow.forwarding = backend.forwarding;
     flow.direction = Direction::ToBackend as u8;
+    flow.state = FlowState::SYN;
     Ok(())
+}
+
+/// Demands that a client may connect.
+#[inline(always)]
+fn demand_access<A: Family, T: FamilyTables<A>>(
+    tables: &T,
+    service: &Service,
+    address: A,
+) -> Result<(), Reason> {
+    if service.access == 0 {
+        return Ok(());
+    }
+    let access = tables.access(&AccessKey { list: service.access, address });
+    if access == Some(Access::Allowed) { Ok(()) } else { Err(Reason::AccessDenied) }
 }
 
 /// Writes down the direction to the backend of a connection that isn't known, for an ICMP error about it:
@@ -56,15 +139,16 @@ pub(super) fn guess<A: Family, T: FamilyTables<A>>(
     segment: &Segment<A>,
     flow: &mut Flow<A>,
 ) -> Option<()> {
-    let service = service(tables, segment)?;
+    let key = &segment.key;
+    let service = service(tables, key)?;
     let settings = tables.settings()?;
-    let index = pick(tables, segment, &service, &settings).ok()?;
+    let index = choice::pick(tables, key, &service, &settings, Attempt::FIRST).ok()?;
     let forwarding = tables.backend(index)?.forwarding;
     if !may_adopt(segment, forwarding) {
         return None;
     }
-    flow.source = segment.key.source;
-    flow.destination = segment.key.destination;
+    flow.source = key.source;
+    flow.destination = key.destination;
     flow.backend = index;
     flow.forwarding = forwarding;
     flow.direction = Direction::ToBackend as u8;
@@ -80,30 +164,28 @@ fn may_adopt<A: Family>(segment: &Segment<A>, forwarding: Forwarding) -> bool {
 }
 
 /// Records the flow that a segment opens, as a half-open handshake, and completes `flow`. What
-/// `reply_key` holds before and afterwards is of no interest.
+/// `reply_key` and `memory` hold before and afterwards is of no interest.
 #[inline(always)]
-pub(super) fn record<A: Family, T: FamilyTables<A>>(
+fn record<A: Family, T: FamilyTables<A>>(
     tables: &T,
     settings: &Settings,
     segment: &Segment<A>,
-    backend: Option<&Backend>,
+    backend: &Backend,
     flow: &mut Flow<A>,
-    reply_key: &mut FlowKey<A>,
+    (reply_key, memory): (&mut FlowKey<A>, &mut u32),
 ) -> Result<Reason, Reason> {
-    let backend = backend.ok_or(Reason::TablesIncomplete)?;
     let key = &segment.key;
     let now = tables.now();
+    let shift = flow.number;
     flow.source = key.destination;
     flow.destination = key.source;
     flow.source_port = key.destination_port;
     flow.destination_port = key.source_port;
-    flow.opened = now;
-    flow.last_seen = now;
-    // A SYN counts as one byte.
-    flow.expected = segment.sequence.wrapping_add(u32::from(segment.opens()));
+    flow.opened = now.tick();
+    flow.last_seen = now.tick();
     flow.link = segment.link;
     flow.state = FlowState::SYN;
-    flow.finished = 0;
+    flow.nat_source = 0;
     if flow.forwarding.sees_replies() {
         flow.direction = Direction::ToClient as u8;
         *reply_key = FlowKey {
@@ -113,16 +195,19 @@ pub(super) fn record<A: Family, T: FamilyTables<A>>(
             destination_port: key.source_port,
             protocol: key.protocol,
         };
-        nat::reserve(tables, settings, backend, reply_key, flow)?;
+        nat::reserve(tables, settings, backend, reply_key, flow, memory)?;
         flow.source = reply_key.destination;
         flow.destination = reply_key.source;
         flow.source_port = reply_key.destination_port;
         flow.destination_port = reply_key.source_port;
+        flow.number = now.stamp().number();
     } else {
         flow.source = key.source;
         flow.destination = key.destination;
         flow.source_port = key.source_port;
         flow.destination_port = key.destination_port;
+        // A SYN counts as one byte.
+        flow.number = segment.sequence.wrapping_add(u32::from(segment.opens()));
     }
     flow.direction = Direction::ToBackend as u8;
     rewrite::prepare(flow, key);
@@ -130,6 +215,7 @@ pub(super) fn record<A: Family, T: FamilyTables<A>>(
         forget(tables, Table::Embryonic, key, flow);
         return Err(Reason::FlowTableFull);
     }
+    flow.number = shift;
     if segment.is_udp() {
         // Without a handshake, nothing else tells a flow's beginning.
         tables.count_new_flow(flow.service, flow.backend);
@@ -137,46 +223,15 @@ pub(super) fn record<A: Family, T: FamilyTables<A>>(
     Ok(if segment.opens() { Reason::Opened } else { Reason::Adopted })
 }
 
-/// The service that a segment is for.
+/// The service that packets of a key are for.
 #[inline(always)]
 pub(super) fn service<A: Family, T: FamilyTables<A>>(
     tables: &T,
-    segment: &Segment<A>,
+    key: &FlowKey<A>,
 ) -> Option<Service> {
     tables.service(&ServiceKey {
-        address: segment.key.destination,
-        port: segment.key.destination_port,
-        protocol: segment.key.protocol as u16,
+        address: key.destination,
+        port: key.destination_port,
+        protocol: key.protocol as u16,
     })
-}
-
-/// Whether a new connection of this client would go to the backend as well.
-#[inline(always)]
-pub(super) fn would_pick<A: Family, T: FamilyTables<A>>(
-    tables: &T,
-    segment: &Segment<A>,
-    backend: u32,
-) -> bool {
-    let Some(service) = service(tables, segment) else { return false };
-    let Some(settings) = tables.settings() else { return false };
-    pick(tables, segment, &service, &settings).is_ok_and(|index| index == backend)
-}
-
-/// Index of the backend that the service's ring holds for this flow.
-#[inline(always)]
-fn pick<A: Family, T: FamilyTables<A>>(
-    tables: &T,
-    segment: &Segment<A>,
-    service: &Service,
-    settings: &Settings,
-) -> Result<u32, Reason> {
-    if service.ring.size() == 0 {
-        return Err(Reason::NoBackend);
-    }
-    let slot = service.ring.slot(hash::flow(&segment.key, settings.hash_seed));
-    let index = tables.ring_slot(slot).ok_or(Reason::TablesIncomplete)?;
-    if index == NO_BACKEND {
-        return Err(Reason::TablesIncomplete);
-    }
-    Ok(index)
 }

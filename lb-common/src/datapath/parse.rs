@@ -35,6 +35,8 @@ pub(super) struct Segment<A: Family> {
     pub(super) part: Part,
     /// Whether it is UDP without a checksum.
     lacks_checksum: bool,
+    /// Bytes of TCP options.
+    pub(super) options_length: u8,
     /// The rest of the IP header.
     pub(super) network: Digest,
 }
@@ -75,6 +77,7 @@ pub(super) fn segment<A: Family, P: Packet>(packet: &P) -> Result<Segment<A>, Re
         transport_offset: transport_offset as u16,
         part: datagram.part,
         lacks_checksum: transport.lacks_checksum,
+        options_length: transport.options_length,
         network: network.digest(),
     })
 }
@@ -98,6 +101,7 @@ pub(super) fn headless<A: Family, P: Packet>(
         transport_offset: datagram.transport_offset as u16,
         part: datagram.part,
         lacks_checksum: false,
+        options_length: 0,
         network: datagram.header.digest(),
     })
 }
@@ -128,6 +132,7 @@ struct Transport {
     sequence: u32,
     acknowledgement: u32,
     lacks_checksum: bool,
+    options_length: u8,
 }
 
 /// Reads the TCP header of a segment of `length` bytes.
@@ -147,6 +152,7 @@ fn tcp<P: Packet>(packet: &P, offset: usize, length: usize) -> Result<Transport,
         sequence: header.sequence(),
         acknowledgement: header.acknowledgement(),
         lacks_checksum: false,
+        options_length: (header.length() - TcpHeader::MINIMUM_LENGTH) as u8,
     })
 }
 
@@ -173,6 +179,7 @@ fn udp<P: Packet>(
         sequence: 0,
         acknowledgement: 0,
         lacks_checksum: header.checksum().is_none(),
+        options_length: 0,
     })
 }
 

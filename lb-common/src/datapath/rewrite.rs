@@ -17,22 +17,23 @@ pub(super) fn prepare<A: Family>(flow: &mut Flow<A>, key: &FlowKey<A>) {
     flow.transport_delta = addresses.and(ports);
 }
 
-/// Changes the segment's ports and checksum as its flow says.
+/// Changes the segment's ports as its flow says, and its checksum by `delta`.
 #[inline(always)]
 pub(super) fn transport<A: Family, P: Packet>(
     packet: &mut P,
     segment: &Segment<A>,
     flow: &Flow<A>,
+    delta: ChecksumDelta,
 ) -> Option<()> {
     let transport = segment.transport_offset();
     if segment.is_udp() {
         let place = transport + UdpHeader::CHECKSUM_OFFSET;
         let checksum: Checksum = packet.read(place)?;
-        packet.write(place, checksum.updated_udp(flow.transport_delta))?;
+        packet.write(place, checksum.updated_udp(delta))?;
     } else {
         let place = transport + TcpHeader::CHECKSUM_OFFSET;
         let checksum: Checksum = packet.read(place)?;
-        packet.write(place, checksum.updated(flow.transport_delta))?;
+        packet.write(place, checksum.updated(delta))?;
     }
     packet.write(transport, [flow.source_port, flow.destination_port])
 }

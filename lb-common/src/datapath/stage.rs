@@ -22,21 +22,33 @@ pub enum Stage {
     TooBigIpv6 = 4,
     /// VLAN tags: [`super::process_tagged`].
     Tagged = 5,
-    /// IPv4 whose tags were taken off: [`super::process_ipv4`].
+    /// IPv4 whose tags were taken off: [`super::read`] and [`super::decide`].
     Ipv4 = 6,
-    /// A SYN that may say too much: [`super::look_at_syn`].
-    Syn = 7,
+    /// Options that have something to change in them: [`super::look_at_options`].
+    Options = 7,
     /// The end of what needs more than most: [`super::finish`].
     Finish = 8,
     /// Fragments other than the first: [`super::process_fragment`].
     Fragment = 9,
     /// The same for IPv6.
     FragmentIpv6 = 10,
+    /// What belongs to no established flow: [`super::open`].
+    Open = 11,
+    /// The same for IPv6.
+    OpenIpv6 = 12,
+    /// Flows whose backend is down, or refuses: [`super::handle_trouble`].
+    Trouble = 13,
+    /// The same for IPv6.
+    TroubleIpv6 = 14,
+    /// What opens a flow, once a backend is picked: [`super::record`].
+    Record = 15,
+    /// The same for IPv6.
+    RecordIpv6 = 16,
 }
 
 impl Stage {
     /// Every one, in the order of its numbers.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 17] = [
         Self::Ipv6,
         Self::Icmp,
         Self::Icmpv6,
@@ -44,10 +56,16 @@ impl Stage {
         Self::TooBigIpv6,
         Self::Tagged,
         Self::Ipv4,
-        Self::Syn,
+        Self::Options,
         Self::Finish,
         Self::Fragment,
         Self::FragmentIpv6,
+        Self::Open,
+        Self::OpenIpv6,
+        Self::Trouble,
+        Self::TroubleIpv6,
+        Self::Record,
+        Self::RecordIpv6,
     ];
 }
 
@@ -59,7 +77,8 @@ pub struct Note {
     pub tags: VlanTags,
     /// How long a datagram may be, in bytes: for [`Stage::TooBig`] and its like.
     pub longest: u16,
-    reserved: u16,
+    /// Number of the part that goes on after [`Stage::Options`]; zero: none.
+    pub(super) next: u16,
     /// What became of it: for [`Stage::Finish`].
     pub verdict: Verdict,
 }
@@ -76,7 +95,7 @@ pub enum Decision {
 impl Note {
     #[inline(always)]
     pub(super) fn new(tags: VlanTags) -> Self {
-        Self { tags, longest: 0, reserved: 0, verdict: Verdict::zeroed() }
+        Self { tags, longest: 0, next: 0, verdict: Verdict::zeroed() }
     }
 }
 
@@ -86,8 +105,8 @@ impl Decision {
     pub(super) fn made<P: Packet>(packet: &mut P, verdict: Verdict) -> Self {
         let stage = match verdict.reason.action() {
             Action::Pass if !packet.tags().is_none() => Stage::Finish,
-            Action::Transmit if verdict.clamp.is_open() => Stage::Syn,
-            Action::Transmit if !verdict.vlans.is_none() || verdict.clamp.place != 0 => {
+            Action::Transmit if verdict.edits.are_open() => Stage::Options,
+            Action::Transmit if !verdict.vlans.is_none() || verdict.edits.have_places() => {
                 Stage::Finish
             }
             Action::Pass | Action::Drop | Action::Transmit => return Self::Made(verdict),
@@ -107,6 +126,19 @@ impl Decision {
     pub(super) fn leaving<P: Packet>(packet: &mut P, stage: Stage) -> Self {
         packet.leave(Note::new(packet.tags()));
         Self::Left(stage)
+    }
+
+    /// A SYN that is another part's once its options are known.
+    #[inline(always)]
+    pub(super) fn surveying<P: Packet>(
+        packet: &mut P,
+        next: Stage,
+        transport_offset: usize,
+    ) -> Self {
+        let mut note = Note { next: next as u16, ..Note::new(packet.tags()) };
+        note.verdict.edits.transport_offset = transport_offset as u16;
+        packet.leave(note);
+        Self::Left(Stage::Options)
     }
 
     /// A frame whose datagram may be `longest` bytes long, and isn't.

@@ -1,10 +1,10 @@
 //! Tables and time, as the packet logic sees them.
 
-use super::Family;
+use super::{Family, nat};
 use crate::{
     abi::{
-        Backend, Direction, Entry, Flow, FlowKey, Fragment, FragmentKey, LocalMac, Service,
-        ServiceKey, Settings, Tick,
+        Access, AccessKey, Backend, Client, ClientKey, Direction, Entry, Flow, FlowKey, FlowState,
+        Fragment, FragmentKey, LocalMac, Moment, Service, ServiceKey, Settings,
     },
     wire::NetworkU32,
 };
@@ -30,7 +30,7 @@ pub enum InsertError {
 /// What the packet logic looks up and counts, whatever the address family.
 pub trait Tables {
     /// The present moment.
-    fn now(&self) -> Tick;
+    fn now(&self) -> Moment;
 
     /// What holds for the whole data path.
     fn settings(&self) -> Option<Settings>;
@@ -44,8 +44,24 @@ pub trait Tables {
     /// An address that full NAT sends from.
     fn nat_source(&self, index: u32) -> Option<[NetworkU32; 4]>;
 
-    /// A number that grows by one with every call for the same backend, and wraps.
-    fn next_nat_cursor(&self, backend: u32) -> Option<u32>;
+    /// A word of the map of all pools of source ports.
+    fn ports_word(&self, index: u32) -> Option<u64>;
+
+    /// Replaces such a word, whatever another CPU made of it meanwhile.
+    fn set_ports_word(&self, index: u32, word: u64);
+
+    /// Clears bits of such a word, and returns what it was, all at once.
+    fn take_ports(&self, index: u32, bits: u64) -> Option<u64>;
+
+    /// Sets bits of such a word.
+    fn give_ports(&self, index: u32, bits: u64);
+
+    /// When the backend last refused a connection without having taken one since, as the number of a
+    /// [`crate::abi::Stamp`]; 0: it hasn't.
+    fn refusal(&self, backend: u32) -> u32;
+
+    /// Sets that.
+    fn set_refusal(&self, backend: u32, stamp: u32);
 
     /// The longest datagram that can be sent from this hardware address, in bytes; `None` where frames for
     /// it aren't ours.
@@ -72,6 +88,21 @@ pub trait FamilyTables<A: Family>: Tables {
     /// The service that clients reach under a key.
     fn service(&self, key: &ServiceKey<A>) -> Option<Service>;
 
+    /// What a list says of an address; `None`: nothing.
+    fn access(&self, key: &AccessKey<A>) -> Option<Access>;
+
+    /// The backend that a client keeps, if it is known.
+    fn client(&self, key: &ClientKey<A>) -> Option<Client>;
+
+    /// Remembers the backend that a client keeps. What was least recently used is forgotten for it.
+    fn remember_client(&self, key: &ClientKey<A>, client: Client);
+
+    /// When the next SYN of a source is due, in nanoseconds, if that is known.
+    fn source_due(&self, source: A) -> Option<u64>;
+
+    /// Sets that. What was least recently used is forgotten for it.
+    fn set_source_due(&self, source: A, due: u64);
+
     /// What the first fragment of a datagram said, if it hasn't been forgotten.
     fn fragment(&self, key: &FragmentKey<A>) -> Option<Fragment>;
 
@@ -80,9 +111,10 @@ pub trait FamilyTables<A: Family>: Tables {
     fn remember_fragment(&self, key: &FragmentKey<A>, fragment: &Fragment);
 }
 
-/// Removes a flow's entries: the one of `key`, whose value is `flow`, and the other direction's.
+/// Removes a flow's entries, which are in another table by now: the one of `key`, whose value is `flow`, and
+/// the other direction's.
 #[inline(always)]
-pub(super) fn forget<A: Family, T: FamilyTables<A>>(
+pub(super) fn remove<A: Family, T: FamilyTables<A>>(
     tables: &T,
     table: Table,
     key: &FlowKey<A>,
@@ -92,6 +124,21 @@ pub(super) fn forget<A: Family, T: FamilyTables<A>>(
         tables.remove(table, &flow.peer_key(key.protocol));
     }
     tables.remove(table, key);
+}
+
+/// Removes a flow's entries: the one of `key`, whose value is `flow`, and the other direction's. Its source
+/// port is free again, as that of a closed one was before.
+#[inline(always)]
+pub(super) fn forget<A: Family, T: FamilyTables<A>>(
+    tables: &T,
+    table: Table,
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+) {
+    remove(tables, table, key, flow);
+    if flow.state != FlowState::CLOSED {
+        nat::give_back(tables, flow, key);
+    }
 }
 
 /// A copy of a flow's entry, whichever table it is in.

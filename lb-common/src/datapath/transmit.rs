@@ -1,15 +1,16 @@
 //! Where a segment goes, and the last step: it is sent there, and counted.
 
 use super::{
-    Clamp, Family, FamilyTables, Packet, Reason, Verdict, encapsulate, parse::Segment, rewrite,
+    Edits, Family, FamilyTables, Packet, Reason, Verdict, encapsulate, fragments, options,
+    parse::Segment, rewrite,
 };
 use crate::{
-    abi::{Backend, Direction, Flow, Link},
+    abi::{Backend, CHECK_SERVICE, Direction, Fate, Flow, Link},
     wire::TcpFlags,
 };
 
 /// The flow's backend, where a segment goes there, if it is known how to reach it. `None`: it goes to the
-/// client. Demands that the datagram is short enough for the way; where it is too long, `longest`
+/// client. Demands that the backend isn't down, or its flows go on nevertheless, and that the datagram is short enough for the way; where it is too long, `longest`
 /// becomes what would do, in bytes.
 #[inline(always)]
 pub(super) fn backend<'t, A: Family, T: FamilyTables<A>>(
@@ -27,6 +28,9 @@ pub(super) fn backend<'t, A: Family, T: FamilyTables<A>>(
         return Ok(None);
     }
     let backend = tables.backend(flow.backend).ok_or(Reason::TablesIncomplete)?;
+    if backend.fate != Fate::Keep && flow.service != CHECK_SERVICE {
+        return Err(Reason::BackendDown);
+    }
     if backend.link.interface == 0 {
         return Err(Reason::NextHopUnknown);
     }
@@ -53,7 +57,8 @@ pub(super) fn send_headless<A: Family, P: Packet, T: FamilyTables<A>>(
     Ok(Verdict::sending(reason, link))
 }
 
-/// Sends a segment to the backend or to the client, as its flow says, for that reason.
+/// Sends a segment to the backend or to the client, as its flow says, for that reason. What `edits` says of
+/// its options may have been looked for before.
 #[inline(always)]
 pub(super) fn send<A: Family, P: Packet, T: FamilyTables<A>>(
     packet: &mut P,
@@ -62,22 +67,34 @@ pub(super) fn send<A: Family, P: Packet, T: FamilyTables<A>>(
     flow: &Flow<A>,
     backend: Option<&Backend>,
     reason: Reason,
+    mut edits: Edits,
 ) -> Result<Verdict, Reason> {
     if flow.forwarding.sees_replies() {
-        rewrite::transport(packet, segment, flow).ok_or(Reason::ShortFrame)?;
+        let mut delta = flow.transport_delta;
+        if edits.looked == 0
+            && let Some(shifted) = options::shift_usual(packet, segment, flow, &mut edits)
+        {
+            delta = delta.and(shifted);
+        }
+        rewrite::transport(packet, segment, flow, delta).ok_or(Reason::ShortFrame)?;
     }
     let (link, added) = redirect(packet, tables, segment, flow, backend)?;
     let direction = Direction::from_u8(flow.direction);
     tables.count_packet(flow.service, flow.backend, direction, segment.datagram_length as u64);
-    let mut verdict = Verdict::sending(reason, link);
-    if segment.flags.has(TcpFlags::SYN) {
-        let backend = tables.backend(flow.backend).ok_or(Reason::TablesIncomplete)?;
-        verdict.clamp = Clamp {
-            maximum_segment: backend.maximum_segment,
-            transport_offset: (added + segment.transport_offset()) as u16,
-            place: 0,
-        };
+    // The places count from where the frame begins now.
+    edits.transport_offset = (added + segment.transport_offset()) as u16;
+    if edits.segment_place != 0 {
+        edits.segment_place += added as u16;
     }
+    if edits.looked == 0 && segment.flags.has(TcpFlags::SYN) {
+        let backend = tables.backend(flow.backend).ok_or(Reason::TablesIncomplete)?;
+        edits.maximum_segment = backend.maximum_segment;
+    }
+    if segment.part.is_fragment {
+        fragments::remember(tables, segment);
+    }
+    let mut verdict = Verdict::sending(reason, link);
+    verdict.edits = edits;
     Ok(verdict)
 }
 

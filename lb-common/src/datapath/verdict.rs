@@ -50,47 +50,73 @@ pub struct Verdict {
     pub egress: u32,
     /// The VLANs that it leaves in.
     pub vlans: Vlans,
-    /// What its SYN has yet to say.
-    pub clamp: Clamp,
+    /// What is to be changed in its options.
+    pub edits: Edits,
 }
 
-/// What a segment with SYN may at most say of how long segments may be.
+/// What is to be changed in the options of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Zeroable)]
 #[repr(C)]
-pub struct Clamp {
-    /// Bytes; zero: it isn't looked at.
+pub struct Edits {
+    /// What is added to a timestamp; zero: nothing.
+    pub shift: u32,
+    /// Which one: its offset in the option's data, in bytes.
+    pub field: u16,
+    /// Offset of the timestamp in the frame; zero: there is none, or it isn't known yet.
+    pub timestamp_place: u16,
+    /// What a SYN may at most say of how long segments may be, in bytes; zero: anything.
     pub maximum_segment: u16,
+    /// Offset of what has to be lowered to that; zero: nothing, or it isn't known yet.
+    pub segment_place: u16,
     /// Offset of the TCP header in the frame, in bytes.
     pub transport_offset: u16,
-    /// Offset of what has to be lowered; zero: it isn't known yet.
-    pub place: u16,
+    /// How far in the header it was looked, in bytes.
+    pub walked: u16,
+    /// 1: the places are known.
+    pub looked: u32,
 }
 
 // SAFETY: zeros are the first reason, and all of the rest may be zeros.
 unsafe impl Zeroable for Verdict {}
 
-impl Clamp {
-    /// Whether the segment hasn't been looked at yet.
+impl Edits {
+    /// None.
+    pub const NONE: Self = Self {
+        shift: 0,
+        field: 0,
+        timestamp_place: 0,
+        maximum_segment: 0,
+        segment_place: 0,
+        transport_offset: 0,
+        walked: 0,
+        looked: 0,
+    };
+
+    /// Whether there may be some whose place has to be looked for.
     #[inline(always)]
-    pub(super) const fn is_open(self) -> bool {
-        self.maximum_segment != 0 && self.place == 0
+    pub(super) const fn are_open(&self) -> bool {
+        self.looked == 0 && (self.maximum_segment != 0 || self.shift != 0)
     }
 
-    /// Nothing.
-    pub const NONE: Self = Self { maximum_segment: 0, transport_offset: 0, place: 0 };
+    /// Whether there are some whose place is known.
+    #[inline(always)]
+    pub(super) const fn have_places(&self) -> bool {
+        (self.segment_place != 0 && self.maximum_segment != 0)
+            || (self.timestamp_place != 0 && self.shift != 0)
+    }
 }
 
 impl Verdict {
     /// A frame that isn't transmitted.
     #[inline(always)]
     pub const fn refusing(reason: Reason) -> Self {
-        Self { reason, egress: 0, vlans: Vlans::NONE, clamp: Clamp::NONE }
+        Self { reason, egress: 0, vlans: Vlans::NONE, edits: Edits::NONE }
     }
 
     /// A frame that is transmitted to a station.
     #[inline(always)]
     pub(super) const fn sending(reason: Reason, link: Link) -> Self {
-        Self { reason, egress: link.interface, vlans: link.vlans, clamp: Clamp::NONE }
+        Self { reason, egress: link.interface, vlans: link.vlans, edits: Edits::NONE }
     }
 }
 
@@ -176,6 +202,14 @@ reasons! {
     /// No backend takes new flows. The host's stack refuses the connection with a reset, or a datagram
     /// by ICMP.
     NoBackend "no_backend" Refused Pass,
+    /// The backend is down. By `on_down = "reset"` the client is told by a reset.
+    BackendDown "backend_down" Refused Transmit,
+    /// A backend refused a connection: the client isn't told, and its next SYN goes to another one.
+    RefusalWithheld "refusal_withheld" Refused Drop,
+    /// The service's `allow` and `deny` don't let the client's address in.
+    AccessDenied "access_denied" Refused Drop,
+    /// The client's address opens connections faster than `limits.syn_rate_per_source`.
+    RateLimited "rate_limited" Refused Drop,
     /// The IP header's checksum is wrong.
     BadIpChecksum "bad_ip_checksum" Refused Drop,
     /// No hop is left: the time to live is 1 or 0.
@@ -196,7 +230,7 @@ reasons! {
     InvalidSource "invalid_source" Refused Drop,
     /// The backend's hardware address or interface isn't known yet.
     NextHopUnknown "next_hop_unknown" Refused Drop,
-    /// No free source port was found for the backend.
+    /// All source ports to the backend are in use.
     NatPortsExhausted "nat_ports_exhausted" Refused Drop,
     /// By `nat`: the client has a connection to the backend from the same port by another service.
     TupleInUse "tuple_in_use" Refused Drop,
@@ -241,7 +275,8 @@ mod tests {
                 Kind::Passed => reason.action() == Action::Pass,
                 Kind::Refused => {
                     // Only an answer to the sender is transmitted.
-                    let answers = *reason == Reason::NeedsFragmentation;
+                    let answers =
+                        [Reason::NeedsFragmentation, Reason::BackendDown].contains(reason);
                     (reason.action() == Action::Transmit) == answers
                 }
                 Kind::Error => reason.action() == Action::Drop,

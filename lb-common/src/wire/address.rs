@@ -23,6 +23,25 @@ pub trait Address: Pod + Eq + Hash + Into<IpAddr> {
     /// What replacing `old` by `new` does to a checksum that covers it.
     fn checksum_delta(old: Self, new: Self) -> ChecksumDelta;
 
+    /// The network that one client may have addresses in at will: of IPv4 the address itself, of IPv6 its
+    /// first 64 bits (RFC 7421).
+    #[must_use]
+    fn network(self) -> Self;
+
+    /// The sum over the words of the pseudo-header of a transport protocol's checksum, for so many bytes
+    /// (RFC 9293, section 3.1; RFC 8200, section 8.1).
+    #[inline(always)]
+    fn pseudo_header_sum(source: Self, destination: Self, protocol: u8, length: u16) -> u32 {
+        let mut sum = u32::from(NetworkU16::new(length).raw());
+        sum += u32::from(NetworkU16::new(protocol.into()).raw());
+        for address in [source.words(), destination.words()] {
+            for word in address.iter().take(Self::WORDS) {
+                sum += (word.raw() & 0xffff) + (word.raw() >> 16);
+            }
+        }
+        sum
+    }
+
     /// Whether no packet on a wire may come from this address.
     fn is_invalid_source(self) -> bool;
 }

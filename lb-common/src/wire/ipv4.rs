@@ -47,6 +47,11 @@ impl Address for Ipv4Address {
         ChecksumDelta::of_u32([old.0.raw()], [new.0.raw()])
     }
 
+    #[inline(always)]
+    fn network(self) -> Self {
+        self
+    }
+
     /// "This network", loopback, multicast, reserved and broadcast addresses (RFC 1812, section
     /// 5.3.7; RFC 6890).
     #[inline(always)]

@@ -37,6 +37,12 @@ impl Address for Ipv6Address {
         ChecksumDelta::of_u32(old.0.map(NetworkU32::raw), new.0.map(NetworkU32::raw))
     }
 
+    #[inline(always)]
+    fn network(self) -> Self {
+        let [first, second, ..] = self.0;
+        Self([first, second, NetworkU32::new(0), NetworkU32::new(0)])
+    }
+
     /// Multicast, unspecified and loopback addresses, and IPv4's in IPv6's form (RFC 4291, sections
     /// 2.5 and 2.7; RFC 6890).
     #[inline(always)]

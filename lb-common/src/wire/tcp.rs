@@ -76,6 +76,44 @@ impl TcpHeader {
     /// Offset of the checksum within the header, in bytes.
     pub const CHECKSUM_OFFSET: usize = 16;
 
+    /// A reset from one port to another, with a sequence number (RFC 9293, section 3.5.2). `sum` is that
+    /// of the pseudo-header.
+    #[inline(always)]
+    pub fn reset(
+        source_port: NetworkU16,
+        destination_port: NetworkU16,
+        sequence: u32,
+        sum: u32,
+    ) -> Self {
+        Self::bare((source_port, destination_port), (sequence, 0), TcpFlags::RST, sum)
+    }
+
+    /// A segment of nothing but a header from one port to another, with sequence and acknowledgement numbers.
+    /// `sum` is that of the pseudo-header.
+    #[inline(always)]
+    pub fn bare(
+        (source_port, destination_port): (NetworkU16, NetworkU16),
+        (sequence, acknowledgement): (u32, u32),
+        flags: TcpFlags,
+        sum: u32,
+    ) -> Self {
+        let mut header = Self {
+            source_port,
+            destination_port,
+            sequence: NetworkU32::new(sequence),
+            acknowledgement: NetworkU32::new(acknowledgement),
+            offset_and_reserved: 5 << 4,
+            flags,
+            window: NetworkU16::new(0),
+            checksum: Checksum::NONE,
+            urgent: NetworkU16::new(0),
+        };
+        let words: [u16; Self::MINIMUM_LENGTH / 2] = bytemuck::cast(header);
+        let words: u32 = words.iter().map(|word| u32::from(*word)).sum();
+        header.checksum = Checksum::from_sum(sum + words);
+        header
+    }
+
     /// The header's length in bytes as it says itself, options included; 0 to 60.
     #[inline(always)]
     pub const fn length(&self) -> usize {

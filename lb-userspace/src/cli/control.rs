@@ -1,12 +1,20 @@
 //! Commands that change something.
 
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
 use clap::Args;
 
 use super::{
     Outcome, Place,
     output::{self, Failure},
 };
-use crate::api::{self, Operation, Request, Response};
+use crate::{
+    api::{self, Operation, Request, Response},
+    observe::Overview,
+};
 
 /// `SERVICE/BACKEND`.
 #[derive(Clone, Debug)]
@@ -20,6 +28,18 @@ pub(super) struct TargetArgs {
     /// Which backend of which service
     #[arg(value_name = "SERVICE/BACKEND", value_parser = target)]
     target: Target,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DrainArgs {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// Return when its last flow has ended, and say how many are left
+    #[arg(long)]
+    wait: bool,
+    /// Wait no longer than this, such as 30s or 5m
+    #[arg(long, value_name = "DURATION", requires = "wait", value_parser = humantime::parse_duration)]
+    timeout: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -40,9 +60,40 @@ fn target(text: &str) -> Result<Target, String> {
     }
 }
 
-pub(super) fn drain(place: &Place, arguments: &TargetArgs) -> Outcome {
-    operate(place, &arguments.target, Operation::Drain)
+pub(super) fn drain(place: &Place, arguments: &DrainArgs) -> Outcome {
+    let target = &arguments.target.target;
+    operate(place, target, Operation::Drain)?;
+    if arguments.wait { wait(place, target, arguments.timeout) } else { Ok(()) }
 }
+
+/// Waits for the end of a backend's last flow, and says how many are left whenever that changes.
+fn wait(place: &Place, target: &Target, timeout: Option<Duration>) -> Outcome {
+    let start = Instant::now();
+    let mut shown = None;
+    loop {
+        let (_, maps) = place.maps()?;
+        let left = Overview::read(&maps)?.flows_of(&target.service, &target.backend);
+        if shown != Some(left) {
+            output::print(&format!("{left} flows left\n"));
+            shown = Some(left);
+        }
+        if left == 0 {
+            return Ok(());
+        }
+        let rest = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
+        if rest.is_some_and(|rest| rest.is_zero()) {
+            return Err(Failure::failed(format!(
+                "{left} flows are left after {}; the backend goes on draining",
+                humantime::format_duration(timeout.unwrap_or_default())
+            )));
+        }
+        // The kernel tells nobody of changes in a map.
+        thread::sleep(rest.map_or(LOOK_INTERVAL, |rest| rest.min(LOOK_INTERVAL)));
+    }
+}
+
+/// Time between two looks at the flows of a draining backend.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 pub(super) fn maint(place: &Place, arguments: &TargetArgs) -> Outcome {
     operate(place, &arguments.target, Operation::Maint)

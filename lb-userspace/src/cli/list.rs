@@ -88,7 +88,7 @@ pub(super) fn list(place: &Place, arguments: &ListArgs) -> Outcome {
                 state: filter.state.clone(),
                 limit: filter.limit,
             };
-            let records = observe::flows(&maps, &Overview::read(&maps)?, &filter)?;
+            let records = observe::flows(&maps, &Overview::without_flows(&maps)?, &filter)?;
             if json {
                 return print_json(&records);
             }
@@ -112,7 +112,7 @@ pub(super) fn list(place: &Place, arguments: &ListArgs) -> Outcome {
             );
         }
         What::Rings => {
-            let records = Overview::read(&maps)?.rings(&maps);
+            let records = Overview::without_flows(&maps)?.rings(&maps);
             if json {
                 return print_json(&records);
             }

@@ -49,7 +49,7 @@ enum Command {
     /// Show controller, interfaces, services and backends on one screen
     Status(status::StatusArgs),
     /// Give a backend no new flows; those it has go on
-    Drain(control::TargetArgs),
+    Drain(control::DrainArgs),
     /// Take a backend out of service: no new flows, no checks
     Maint(control::TargetArgs),
     /// Undo drain, maint and weight

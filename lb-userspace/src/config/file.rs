@@ -40,6 +40,7 @@ pub(super) struct File {
 pub(super) struct Limits {
     pub(super) flows: Option<Spanned<i64>>,
     pub(super) embryonic: Option<Spanned<i64>>,
+    pub(super) clients: Option<Spanned<i64>>,
     pub(super) syn_rate_per_source: Option<Spanned<i64>>,
 }
 
@@ -72,8 +73,10 @@ pub(super) struct Service {
     pub(super) on_down: Option<Text>,
     pub(super) mss: Option<Spanned<i64>>,
     pub(super) slow_start: Option<Text>,
-    pub(super) allow: Option<Spanned<Vec<String>>>,
-    pub(super) deny: Option<Spanned<Vec<String>>>,
+    #[serde(default)]
+    pub(super) allow: Vec<Text>,
+    #[serde(default)]
+    pub(super) deny: Vec<Text>,
     pub(super) timeouts: Option<Timeouts>,
     pub(super) check: Option<Check>,
     #[serde(default)]

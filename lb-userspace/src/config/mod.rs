@@ -8,6 +8,7 @@ mod validate;
 mod values;
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
@@ -17,7 +18,8 @@ use std::{
 pub use problem::{Invalid, Problem};
 pub use values::{StatusRanges, is_reachable};
 
-use lb_common::abi::{Forwarding, Protocol};
+use ipnet::IpNet;
+use lb_common::abi::{Access, Fate, Forwarding, Protocol};
 
 use crate::dataplane::ModeChoice;
 
@@ -51,6 +53,10 @@ pub struct Config {
     pub flows: u32,
     /// Half-open handshakes that there is room for.
     pub embryonic: u32,
+    /// Clients that there is room for in the table of those that keep their backend, of each family.
+    pub clients: u32,
+    /// SYNs a second that one source may send, in the long run; `None`: any number.
+    pub syn_rate_per_source: Option<u32>,
     /// Addresses that full NAT sends from; empty: the primary one of the interface.
     pub nat_addresses: Vec<IpAddr>,
     /// First and last port that full NAT sends from.
@@ -85,6 +91,12 @@ pub struct Service {
     pub maximum_segment: Option<u16>,
     /// Idle timeouts.
     pub timeouts: Timeouts,
+    /// What becomes of the flows of a backend that is down.
+    pub on_down: Fate,
+    /// How long a client keeps its backend after its last connection; `None`: it doesn't.
+    pub affinity: Option<Duration>,
+    /// Which networks may connect, and which may not: the longest prefix decides. Empty: everyone may.
+    pub access: BTreeMap<IpNet, Access>,
     /// How its backends are checked.
     pub check: Check,
     /// Its servers.

@@ -1,8 +1,13 @@
 //! What a file says of services and their backends.
 
-use std::{collections::HashMap, ops::RangeInclusive};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
+};
 
-use lb_common::abi::{Forwarding, Protocol};
+use ipnet::IpNet;
+use lb_common::abi::{Access, Fate, Forwarding, Protocol};
 use toml::Spanned;
 
 use super::{
@@ -29,8 +34,9 @@ impl Validator {
             &["maglev"],
             &["source", "roundrobin", "leastconn"],
         );
-        self.choice(service.on_down.as_ref(), "on_down", &["keep"], &["reset", "move"]);
-        self.unavailable(service.affinity.as_ref().map(Spanned::span), "affinity", "leave it out");
+        let fates = [Fate::Reset, Fate::Move, Fate::Keep];
+        let on_down = self.choice(service.on_down.as_ref(), "on_down", &fates.map(Fate::name), &[]);
+        let on_down = fates.into_iter().find(|fate| fate.name() == on_down).unwrap_or(Fate::Reset);
         if let Some(slow_start) = &service.slow_start
             && self.value(slow_start, values::duration).is_some_and(|duration| !duration.is_zero())
         {
@@ -38,14 +44,6 @@ impl Validator {
                 Some(slow_start.span()),
                 "slow_start",
                 "leave it out, or write \"0s\"",
-            );
-        }
-        for (list, name) in [(&service.allow, "allow"), (&service.deny, "deny")] {
-            let filled = list.as_ref().filter(|list| !list.get_ref().is_empty());
-            self.unavailable(
-                filled.map(Spanned::span),
-                name,
-                "leave it empty, and filter before the balancer",
             );
         }
         if service.bind.get_ref().is_empty() {
@@ -62,12 +60,41 @@ impl Validator {
                 .timeouts
                 .as_ref()
                 .map_or(timeouts, |own| self.timeouts(own, timeouts)),
+            on_down,
+            affinity: self.optional_duration(service.affinity.as_ref()),
+            access: self.access(service),
             check: self.check_of(service, protocol),
             backends: self.backends(service),
         };
         self.refuse_translation(service, &parsed);
         self.refuse_two_families(service, &parsed);
         parsed
+    }
+
+    /// Who may connect.
+    fn access(&mut self, service: &file::Service) -> BTreeMap<IpNet, Access> {
+        let mut networks = BTreeMap::new();
+        for (list, access) in [(&service.allow, Access::Allowed), (&service.deny, Access::Denied)] {
+            for written in list {
+                let Some(network) = self.value(written, values::network) else { continue };
+                if networks.insert(network, access).is_some_and(|before| before != access) {
+                    self.problem(
+                        written.span(),
+                        format!("{network} stands in both allow and deny"),
+                        "remove it from one of them",
+                    );
+                }
+            }
+        }
+        if networks.is_empty() {
+            return networks;
+        }
+        // What neither says: whoever isn't allowed, where some are.
+        let rest = if service.allow.is_empty() { Access::Allowed } else { Access::Denied };
+        for any in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
+            networks.entry(IpNet::new_assert(any, 0)).or_insert(rest);
+        }
+        networks
     }
 
     /// How the backends are checked. A check is by TCP, so that one of UDP is only made where it is

@@ -15,6 +15,9 @@ use super::{
     values::{self, Wrong},
 };
 
+/// Most addresses that full NAT sends from.
+const MOST_NAT_ADDRESSES: usize = 16;
+
 /// Longest name of a service or backend, in bytes: what fits into a map.
 const LONGEST_NAME: usize = 63;
 
@@ -34,11 +37,6 @@ impl Validator {
         self.unavailable(file.user.as_ref().map(Spanned::span), "user", "leave it out");
         let watch = file.watch.as_ref().filter(|watch| *watch.get_ref());
         self.unavailable(watch.map(Spanned::span), "watch", "run `lb reload` after a change");
-        self.unavailable(
-            file.limits.syn_rate_per_source.as_ref().map(Spanned::span),
-            "syn_rate_per_source",
-            "leave it out",
-        );
         if file.service.is_empty() {
             self.problem(0..0, "no service", "add a [[service]] with name, bind and backends");
         }
@@ -69,6 +67,15 @@ impl Validator {
                 1024..=16_777_216,
                 "limits.embryonic",
             ),
+            clients: self.number(
+                file.limits.clients.as_ref(),
+                262_144,
+                1024..=16_777_216,
+                "limits.clients",
+            ),
+            syn_rate_per_source: file.limits.syn_rate_per_source.as_ref().map(|rate| {
+                self.number(Some(rate), 1, 1..=1_000_000, "limits.syn_rate_per_source")
+            }),
             nat_addresses: self.nat_addresses(&file.nat.addresses),
             nat_ports: file.nat.ports.as_ref().map_or((1024, 32_767), |ports| {
                 self.value(ports, values::port_range).unwrap_or((1024, 32_767))
@@ -139,6 +146,13 @@ impl Validator {
                 Err(wrong("is no address that a host sends from"))
             }
         };
+        if let Some(first) = addresses.get(MOST_NAT_ADDRESSES) {
+            self.problem(
+                first.span(),
+                format!("{} addresses; {MOST_NAT_ADDRESSES} at most", addresses.len()),
+                "remove some: each has up to 64,512 ports for each backend",
+            );
+        }
         addresses.iter().filter_map(|address| self.value(address, parse)).collect()
     }
 

@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
+
 use super::Bind;
 
 /// Why a text isn't a value: what is wrong, and what to write instead.
@@ -97,6 +99,27 @@ pub(super) fn port_range(text: &str) -> Result<(u16, u16), Wrong> {
         return Err((format!("\"{text}\": the first port is above the last"), HINT));
     }
     Ok((first, last))
+}
+
+/// A network such as `192.0.2.0/24` or `2001:db8::/32`, or an address.
+pub(super) fn network(text: &str) -> Result<IpNet, Wrong> {
+    const HINT: &str = "write it as \"192.0.2.0/24\", \"2001:db8::/32\" or \"192.0.2.7\"";
+    let parsed = match text.parse::<IpAddr>() {
+        Ok(address) => Ok(IpNet::from(address)),
+        Err(_) => text.parse::<IpNet>(),
+    };
+    let network = parsed.map_err(|_| (format!("\"{text}\" is no network"), HINT))?;
+    if network.trunc() == network {
+        Ok(network)
+    } else {
+        Err((
+            format!(
+                "\"{text}\" has bits set behind its prefix: the network is {}",
+                network.trunc()
+            ),
+            HINT,
+        ))
+    }
 }
 
 /// HTTP status codes, such as `200-299,401`.

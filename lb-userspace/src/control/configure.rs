@@ -1,10 +1,11 @@
 //! From a configuration to the state that it asks for, keeping what need not change.
 
-use std::net::SocketAddr;
+use std::{collections::BTreeMap, net::SocketAddr};
 
+use ipnet::IpNet;
 use lb_common::{
     abi::{
-        AddressFamily, Backend, BackendInfo, CheckKind, CheckResult, Forwarding, Lifecycle,
+        Access, AddressFamily, Backend, BackendInfo, CheckKind, CheckResult, Forwarding, Lifecycle,
         OperatorState, ServiceInfo, Text,
     },
     wire::{NetworkU16, words},
@@ -12,6 +13,8 @@ use lb_common::{
 
 use super::state::{BackendState, State};
 use crate::config::{self, Config};
+
+const NANOSECONDS_A_SECOND: u32 = 1_000_000_000;
 
 /// There is no room for what a configuration asks for.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -33,6 +36,8 @@ pub struct Room {
     pub binds: u32,
     /// Backends, with index 0, which isn't one.
     pub backends: u32,
+    /// Networks in the lists of who may connect.
+    pub networks: u32,
 }
 
 impl State {
@@ -52,6 +57,8 @@ impl State {
         let (first, last) = config.nat_ports;
         state.settings.nat_port_first = u32::from(first);
         state.settings.nat_port_count = u32::from(last) - u32::from(first) + 1;
+        state.settings.syn_interval =
+            config.syn_rate_per_source.map_or(0, |rate| NANOSECONDS_A_SECOND / rate);
         for info in state.services.values_mut() {
             info.lifecycle = Lifecycle::Retired;
         }
@@ -77,7 +84,29 @@ impl State {
                 backend.info.ring_slots = 0;
             }
         }
+        let in_use = |number: &u32| state.services.values().any(|info| info.access == *number);
+        state.access.retain(|number, _| in_use(number));
+        if state.access.values().map(BTreeMap::len).sum::<usize>() > room.networks as usize {
+            return Err(NoRoom {
+                what: "network that may or may not connect",
+                room: room.networks,
+            });
+        }
         Ok(state)
+    }
+
+    /// The number of a list of networks: the same as long as the list is, so that a changed one is there
+    /// whole before it is asked.
+    fn place_access(&mut self, networks: &BTreeMap<IpNet, Access>) -> u32 {
+        if networks.is_empty() {
+            return 0;
+        }
+        if let Some((number, _)) = self.access.iter().find(|(_, known)| *known == networks) {
+            return *number;
+        }
+        let number = self.access.keys().next_back().map_or(1, |last| last + 1);
+        self.access.insert(number, networks.clone());
+        number
     }
 
     fn place_service(&mut self, service: &config::Service, room: Room) -> Result<u32, NoRoom> {
@@ -90,7 +119,9 @@ impl State {
             lifecycle: Lifecycle::Active,
             forwarding: service.forwarding,
             protocol: service.protocol,
-            reserved: 0,
+            on_down: service.on_down,
+            access: self.place_access(&service.access),
+            affinity: service.affinity.map_or(0, seconds),
             timeouts: [timeouts.syn, timeouts.established, timeouts.closing, timeouts.udp]
                 .map(seconds),
         };

@@ -17,24 +17,24 @@ use super::{
     configure::Room,
     interfaces::{self, Interfaces},
     path_mtu::PathMtu,
-    plan::plan,
+    plan::{Spaces, plan},
     ring::Member,
-    ring_space::RingSpace,
     start::Source,
     state::{BackendState, State},
-    store, sweep,
-    troubles::Troubles,
+    store,
+    sweep::{Orders, Sweeper, Swept},
+    troubles::{Fullness, Troubles},
 };
 use crate::{
     api::{Call, ControllerStatus, Request, Response},
     config::{Check, Config},
-    dataplane::{self, Loaded, Pins, XdpLink},
+    dataplane::{DataplaneError, Loaded, Pins, XdpLink},
     health::{Checker, Passage, Report, Target},
     netlink::Network,
 };
 
-/// Time between two looks for idle flows.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// Time between two looks for what is forgotten after a while.
+const TIDY_INTERVAL: Duration = Duration::from_secs(5);
 /// Sweeps in a row that must find no flow of a retired backend before its index is free.
 const IDLE_SWEEPS: u32 = 2;
 /// How long it is believed what a router said, as long as by the kernel (`mtu_expires`).
@@ -50,8 +50,10 @@ pub(super) enum Event {
     PathMtu(PathMtu),
     /// A client asks something.
     Call(Call),
-    /// It's time to look for idle flows.
-    Sweep,
+    /// The tables of flows were looked through.
+    Swept(Result<Swept, DataplaneError>),
+    /// It's time to look for what is forgotten after a while.
+    Tidy,
     /// SIGHUP.
     Reload,
     /// SIGINT or SIGTERM.
@@ -70,7 +72,7 @@ pub(super) struct Controller {
     pub(super) wanted: State,
     /// What the maps hold.
     pub(super) there: State,
-    pub(super) space: RingSpace,
+    pub(super) spaces: Spaces,
     pub(super) room: Room,
     /// What the rings were built of.
     pub(super) members: BTreeMap<u32, Vec<Member>>,
@@ -84,19 +86,23 @@ pub(super) struct Controller {
     pub(super) events: mpsc::Sender<Event>,
     pub(super) started: Instant,
     pub(super) troubles: Troubles,
+    pub(super) fullness: Fullness,
+    pub(super) sweeper: Sweeper,
+    /// What the sweeper knows.
+    pub(super) orders: Arc<Orders>,
 }
 
 impl Controller {
     /// Handles events until one of them is to stop.
     pub(super) async fn run(mut self, mut events: mpsc::Receiver<Event>) -> Self {
         self.follow_up();
-        let sweeps = self.events.clone();
+        let ticks = self.events.clone();
         tokio::spawn(async move {
-            let mut interval = time::interval(SWEEP_INTERVAL);
+            let mut interval = time::interval(TIDY_INTERVAL);
             interval.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
             loop {
                 interval.tick().await;
-                if sweeps.send(Event::Sweep).await.is_err() {
+                if ticks.send(Event::Tidy).await.is_err() {
                     return;
                 }
             }
@@ -117,10 +123,8 @@ impl Controller {
                         // A client that hung up doesn't care.
                         let _: Result<(), Response> = answer.send(response);
                     }
-                    Event::Sweep => {
-                        self.forget_path_mtus();
-                        self.sweep();
-                    }
+                    Event::Tidy => self.forget_path_mtus(),
+                    Event::Swept(result) => self.take_in_sweep(result),
                     Event::Reload => match self.reload() {
                         Response::Done(text) => tracing::info!("{text}"),
                         Response::Failed(text)
@@ -139,17 +143,23 @@ impl Controller {
 
     /// Makes the maps what is wanted. What fails is logged, and tried again at the next event.
     pub(super) fn reconcile(&mut self) {
+        self.wanted.settle();
         self.wanted.build_rings(&mut self.members);
         let now = Instant::now();
-        let result = match plan(&self.wanted, &self.there, &mut self.space, now) {
+        let result = match plan(&self.wanted, &self.there, &mut self.spaces, now) {
             Ok(changes) => changes
                 .iter()
                 .try_for_each(|change| store::apply(change, &mut self.loaded.maps, &mut self.there))
                 .map_err(|error| format!("a change failed, and is tried again: {error}")),
-            Err(error) => Err(format!("the rings stay as they are: {error}")),
+            Err(error) => Err(format!("everything stays as it is: {error}")),
         };
-        self.space.keep(&self.there.ring_offsets(), now);
+        self.spaces.keep(&self.there, now);
         self.troubles.note("reconcile", result);
+        let orders = Orders::new(&self.wanted, &self.there);
+        if *self.orders != orders {
+            self.orders = Arc::new(orders);
+            self.sweeper.order(Arc::clone(&self.orders));
+        }
     }
 
     /// Takes in what the network looks like now.
@@ -261,10 +271,10 @@ impl Controller {
         }
     }
 
-    /// Forgets idle flows, and frees the indices of retired backends that no flow names.
-    fn sweep(&mut self) {
-        let services = &self.there.services;
-        let swept = match sweep::sweep(&mut self.loaded.maps, services, dataplane::now()) {
+    /// Takes in what was found in the tables of flows, and frees the indices of retired backends that no flow
+    /// names.
+    fn take_in_sweep(&mut self, result: Result<Swept, DataplaneError>) {
+        let swept = match result {
             Ok(swept) => swept,
             Err(error) => {
                 let trouble = format!("looking for idle flows: {error}");
@@ -275,6 +285,7 @@ impl Controller {
         if swept.removed > 0 {
             tracing::debug!(entries = swept.removed, "forgot idle flows");
         }
+        self.fullness.note(&swept.usage);
         let retired = |lifecycle| lifecycle == Lifecycle::Retired;
         let mut idle = HashMap::new();
         self.wanted.backends.retain(|index, state| {

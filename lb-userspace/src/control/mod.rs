@@ -15,7 +15,7 @@ pub mod plan;
 mod preflight;
 mod reach;
 pub mod ring;
-pub mod ring_space;
+pub mod space;
 mod start;
 pub mod state;
 mod store;
@@ -27,3 +27,7 @@ pub use start::{Overrides, StartError, run};
 
 /// Addresses that full NAT can send from, over the life of the maps.
 const NAT_SOURCES: u32 = 256;
+/// Networks of a family in the lists of who may connect. They take memory only where there are any.
+const NETWORKS: u32 = 65_536;
+/// Sources of a family whose SYNs are counted.
+const SOURCES: u32 = 65_536;

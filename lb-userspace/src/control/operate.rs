@@ -82,10 +82,11 @@ impl Controller {
         if config.hash_seed != self.config.hash_seed {
             members.clear();
         }
+        wanted.settle();
         wanted.build_rings(&mut members);
         let now = Instant::now();
         // Whether the rings fit is found out on a copy.
-        if let Err(error) = plan(&wanted, &self.there, &mut self.space.clone(), now) {
+        if let Err(error) = plan(&wanted, &self.there, &mut self.spaces.clone(), now) {
             return Response::Refused(format!("{error}; nothing was changed"));
         }
         let before = self.interfaces.indices();
@@ -128,7 +129,9 @@ fn fixed_key(old: &Config, new: &Config) -> Option<&'static str> {
         ("pin_path", old.pin_path != new.pin_path),
         ("admin", old.admin != new.admin),
         ("log", old.log != new.log || old.log_format != new.log_format),
-        ("limits", (old.flows, old.embryonic) != (new.flows, new.embryonic)),
+        ("limits.flows", old.flows != new.flows),
+        ("limits.embryonic", old.embryonic != new.embryonic),
+        ("limits.clients", old.clients != new.clients),
         ("xdp_mode", old.xdp_mode != new.xdp_mode),
     ];
     keys.into_iter().find(|(_, differs)| *differs).map(|(key, _)| key)

@@ -1,12 +1,21 @@
 //! What has to be changed so that what is there becomes what is wanted: a pure diff.
 
-use std::{net::IpAddr, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Instant,
+};
 
-use lb_common::abi::{Backend, BackendInfo, LocalMac, Ring, Service, ServiceInfo, Settings};
+use ipnet::IpNet;
+use lb_common::abi::{
+    Access, Backend, BackendInfo, LocalMac, Protocol, Ring, Service, ServiceInfo, Settings,
+    pool_words,
+};
 
 use super::{
-    ring_space::RingSpace,
-    state::{Bind, State},
+    space::Space,
+    state::{BackendState, Bind, State},
 };
 
 /// One step. In the order of a plan, no packet ever meets a half-made thing: what is named is
@@ -41,6 +50,12 @@ pub enum Change {
     FreeBackend(u32),
     /// Write a ring of a service where no packet looks yet.
     WriteRing(u32, Ring, Arc<Vec<u32>>),
+    /// Fill a pool of so many source ports, all free, where no packet looks yet.
+    WritePool(u32, u32),
+    /// Write what a list says of a network.
+    Network(u32, IpNet, Access),
+    /// Forget it.
+    RemoveNetwork(u32, IpNet),
     /// Let clients reach a service, by its ring.
     Bind(Bind, Service),
     /// No longer.
@@ -49,27 +64,46 @@ pub enum Change {
     ForgetRing(u32),
 }
 
-/// The rings of all services together don't fit.
+/// The rings of all services together don't fit, or the pools of all backends.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
-    "no room for a ring of {0} slots; to make more, stop the controller, run `lb detach` and start \
-     it again"
+    "no room for {what} of {size}; to make more, stop the controller, run `lb detach` and start it \
+     again"
 )]
-pub struct NoRingSpace(u32);
+pub struct NoSpace {
+    what: &'static str,
+    size: u32,
+}
 
-/// The steps from `there` to `wanted`. Rings that are wanted with other contents get a place in
-/// `space`, as free at `now`.
+/// What is free of the maps that hold many things of different sizes.
+#[derive(Clone, Debug)]
+pub struct Spaces {
+    /// Of slots of rings.
+    pub rings: Space,
+    /// Of words of pools of source ports.
+    pub pools: Space,
+}
+
+impl Spaces {
+    /// Takes back what isn't there any longer; it rests from `now` on.
+    pub fn keep(&mut self, there: &State, now: Instant) {
+        self.rings.keep(&there.ring_offsets(), now);
+        self.pools.keep(&there.pool_offsets(), now);
+    }
+}
+
+/// The steps from `there` to `wanted`. New pools, and rings that are wanted with other contents, get a
+/// place in `spaces`, as free at `now`.
 ///
 /// # Errors
 ///
-/// A ring finds no place. Those that found one before it keep theirs until
-/// [`RingSpace::keep`] finds them unused.
+/// Something finds no place. What found one before it keeps that until [`Spaces::keep`] finds it unused.
 pub fn plan(
     wanted: &State,
     there: &State,
-    space: &mut RingSpace,
+    spaces: &mut Spaces,
     now: Instant,
-) -> Result<Vec<Change>, NoRingSpace> {
+) -> Result<Vec<Change>, NoSpace> {
     let mut changes = Vec::new();
     if wanted.settings != there.settings {
         changes.push(Change::Settings(wanted.settings));
@@ -86,13 +120,85 @@ pub fn plan(
     }
     let new_egress = wanted.egress.difference(&there.egress);
     changes.extend(new_egress.map(|index| Change::AddEgress(*index)));
-    plan_infos(wanted, there, &mut changes);
-    plan_rings(wanted, there, space, now, &mut changes)?;
+    for (list, network, access) in networks(wanted) {
+        if there.access.get(&list).and_then(|known| known.get(&network)) != Some(&access) {
+            changes.push(Change::Network(list, network, access));
+        }
+    }
+    let pools = plan_pools(wanted, there, &mut spaces.pools, now, &mut changes)?;
+    plan_infos(wanted, there, &pools, &mut changes);
+    plan_rings(wanted, there, &mut spaces.rings, now, &mut changes)?;
     plan_departures(wanted, there, &mut changes);
     Ok(changes)
 }
 
-fn plan_infos(wanted: &State, there: &State, changes: &mut Vec<Change>) {
+/// Everything that lists say.
+fn networks(state: &State) -> impl Iterator<Item = (u32, IpNet, Access)> {
+    let of_list = |(list, networks): (&u32, &BTreeMap<IpNet, Access>)| {
+        let list = *list;
+        networks.clone().into_iter().map(move |(network, access)| (list, network, access))
+    };
+    state.access.iter().flat_map(of_list)
+}
+
+/// What a pool of source ports is for: whatever sends to the same address and port from the same addresses
+/// and ports shares one.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct PoolKey {
+    backend: SocketAddr,
+    protocol: Protocol,
+    sources: (u32, u32),
+    ports: (u32, u32),
+}
+
+impl PoolKey {
+    fn new(state: &State, backend: &BackendState) -> Option<Self> {
+        let service = state.services.get(&backend.info.service)?;
+        backend.has_pool().then(|| Self {
+            backend: backend.address(),
+            protocol: service.protocol,
+            sources: (backend.backend.nat_source, backend.backend.nat_sources),
+            ports: (state.settings.nat_port_first, state.settings.nat_port_count),
+        })
+    }
+}
+
+/// Places the pools of source ports that aren't there yet. Returns where each backend's lies.
+fn plan_pools(
+    wanted: &State,
+    there: &State,
+    space: &mut Space,
+    now: Instant,
+    changes: &mut Vec<Change>,
+) -> Result<BTreeMap<u32, u32>, NoSpace> {
+    let known = |state: &BackendState| Some((PoolKey::new(there, state)?, state.backend.ports));
+    let mut pools: BTreeMap<PoolKey, u32> = there.backends.values().filter_map(known).collect();
+    let mut places = BTreeMap::new();
+    for (index, state) in &wanted.backends {
+        let Some(key) = PoolKey::new(wanted, state) else { continue };
+        let place = match pools.get(&key) {
+            Some(place) => *place,
+            None => {
+                let ports = wanted.pool_ports(&state.backend);
+                let size = pool_words(ports);
+                let no_space = NoSpace { what: "a pool of source ports", size: ports };
+                let place = space.allocate(size, now).ok_or(no_space)?;
+                changes.push(Change::WritePool(place, ports));
+                pools.insert(key, place);
+                place
+            }
+        };
+        places.insert(*index, place);
+    }
+    Ok(places)
+}
+
+fn plan_infos(
+    wanted: &State,
+    there: &State,
+    pools: &BTreeMap<u32, u32>,
+    changes: &mut Vec<Change>,
+) {
     for (index, info) in &wanted.services {
         let known = there.services.get(index);
         if known.is_none() {
@@ -107,8 +213,10 @@ fn plan_infos(wanted: &State, there: &State, changes: &mut Vec<Change>) {
         if known.is_none() {
             changes.push(Change::ClearBackend(*index));
         }
-        if known.map(|known| &known.backend) != Some(&state.backend) {
-            changes.push(Change::Backend(*index, state.backend));
+        let ports = pools.get(index).copied().unwrap_or(0);
+        let backend = Backend { ports, ..state.backend };
+        if known.map(|known| known.backend) != Some(backend) {
+            changes.push(Change::Backend(*index, backend));
         }
         if known.map(|known| &known.info) != Some(&state.info) {
             changes.push(Change::BackendInfo(*index, Box::new(state.info)));
@@ -119,11 +227,11 @@ fn plan_infos(wanted: &State, there: &State, changes: &mut Vec<Change>) {
 fn plan_rings(
     wanted: &State,
     there: &State,
-    space: &mut RingSpace,
+    space: &mut Space,
     now: Instant,
     changes: &mut Vec<Change>,
-) -> Result<(), NoRingSpace> {
-    let mut in_force = std::collections::BTreeMap::new();
+) -> Result<(), NoSpace> {
+    let mut in_force = BTreeMap::new();
     for (service, state) in &wanted.rings {
         let known = there.rings.get(service).cloned().unwrap_or_default();
         if known.slots == state.slots {
@@ -133,7 +241,7 @@ fn plan_rings(
         let size = state.slots.len() as u32;
         let offset = match size {
             0 => 0,
-            _ => space.allocate(size, now).ok_or(NoRingSpace(size))?,
+            _ => space.allocate(size, now).ok_or(NoSpace { what: "a ring", size })?,
         };
         let ring = Ring::new(offset, size, known.ring.generation() + 1);
         changes.push(Change::WriteRing(*service, ring, Arc::clone(&state.slots)));
@@ -154,6 +262,11 @@ fn plan_rings(
 }
 
 fn plan_departures(wanted: &State, there: &State, changes: &mut Vec<Change>) {
+    for (list, network, _) in networks(there) {
+        if !wanted.access.get(&list).is_some_and(|known| known.contains_key(&network)) {
+            changes.push(Change::RemoveNetwork(list, network));
+        }
+    }
     let gone = there.backends.keys().filter(|index| !wanted.backends.contains_key(index));
     changes.extend(gone.map(|index| Change::FreeBackend(*index)));
     let gone = there.services.keys().filter(|index| !wanted.services.contains_key(index));
@@ -166,12 +279,7 @@ fn plan_departures(wanted: &State, there: &State, changes: &mut Vec<Change>) {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        collections::BTreeSet,
-        net::{Ipv4Addr, SocketAddr},
-    };
-
-    use lb_common::abi::Protocol;
+    use std::{collections::BTreeSet, net::Ipv4Addr};
 
     use super::*;
     use crate::control::state::RingState;
@@ -185,7 +293,7 @@ mod tests {
     const SECOND: Bind = bind(2);
 
     fn service(ring: Ring) -> Service {
-        Service { ring, index: 7, reserved: 0 }
+        Service { ring, index: 7, ..Service::default() }
     }
 
     fn state(binds: [(Bind, Service); 2], slots: Vec<u32>, ring: Ring) -> State {
@@ -196,6 +304,10 @@ mod tests {
         }
     }
 
+    fn spaces() -> Spaces {
+        Spaces { rings: Space::new(9), pools: Space::new(0) }
+    }
+
     #[test]
     fn a_swap_that_was_cut_short_between_two_binds_is_completed() {
         let (old, new) = (Ring::new(0, 3, 1), Ring::new(3, 3, 2));
@@ -204,7 +316,7 @@ mod tests {
         let unplaced = service(Ring::default());
         let wanted = state([(FIRST, unplaced), (SECOND, unplaced)], slots, Ring::default());
         assert_eq!(there.ring_offsets(), BTreeSet::from([0, 3]), "both are in use");
-        let changes = plan(&wanted, &there, &mut RingSpace::new(9), Instant::now());
+        let changes = plan(&wanted, &there, &mut spaces(), Instant::now());
         assert_eq!(changes, Ok(vec![Change::Bind(SECOND, service(new))]));
     }
 
@@ -213,8 +325,9 @@ mod tests {
         let there = State::default();
         let unplaced = service(Ring::default());
         let wanted = state([(FIRST, unplaced), (SECOND, unplaced)], vec![1; 10], Ring::default());
-        let mut space = RingSpace::new(9);
-        assert_eq!(plan(&wanted, &there, &mut space, Instant::now()), Err(NoRingSpace(10)));
-        assert_eq!(space.allocate(9, Instant::now()), Some(0));
+        let mut spaces = spaces();
+        let no_space = NoSpace { what: "a ring", size: 10 };
+        assert_eq!(plan(&wanted, &there, &mut spaces, Instant::now()), Err(no_space));
+        assert_eq!(spaces.rings.allocate(9, Instant::now()), Some(0));
     }
 }

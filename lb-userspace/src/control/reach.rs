@@ -6,7 +6,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{Forwarding, Link, LocalMac, Service},
+    abi::{Forwarding, Link, LocalMac, Service, Tick},
     wire::Vlans,
 };
 
@@ -117,7 +117,13 @@ impl State {
         let mut following = BTreeMap::new();
         for service in &config.services {
             let Some(index) = self.find_service(&service.name) else { continue };
-            let bound = Service { index, ..Service::default() };
+            let info = self.services.get(&index);
+            let bound = Service {
+                index,
+                access: info.map_or(0, |info| info.access),
+                affinity: info.map_or(0, |info| ticks(info.affinity)),
+                ..Service::default()
+            };
             let protocol = service.protocol;
             for bind in &service.binds {
                 match bind {
@@ -155,6 +161,12 @@ impl State {
     }
 }
 
+/// So many seconds in whole ticks, not less.
+fn ticks(seconds: u32) -> u32 {
+    let ticks = (u64::from(seconds) * 1_000_000_000).div_ceil(Tick::NANOSECONDS);
+    u32::try_from(ticks).unwrap_or(u32::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -178,7 +190,7 @@ name = "b"
 address = "[2001:db8::102]:80"
 "#;
 
-    const ROOM: Room = Room { services: 8, binds: 8, backends: 8 };
+    const ROOM: Room = Room { services: 8, binds: 8, backends: 8, networks: 8 };
 
     fn address(text: &str) -> IpAddr {
         text.parse().expect("an address")

@@ -5,10 +5,11 @@ use std::{
     fs, io,
     net::SocketAddr,
     path::PathBuf,
+    sync::Arc,
     time::Instant,
 };
 
-use lb_common::abi;
+use lb_common::abi::{self, pool_words};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -16,12 +17,13 @@ use tokio::{
 };
 
 use super::{
-    NAT_SOURCES,
+    NAT_SOURCES, NETWORKS, SOURCES,
     configure::{NoRoom, Room},
     controller::{Controller, Event},
     interfaces::{self, Interfaces},
     path_mtu, preflight, ring, store,
-    troubles::Troubles,
+    sweep::Sweeper,
+    troubles::{Fullness, Troubles},
 };
 use crate::{
     admin, api,
@@ -240,11 +242,12 @@ async fn assemble(
     all.map_err(StartError::Unusable)?;
 
     let loaded = load(&pins, &capacity(&config))?;
-    let (there, space) = store::observe(&loaded.maps)?;
+    let (there, spaces) = store::observe(&loaded.maps)?;
     let room = Room {
         services: loaded.maps.service_info.len(),
         binds: loaded.maps.most_binds()?,
         backends: loaded.maps.backend_info.len(),
+        networks: NETWORKS,
     };
     let mut state = there.configured(&config, room)?;
     state.settings.abi_version = abi::VERSION;
@@ -253,6 +256,11 @@ async fn assemble(
         tracing::info!(backends = there.backends.len(), "took over the pinned maps");
     }
 
+    let found = events.clone();
+    let sweeper = Sweeper::start(&pins, move |result| {
+        // Fails only while the controller stops.
+        let _: Result<(), _> = found.blocking_send(Event::Swept(result));
+    })?;
     let indices: Vec<u32> = wanted.iter().map(|(index, _)| *index).collect();
     let mut controller = Controller {
         source,
@@ -261,7 +269,7 @@ async fn assemble(
         interfaces: Interfaces::default(),
         wanted: state,
         there,
-        space,
+        spaces,
         room,
         members: BTreeMap::new(),
         checkers: HashMap::new(),
@@ -272,6 +280,9 @@ async fn assemble(
         events,
         started: Instant::now(),
         troubles: Troubles::default(),
+        fullness: Fullness::default(),
+        sweeper,
+        orders: Arc::default(),
         network,
         loaded,
     };
@@ -300,6 +311,11 @@ fn capacity(config: &Config) -> Capacity {
         config.services.iter().map(part).sum()
     };
     let slots = count(|service| ring::size(service.backends.len()) as usize);
+    let (first, last) = config.nat_ports;
+    let sources = config.nat_addresses.len().max(1) as u32;
+    let ports = (u32::from(last) - u32::from(first) + 1) * sources;
+    let pools =
+        count(|service| if service.forwarding.hides_client() { service.backends.len() } else { 0 });
     Capacity {
         flows: config.flows,
         embryonic: config.embryonic,
@@ -309,6 +325,10 @@ fn capacity(config: &Config) -> Capacity {
         // Twice again: while a ring is replaced, both are there.
         ring_slots: double(slots * 2, 1 << 20),
         nat_sources: NAT_SOURCES,
+        port_words: double(pools * pool_words(ports) as usize, 1 << 16),
+        networks: NETWORKS,
+        clients: config.clients,
+        sources: SOURCES,
     }
 }
 

@@ -6,8 +6,10 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use lb_common::abi::{
-    Backend, BackendInfo, Lifecycle, LocalMac, Protocol, Ring, Service, ServiceInfo, Settings,
+    Access, Backend, BackendInfo, CheckResult, Fate, Forwarding, Lifecycle, LocalMac,
+    OperatorState, Protocol, Ring, Service, ServiceInfo, Settings,
 };
 
 use super::ring::{self, Member};
@@ -30,6 +32,8 @@ pub struct State {
     pub nat_sources: Vec<IpAddr>,
     /// Hardware addresses that are ours, and how long datagrams from there may be, in bytes.
     pub local_macs: BTreeMap<LocalMac, u32>,
+    /// Lists of networks that may and may not connect, by their numbers.
+    pub access: BTreeMap<u32, BTreeMap<IpNet, Access>>,
     /// Interfaces that frames may leave by.
     pub egress: BTreeSet<u32>,
     /// The interface by which checks at services' addresses come in. Only known of what is wanted.
@@ -71,6 +75,11 @@ impl BackendState {
     pub fn address(&self) -> SocketAddr {
         self.backend.socket_address()
     }
+
+    /// Whether it has a pool of source ports.
+    pub fn has_pool(&self) -> bool {
+        self.backend.forwarding == Forwarding::FullNat && self.backend.nat_sources > 0
+    }
 }
 
 impl State {
@@ -91,6 +100,32 @@ impl State {
         let led_to = self.binds.values().map(|service| service.ring);
         let used = written.chain(led_to).filter(|ring| ring.size() > 0);
         used.map(Ring::offset).collect()
+    }
+
+    /// Where the pools of source ports lie.
+    pub fn pool_offsets(&self) -> BTreeSet<u32> {
+        let with_pool = self.backends.values().filter(|state| state.has_pool());
+        with_pool.map(|state| state.backend.ports).collect()
+    }
+
+    /// Ports in the pool of a backend that has one.
+    pub const fn pool_ports(&self, backend: &Backend) -> u32 {
+        self.settings.nat_port_count * backend.nat_sources
+    }
+
+    /// Lets the packet path know what the checks, operators and the configuration mean for flows.
+    pub fn settle(&mut self) {
+        for state in self.backends.values_mut() {
+            let service = self.services.get(&state.info.service);
+            let is_down = state.info.result == CheckResult::Down
+                && state.info.lifecycle == Lifecycle::Active
+                && state.info.operator != OperatorState::Maint;
+            let on_down = service.map_or(Fate::Keep, |service| service.on_down);
+            state.backend.fate = if is_down { on_down } else { Fate::Keep };
+            state.backend.takes_new_flows = state.info.takes_new_flows().into();
+            state.backend.remembers_clients =
+                service.is_some_and(|service| service.affinity > 0).into();
+        }
     }
 
     /// Builds the rings anew whose members have changed since `members` was filled.

@@ -4,29 +4,32 @@
 use std::{
     collections::btree_map::Entry,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::atomic::Ordering,
 };
 
-use aya::maps::MapError;
+use aya::maps::{MapError, lpm_trie::Key};
+use ipnet::IpNet;
 use lb_common::{
     abi::{
-        Backend, BackendInfo, Counters, Lifecycle, Protocol, Service, ServiceInfo, ServiceKey, maps,
+        AccessKey, Backend, BackendInfo, Counters, Lifecycle, PORTS_A_WORD, PoolHead, Protocol,
+        Service, ServiceInfo, ServiceKey, generation_start, maps, pool_words, port_words,
     },
     wire::{Address, Ipv4Address, Ipv6Address, NetworkU16, NetworkU32, words},
 };
 
 use super::{
-    plan::Change,
-    ring_space::RingSpace,
+    plan::{Change, Spaces},
+    space::Space,
     state::{BackendState, Bind, RingState, State},
 };
-use crate::dataplane::{DataplaneError, FamilyMaps, Maps, nat_source_words};
+use crate::dataplane::{DataplaneError, FamilyMaps, Maps, PortMemory, nat_source_words};
 
 /// The state that the maps hold, and which slots of rings are in use.
 ///
 /// # Errors
 ///
 /// A map can't be read.
-pub(super) fn observe(maps: &Maps) -> Result<(State, RingSpace), DataplaneError> {
+pub(super) fn observe(maps: &Maps) -> Result<(State, Spaces), DataplaneError> {
     let mut state = State {
         settings: maps.settings.get(&0, 0).map_err(DataplaneError::map(maps::SETTINGS))?,
         ..State::default()
@@ -45,14 +48,20 @@ pub(super) fn observe(maps: &Maps) -> Result<(State, RingSpace), DataplaneError>
             state.backends.insert(index, BackendState { backend, info });
         }
     }
-    let mut space = RingSpace::new(maps.rings.slots());
+    let mut spaces = Spaces {
+        rings: Space::new(maps.rings.slots()),
+        pools: Space::new(maps.ports.words().len() as u32),
+    };
+    for backend in state.backends.values().filter(|backend| backend.has_pool()) {
+        spaces.pools.adopt(backend.backend.ports, pool_words(state.pool_ports(&backend.backend)));
+    }
     let mut binds = bound(&maps.ipv4)?;
     binds.extend(bound(&maps.ipv6)?);
     for (bind, service) in binds {
         state.binds.insert(bind, service);
         let ring = service.ring;
         if ring.size() > 0 {
-            space.adopt(ring.offset(), ring.size());
+            spaces.rings.adopt(ring.offset(), ring.size());
         }
         // Of a service whose ring was just being replaced, one bind may lead to the old one.
         if let Entry::Vacant(place) = state.rings.entry(service.index) {
@@ -75,7 +84,9 @@ pub(super) fn observe(maps: &Maps) -> Result<(State, RingSpace), DataplaneError>
     for key in maps.egress.keys() {
         state.egress.insert(key.map_err(DataplaneError::map(maps::EGRESS))?);
     }
-    Ok((state, space))
+    read_access(&maps.ipv4, &mut state)?;
+    read_access(&maps.ipv6, &mut state)?;
+    Ok((state, spaces))
 }
 
 /// What services are bound to, on addresses of a family.
@@ -92,6 +103,19 @@ fn bound<A: Address>(maps: &FamilyMaps<A>) -> Result<Vec<(Bind, Service)>, Datap
         binds.push((Bind { address, protocol }, service));
     }
     Ok(binds)
+}
+
+/// Adds what lists say of the networks of a family.
+fn read_access<A: Address>(maps: &FamilyMaps<A>, state: &mut State) -> Result<(), DataplaneError> {
+    for entry in &maps.access {
+        let (key, access) = entry.map_err(DataplaneError::map(maps::ACCESS))?;
+        let AccessKey { list, address } = key.data();
+        let length = key.prefix_len().saturating_sub(LIST_BITS) as u8;
+        if let Ok(network) = IpNet::new(address.into(), length) {
+            state.access.entry(list).or_default().insert(network, access);
+        }
+    }
+    Ok(())
 }
 
 /// The address that stands in [`Maps::nat_sources`]: of a host on IPv6, more than the first word is
@@ -165,8 +189,7 @@ pub(super) fn apply(
         Change::ClearBackend(index) => {
             clear(&mut maps.backend_counters, *index)
                 .map_err(DataplaneError::map(maps::BACKEND_COUNTERS))?;
-            // Anywhere: what had this address before may have left connections at the backend.
-            done(maps.nat_cursors.set(*index, fastrand::u32(..), 0), maps::NAT_CURSORS)?;
+            done(maps.refusals.set(*index, 0, 0), maps::REFUSALS)?;
         }
         Change::Backend(index, backend) => {
             done(maps.backends.set(*index, backend, 0), maps::BACKENDS)?;
@@ -191,6 +214,37 @@ pub(super) fn apply(
             there
                 .rings
                 .insert(*service, RingState { slots: std::sync::Arc::clone(slots), ring: *ring });
+        }
+        // Anywhere: what had this address before may have left connections at the backend.
+        Change::WritePool(pool, ports) => {
+            fill_pool(&maps.ports, *pool, *ports, fastrand::u32(..*ports));
+        }
+        Change::Network(list, network, access) => {
+            let written = match network.addr() {
+                IpAddr::V4(ip) => maps.ipv4.access.insert(
+                    &access_key::<Ipv4Address>(*list, ip.into(), network),
+                    access,
+                    0,
+                ),
+                IpAddr::V6(ip) => maps.ipv6.access.insert(
+                    &access_key::<Ipv6Address>(*list, ip.into(), network),
+                    access,
+                    0,
+                ),
+            };
+            done(written, maps::ACCESS)?;
+            there.access.entry(*list).or_default().insert(*network, *access);
+        }
+        Change::RemoveNetwork(list, network) => {
+            let removed = match network.addr() {
+                IpAddr::V4(ip) => maps.ipv4.access.remove(&access_key(*list, ip.into(), network)),
+                IpAddr::V6(ip) => maps.ipv6.access.remove(&access_key(*list, ip.into(), network)),
+            };
+            gone(removed, maps::ACCESS)?;
+            if let Some(networks) = there.access.get_mut(list) {
+                networks.remove(network);
+            }
+            there.access.retain(|_, networks| !networks.is_empty());
         }
         Change::Bind(bind, service) => {
             let done = match bind.address.ip() {
@@ -229,6 +283,29 @@ fn service_key<A: Address>(address: A, bind: &Bind) -> ServiceKey<A> {
         port: NetworkU16::new(bind.address.port()),
         protocol: u16::from(bind.protocol.number()),
     }
+}
+
+/// Bits of a list's number, which stands before the address.
+const LIST_BITS: u32 = 32;
+
+fn access_key<A: Address>(list: u32, address: A, network: &IpNet) -> Key<AccessKey<A>> {
+    Key::new(LIST_BITS + u32::from(network.prefix_len()), AccessKey { list, address })
+}
+
+/// Writes a pool of so many ports, all free, of which `first` is the first to be given out.
+fn fill_pool(memory: &PortMemory, pool: u32, ports: u32, first: u32) {
+    let words = &memory.words()[pool as usize..][..pool_words(ports) as usize];
+    let [present, next] =
+        [0, 1].map(|generation| (generation_start(pool, ports, generation) - pool) as usize);
+    for (word, start) in (0..port_words(ports)).map(|word| (word, word * PORTS_A_WORD)) {
+        let bits = |range: std::ops::Range<u32>| {
+            let within = |port: &u32| range.contains(&(start + port));
+            (0..PORTS_A_WORD).filter(within).fold(0u64, |bits, port| bits | 1 << port)
+        };
+        words[present + word as usize].store(bits(first..ports), Ordering::Relaxed);
+        words[next + word as usize].store(bits(0..first), Ordering::Relaxed);
+    }
+    words[0].store(PoolHead::default().word(), Ordering::Relaxed);
 }
 
 fn done(result: Result<(), MapError>, name: &'static str) -> Result<(), DataplaneError> {

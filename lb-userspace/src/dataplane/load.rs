@@ -32,6 +32,14 @@ pub struct Capacity {
     pub ring_slots: u32,
     /// Addresses that full NAT sends from.
     pub nat_sources: u32,
+    /// Words of all pools of source ports together.
+    pub port_words: u32,
+    /// Networks in the lists of who may connect, of each family.
+    pub networks: u32,
+    /// Clients that keep their backends, of each family.
+    pub clients: u32,
+    /// Sources whose SYNs are counted, of each family.
+    pub sources: u32,
 }
 
 /// The loaded program and its maps.
@@ -62,7 +70,14 @@ pub fn load(pins: &Pins, capacity: &Capacity) -> Result<Loaded, DataplaneError> 
         .map_max_entries(abi::BACKENDS, capacity.backends)
         .map_max_entries(abi::BACKEND_COUNTERS, capacity.backends)
         .map_max_entries(abi::BACKEND_INFO, capacity.backends)
-        .map_max_entries(abi::NAT_CURSORS, capacity.backends)
+        .map_max_entries(abi::REFUSALS, capacity.backends)
+        .map_max_entries(abi::NAT_PORTS, capacity.port_words)
+        .map_max_entries(abi::ACCESS, capacity.networks)
+        .map_max_entries(abi::ACCESS_IPV6, capacity.networks)
+        .map_max_entries(abi::CLIENTS, capacity.clients)
+        .map_max_entries(abi::CLIENTS_IPV6, capacity.clients)
+        .map_max_entries(abi::SOURCES, capacity.sources)
+        .map_max_entries(abi::SOURCES_IPV6, capacity.sources)
         .map_max_entries(abi::NAT_SOURCES, capacity.nat_sources)
         .map_max_entries(abi::RINGS, capacity.ring_slots.div_ceil(RING_CHUNK_SLOTS))
         .map_max_entries(abi::FLOWS, capacity.flows.saturating_mul(ENTRIES_A_FLOW))
@@ -96,7 +111,13 @@ const fn stage_program(stage: Stage) -> &'static str {
         Stage::Ipv4 => "lb_ipv4",
         Stage::Fragment => "lb_fragment",
         Stage::FragmentIpv6 => "lb_fragment_ipv6",
-        Stage::Syn => "lb_syn",
+        Stage::Options => "lb_options",
+        Stage::Open => "lb_open",
+        Stage::OpenIpv6 => "lb_open_ipv6",
+        Stage::Record => "lb_record",
+        Stage::RecordIpv6 => "lb_record_ipv6",
+        Stage::Trouble => "lb_trouble",
+        Stage::TroubleIpv6 => "lb_trouble_ipv6",
         Stage::Finish => "lb_finish",
         Stage::Ipv6 => "lb_ipv6",
         Stage::Icmp => "lb_icmp",

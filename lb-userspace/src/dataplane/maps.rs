@@ -2,17 +2,19 @@
 
 use std::os::fd::AsFd;
 
-use aya::maps::{Array, HashMap, IterableMap, Map, MapData, PerCpuArray, xdp::DevMapHash};
+use aya::maps::{
+    Array, HashMap, IterableMap, Map, MapData, PerCpuArray, lpm_trie::LpmTrie, xdp::DevMapHash,
+};
 use lb_common::{
     abi::{
-        Backend, BackendInfo, Counters, Flow, FlowKey, Fragment, FragmentKey, LocalMac, Service,
-        ServiceInfo, ServiceKey, Settings, maps,
+        Access, AccessKey, Backend, BackendInfo, Client, ClientKey, Counters, Flow, FlowKey,
+        Fragment, FragmentKey, LocalMac, Service, ServiceInfo, ServiceKey, Settings, maps,
     },
     datapath::{Reason, Table},
     wire::{Address, Ipv4Address, Ipv6Address, NetworkU32},
 };
 
-use super::{DataplaneError, Pins, RingMemory, batch};
+use super::{DataplaneError, Pins, PortMemory, RingMemory, batch};
 
 /// The pinned maps that are keyed by addresses of a family.
 #[expect(missing_docs, reason = "lb_common::abi::maps describes each of them")]
@@ -21,6 +23,8 @@ pub struct FamilyMaps<A: Address> {
     flows: HashMap<MapData, FlowKey<A>, Flow<A>>,
     embryonic: HashMap<MapData, FlowKey<A>, Flow<A>>,
     pub fragments: HashMap<MapData, FragmentKey<A>, Fragment>,
+    pub access: LpmTrie<MapData, AccessKey<A>, Access>,
+    pub clients: HashMap<MapData, ClientKey<A>, Client>,
 }
 
 impl<A: Address> FamilyMaps<A> {
@@ -55,6 +59,29 @@ impl<A: Address> FamilyMaps<A> {
         batch::for_each(map, visit).map_err(DataplaneError::system(name_of(table)))
     }
 
+    /// Calls `visit` with every client that keeps its backend.
+    ///
+    /// # Errors
+    ///
+    /// The map can't be read.
+    pub fn for_each_client(
+        &self,
+        visit: impl FnMut(&ClientKey<A>, &Client),
+    ) -> Result<(), DataplaneError> {
+        let map = IterableMap::map(&self.clients).fd().as_fd();
+        batch::for_each(map, visit).map_err(DataplaneError::system(maps::CLIENTS))
+    }
+
+    /// How many entries there is room for in a table of flows.
+    ///
+    /// # Errors
+    ///
+    /// The kernel doesn't tell.
+    pub fn room(&self, table: Table) -> Result<u32, DataplaneError> {
+        let info = IterableMap::map(self.flows(table)).info();
+        Ok(info.map_err(DataplaneError::map(name_of(table)))?.max_entries())
+    }
+
     /// Entries in use in a table of flows, and how many there is room for.
     ///
     /// # Errors
@@ -63,8 +90,7 @@ impl<A: Address> FamilyMaps<A> {
     pub fn usage(&self, table: Table) -> Result<(u32, u32), DataplaneError> {
         let mut used = 0;
         self.for_each(table, |_, _| used += 1)?;
-        let info = IterableMap::map(self.flows(table)).info();
-        Ok((used, info.map_err(DataplaneError::map(name_of(table)))?.max_entries()))
+        Ok((used, self.room(table)?))
     }
 }
 
@@ -84,7 +110,8 @@ pub struct Maps {
     pub ipv4: FamilyMaps<Ipv4Address>,
     pub ipv6: FamilyMaps<Ipv6Address>,
     pub nat_sources: Array<MapData, [u32; 4]>,
-    pub nat_cursors: Array<MapData, u32>,
+    pub ports: PortMemory,
+    pub refusals: Array<MapData, u32>,
     pub local_macs: HashMap<MapData, LocalMac, u32>,
     pub egress: DevMapHash<MapData>,
     pub service_counters: PerCpuArray<MapData, Counters>,
@@ -114,15 +141,20 @@ impl Maps {
                 flows: open(pins, maps::FLOWS)?,
                 embryonic: open(pins, maps::EMBRYONIC)?,
                 fragments: open(pins, maps::FRAGMENTS)?,
+                access: open(pins, maps::ACCESS)?,
+                clients: open(pins, maps::CLIENTS)?,
             },
             ipv6: FamilyMaps {
                 services: open(pins, maps::SERVICES_IPV6)?,
                 flows: open(pins, maps::FLOWS_IPV6)?,
                 embryonic: open(pins, maps::EMBRYONIC_IPV6)?,
                 fragments: open(pins, maps::FRAGMENTS_IPV6)?,
+                access: open(pins, maps::ACCESS_IPV6)?,
+                clients: open(pins, maps::CLIENTS_IPV6)?,
             },
             nat_sources: open(pins, maps::NAT_SOURCES)?,
-            nat_cursors: open(pins, maps::NAT_CURSORS)?,
+            ports: PortMemory::new(data(pins, maps::NAT_PORTS)?)?,
+            refusals: open(pins, maps::REFUSALS)?,
             local_macs: open(pins, maps::LOCAL_MACS)?,
             egress: open(pins, maps::EGRESS)?,
             service_counters: open(pins, maps::SERVICE_COUNTERS)?,

@@ -5,6 +5,7 @@ mod batch;
 mod clock;
 mod detour;
 mod load;
+mod mapped;
 mod maps;
 mod pins;
 mod rings;
@@ -18,7 +19,7 @@ pub use detour::{Detour, Detours, Route};
 pub use load::{Capacity, Loaded, OBJECT, load};
 pub use maps::{FamilyMaps, Maps, nat_source_words};
 pub use pins::Pins;
-pub use rings::RingMemory;
+pub use rings::{PortMemory, RingMemory};
 
 /// Why something with the program or its maps went wrong.
 #[derive(Debug, thiserror::Error)]

@@ -1,5 +1,6 @@
 //! What the kernel knows of interfaces, routes and neighbours.
 
+mod frames;
 mod offloads;
 mod read;
 mod vantage;
@@ -13,6 +14,7 @@ use std::{
 
 use lb_common::wire::{MacAddress, Vlan, Vlans};
 
+pub use frames::FrameSender;
 pub use offloads::trouble;
 pub use read::{NetlinkError, Reader};
 pub use vantage::Vantage;

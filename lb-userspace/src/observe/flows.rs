@@ -1,6 +1,6 @@
 //! Single flows.
 
-use std::net::SocketAddr;
+use std::{collections::BTreeSet, net::SocketAddr};
 
 use ipnet::IpNet;
 use lb_common::{
@@ -53,6 +53,7 @@ pub fn flows(
     overview: &Overview,
     filter: &FlowFilter,
 ) -> Result<Vec<FlowRecord>, DataplaneError> {
+    let filter = &Indexed::new(filter, overview);
     let mut found = Vec::new();
     for table in [Table::Established, Table::Embryonic] {
         of_family(&maps.ipv4, table, overview, filter, &mut found)?;
@@ -66,17 +67,13 @@ fn of_family<A: Address>(
     maps: &FamilyMaps<A>,
     table: Table,
     overview: &Overview,
-    filter: &FlowFilter,
+    filter: &Indexed<'_>,
     found: &mut Vec<FlowRecord>,
 ) -> Result<(), DataplaneError> {
-    let room = filter.limit.unwrap_or(usize::MAX).saturating_sub(found.len());
+    let room = filter.filter.limit.unwrap_or(usize::MAX).saturating_sub(found.len());
     let mut entries: Vec<(FlowKey<A>, Flow<A>)> = Vec::new();
     maps.for_each(table, |key, flow| {
-        if entries.len() < room
-            && flow.direction == Direction::ToBackend as u8
-            && flow.service != CHECK_SERVICE
-            && matches(filter, overview, key, flow)
-        {
+        if entries.len() < room && filter.lets_through(key, flow) {
             entries.push((*key, *flow));
         }
     })?;
@@ -104,17 +101,33 @@ fn of_family<A: Address>(
     Ok(())
 }
 
-fn matches<A: Address>(
-    filter: &FlowFilter,
-    overview: &Overview,
-    key: &FlowKey<A>,
-    flow: &Flow<A>,
-) -> bool {
-    let is = |wanted: &Option<String>, name: &dyn Fn() -> String| {
-        wanted.as_ref().is_none_or(|wanted| *wanted == name())
-    };
-    filter.client.is_none_or(|net| net.contains(&key.source.into()))
-        && is(&filter.state, &|| flow.state.name(key.protocol).to_owned())
-        && is(&filter.service, &|| overview.service_name(flow.service))
-        && is(&filter.backend, &|| overview.backend_name(flow.backend))
+/// A filter with the indices that its names stand for, so that no name is compared flow by flow.
+struct Indexed<'a> {
+    filter: &'a FlowFilter,
+    services: Option<BTreeSet<u32>>,
+    backends: Option<BTreeSet<u32>>,
+}
+
+impl<'a> Indexed<'a> {
+    fn new(filter: &'a FlowFilter, overview: &Overview) -> Self {
+        let services = filter.service.as_ref().map(|name| overview.services_named(name));
+        let backends = filter.backend.as_ref().map(|name| overview.backends_named(name));
+        Self { filter, services, backends }
+    }
+
+    fn lets_through<A: Address>(&self, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
+        let is_among = |indices: &Option<BTreeSet<u32>>, index| {
+            indices.as_ref().is_none_or(|indices| indices.contains(&index))
+        };
+        flow.direction == Direction::ToBackend as u8
+            && flow.service != CHECK_SERVICE
+            && is_among(&self.services, flow.service)
+            && is_among(&self.backends, flow.backend)
+            && self.filter.client.is_none_or(|net| net.contains(&key.source.into()))
+            && self
+                .filter
+                .state
+                .as_ref()
+                .is_none_or(|state| *state == flow.state.name(key.protocol))
+    }
 }

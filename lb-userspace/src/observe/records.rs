@@ -1,7 +1,7 @@
 //! Services, backends, rings and reasons.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     time::{Duration, UNIX_EPOCH},
 };
@@ -100,12 +100,24 @@ pub struct Overview {
 }
 
 impl Overview {
-    /// Reads the maps.
+    /// Reads the maps, and counts flows.
     ///
     /// # Errors
     ///
     /// One of them can't be read.
     pub fn read(maps: &Maps) -> Result<Self, DataplaneError> {
+        let mut overview = Self::without_flows(maps)?;
+        overview.count_flows(&maps.ipv4)?;
+        overview.count_flows(&maps.ipv6)?;
+        Ok(overview)
+    }
+
+    /// Reads the maps, but for those of flows, which may be large.
+    ///
+    /// # Errors
+    ///
+    /// One of them can't be read.
+    pub fn without_flows(maps: &Maps) -> Result<Self, DataplaneError> {
         let mut overview = Self {
             services: BTreeMap::new(),
             backends: BTreeMap::new(),
@@ -141,6 +153,10 @@ impl Overview {
             self.binds.entry(service.index).or_default().push(bind);
             self.rings.insert(service.index, service.ring);
         }
+        Ok(())
+    }
+
+    fn count_flows<A: Address>(&mut self, maps: &FamilyMaps<A>) -> Result<(), DataplaneError> {
         maps.for_each(Table::Established, |_, flow| {
             let under_way = [FlowState::ESTABLISHED, FlowState::CLOSING].contains(&flow.state);
             let is_traffic = flow.service != CHECK_SERVICE;
@@ -148,6 +164,28 @@ impl Overview {
                 *self.flows.entry(flow.backend).or_default() += 1;
             }
         })
+    }
+
+    /// Indices of the services of that name.
+    pub(super) fn services_named(&self, name: &str) -> BTreeSet<u32> {
+        let found = self.services.iter().filter(|(_, info)| info.name.as_str() == name);
+        found.map(|(index, _)| *index).collect()
+    }
+
+    /// Indices of the backends of that name.
+    pub(super) fn backends_named(&self, name: &str) -> BTreeSet<u32> {
+        let found = self.backends.iter().filter(|(_, info)| info.name.as_str() == name);
+        found.map(|(index, _)| *index).collect()
+    }
+
+    /// Flows under way to the backend of that name, of the service of that name, also where its address was
+    /// another when they began.
+    pub fn flows_of(&self, service: &str, backend: &str) -> u64 {
+        let is_it = |info: &BackendInfo| {
+            info.name.as_str() == backend && self.service_name(info.service) == service
+        };
+        let found = self.backends.iter().filter(|(_, info)| is_it(info));
+        found.map(|(index, _)| self.flow_count(*index)).sum()
     }
 
     /// The services in the configuration, and those that flows still belong to.

@@ -1,4 +1,5 @@
-//! Which part of the map of all rings belongs to which ring.
+//! Which part of a map that holds many things of different sizes belongs to which: of that of all rings,
+//! and of that of all pools of source ports.
 
 use std::{
     collections::BTreeSet,
@@ -6,13 +7,13 @@ use std::{
 };
 
 /// How long a range rests before it is given out again: far longer than a packet that still reads
-/// the old ring can take.
+/// what lay there can take.
 pub const GRACE: Duration = Duration::from_secs(1);
 
-/// The ranges of slots that are in use or resting.
+/// The ranges of a map that are in use or resting.
 #[derive(Clone, Debug)]
-pub struct RingSpace {
-    slots: u32,
+pub struct Space {
+    room: u32,
     ranges: Vec<Range>,
 }
 
@@ -24,10 +25,10 @@ struct Range {
     freed: Option<Instant>,
 }
 
-impl RingSpace {
-    /// All of `slots` slots free.
-    pub const fn new(slots: u32) -> Self {
-        Self { slots, ranges: Vec::new() }
+impl Space {
+    /// A map with room for so many, all of it free.
+    pub const fn new(room: u32) -> Self {
+        Self { room, ranges: Vec::new() }
     }
 
     /// Marks a range as in use that was given out by an earlier controller, perhaps not for the
@@ -40,7 +41,7 @@ impl RingSpace {
         self.ranges.sort_by_key(|range| range.offset);
     }
 
-    /// Gives out the first range of `size` slots that is free at `now`.
+    /// Gives out the first range of that size that is free at `now`.
     pub fn allocate(&mut self, size: u32, now: Instant) -> Option<u32> {
         self.ranges.retain(|range| {
             range.freed.is_none_or(|freed| now.saturating_duration_since(freed) < GRACE)
@@ -52,7 +53,7 @@ impl RingSpace {
             }
             offset = offset.max(range.offset + range.size);
         }
-        if u64::from(offset) + u64::from(size) > u64::from(self.slots) {
+        if u64::from(offset) + u64::from(size) > u64::from(self.room) {
             return None;
         }
         self.adopt(offset, size);
@@ -76,7 +77,7 @@ mod tests {
     #[test]
     fn a_freed_range_rests_and_then_is_used_again() {
         let start = Instant::now();
-        let mut space = RingSpace::new(300);
+        let mut space = Space::new(300);
         assert_eq!(space.allocate(100, start), Some(0));
         assert_eq!(space.allocate(100, start), Some(100));
         space.keep(&BTreeSet::from([100]), start);
@@ -89,7 +90,7 @@ mod tests {
 
     #[test]
     fn an_adopted_range_is_not_given_out() {
-        let mut space = RingSpace::new(300);
+        let mut space = Space::new(300);
         space.adopt(50, 100);
         assert_eq!(space.allocate(60, Instant::now()), Some(150));
         assert_eq!(space.allocate(50, Instant::now()), Some(0));

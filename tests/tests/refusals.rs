@@ -1,0 +1,198 @@
+//! Backends that refuse, don't answer or are down, packet by packet, through the host's build and the loaded
+//! program.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, ensure};
+use lb_common::{
+    abi::{Fate, Forwarding, Moment},
+    datapath::{Reason, Table},
+};
+use lb_tests::{
+    connection::Connection,
+    frame::{Segment, flags},
+    host::{Host, Outcome},
+    pair::Pair,
+    seen::Seen,
+    world::{
+        BACKENDS, BACKENDS_IPV6, CLIENT, OTHER_FORWARDINGS, Socket, VIP, VIP_IPV6, World,
+        backend_address, client_of,
+    },
+};
+
+/// The backend that a frame was sent to.
+fn receiver(outcome: &Outcome) -> u32 {
+    let destination = Seen::new(&outcome.frame).destination;
+    let mut all = BACKENDS.into_iter().chain(BACKENDS_IPV6);
+    all.find(|index| backend_address(*index) == destination).unwrap_or(0)
+}
+
+/// A backend's refusal of a connection.
+fn refusal(connection: &Connection) -> Vec<u8> {
+    let mut segment = connection.from_backend(flags::RST | flags::ACK);
+    segment.payload.clear();
+    segment.build()
+}
+
+#[test]
+fn a_refused_connection_goes_elsewhere_with_its_next_syn() -> Result<()> {
+    for vip in [VIP, VIP_IPV6] {
+        let mut pair = Pair::new(&World::default())?;
+        let first = Connection::open(&mut pair, vip)?;
+        pair.expect("refusal", &refusal(&first), Reason::RefusalWithheld)?;
+        pair.expect("again", &refusal(&first), Reason::NoService)?;
+        let second = Connection::open(&mut pair, vip)?;
+        ensure!(second.backend != first.backend, "{second:?}");
+        second.establish(&mut pair)?;
+        pair.compare_tables()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_connection_that_every_backend_refuses_is_refused_and_the_next_at_once() -> Result<()> {
+    let mut pair = Pair::new(&World::default())?;
+    let mut tried = BTreeSet::new();
+    for number in 1..=BACKENDS.len() {
+        let connection = Connection::open(&mut pair, VIP)?;
+        ensure!(tried.insert(connection.backend), "{connection:?} was tried before");
+        if number < BACKENDS.len() {
+            pair.expect("refusal", &refusal(&connection), Reason::RefusalWithheld)?;
+        } else {
+            connection.reply(
+                &mut pair,
+                "the last refusal",
+                &connection.from_backend(flags::RST),
+            )?;
+        }
+    }
+    ensure!(pair.host.flows(Table::Embryonic).is_empty());
+    let next = Connection::open_from(&mut pair, (CLIENT.0, 41_000), VIP)?;
+    next.reply(&mut pair, "refused at once", &next.from_backend(flags::RST))?;
+    pair.compare_tables()
+}
+
+#[test]
+fn new_connections_spare_a_backend_that_refused_until_it_takes_one() -> Result<()> {
+    let mut pair = Pair::new(&World::default())?;
+    let first = Connection::open(&mut pair, VIP)?;
+    pair.expect("refusal", &refusal(&first), Reason::RefusalWithheld)?;
+    for port in 20_000..20_030 {
+        let other = Connection::open_from(&mut pair, (CLIENT.0, port), VIP)?;
+        ensure!(other.backend != first.backend, "{other:?}");
+    }
+    pair.compare_tables()
+}
+
+#[test]
+fn a_refusal_after_an_answer_reaches_the_client() -> Result<()> {
+    let mut pair = Pair::new(&World::default())?;
+    let connection = Connection::open(&mut pair, VIP)?;
+    connection.reply(&mut pair, "SYN-ACK", &connection.syn_ack())?;
+    connection.reply(&mut pair, "RST", &connection.from_backend(flags::RST))?;
+    ensure!(pair.host.flows(Table::Embryonic).is_empty());
+    pair.compare_tables()
+}
+
+/// Runs a SYN of a client at a number of milliseconds.
+fn syn_at(host: &Host, vip: Socket, milliseconds: u64) -> Outcome {
+    host.set_now(Moment::from_nanoseconds((1_000_000 + milliseconds) * 1_000_000));
+    host.run(&Segment::syn(client_of(vip.0), vip).build())
+}
+
+#[test]
+fn a_mute_backend_is_left_with_the_first_syn_that_is_sent_again() -> Result<()> {
+    for vip in [VIP, VIP_IPV6] {
+        let host = Host::new(&World::default());
+        let first = syn_at(&host, vip, 0);
+        let doubled = syn_at(&host, vip, 100);
+        ensure!(doubled.reason == Reason::ToBackend && receiver(&doubled) == receiver(&first));
+        let again = syn_at(&host, vip, 1000);
+        ensure!(again.reason == Reason::Opened && receiver(&again) != receiver(&first));
+        let others = (0..30).map(|number| {
+            host.run(&Segment::syn((client_of(vip.0).0, 20_000 + number), vip).build())
+        });
+        let spared = others.filter(|other| receiver(other) != receiver(&first)).count();
+        ensure!(spared == 30, "{spared} of 30 connections spared it");
+    }
+    Ok(())
+}
+
+#[test]
+fn by_direct_return_a_backend_is_left_with_the_second_syn_that_is_sent_again() -> Result<()> {
+    let (_, vip, backend) = OTHER_FORWARDINGS[1];
+    let mut world = World::default();
+    // Another backend in every other slot.
+    let index = world.services.iter().position(|(address, _)| *address == vip).expect("a service");
+    let mut other = world.backends[backend as usize - 1];
+    other.link.station = lb_common::wire::MacAddress::new([2, 0, 0, 0, 1, 99]);
+    world.backends.push(other);
+    let added = world.backends.len() as u32;
+    world.services[index].1.ring = lb_common::abi::Ring::new(world.ring.len() as u32, 2, 1);
+    world.ring.extend([backend, added]);
+    let host = Host::new(&world);
+    let station = |outcome: &Outcome| outcome.frame[..6].to_vec();
+    let first = syn_at(&host, vip, 0);
+    for milliseconds in [100, 1000] {
+        let again = syn_at(&host, vip, milliseconds);
+        ensure!(again.reason == Reason::ToBackend && station(&again) == station(&first));
+    }
+    let again = syn_at(&host, vip, 3000);
+    ensure!(again.reason == Reason::Opened && station(&again) != station(&first), "{again:?}");
+    Ok(())
+}
+
+#[test]
+fn the_client_of_a_backend_that_is_down_is_told_by_a_reset() -> Result<()> {
+    let direct = OTHER_FORWARDINGS.iter().filter(|(forwarding, ..)| *forwarding == Forwarding::Dsr);
+    for vip in [VIP, VIP_IPV6].into_iter().chain(direct.map(|(_, vip, _)| *vip)) {
+        let mut pair = Pair::new(&World::default())?;
+        let client = client_of(vip.0);
+        let syn = Segment::syn(client, vip).build();
+        pair.expect("SYN", &syn, Reason::Opened)?;
+        let mut ack = Segment::syn(client, vip).with_flags(flags::ACK);
+        (ack.sequence, ack.acknowledgement) = (1001, 5001);
+        if [VIP, VIP_IPV6].contains(&vip) {
+            Connection::again(&mut pair, client, vip)?.establish(&mut pair)?;
+        } else {
+            pair.expect("ACK", &ack.build(), Reason::ToBackend)?;
+        }
+        for index in 1..=pair.host.world.backends.len() as u32 {
+            pair.change_backend(index, |backend| backend.fate = Fate::Reset)?;
+        }
+        for _ in 0..2 {
+            pair.expect("data", &ack.build(), Reason::BackendDown)?;
+        }
+        let mut flooded = ack.clone();
+        flooded.destination_mac[5] = 0x99;
+        pair.expect("for another station", &flooded.build(), Reason::OtherStation)?;
+        let fin = ack.clone().with_flags(flags::ACK | flags::FIN).build();
+        pair.expect("FIN", &fin, Reason::BackendDown)?;
+        pair.expect("RST", &ack.with_flags(flags::RST).build(), Reason::NoBackend)?;
+        pair.compare_tables()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_flow_that_moves_is_forgotten_and_a_kept_one_goes_on() -> Result<()> {
+    let mut pair = Pair::new(&World::default())?;
+    let connection = Connection::open(&mut pair, VIP)?;
+    connection.establish(&mut pair)?;
+    pair.change_backend(connection.backend, |backend| {
+        (backend.fate, backend.takes_new_flows) = (Fate::Keep, 0);
+    })?;
+    connection.request(&mut pair, "kept", &connection.from_client(flags::ACK))?;
+    pair.change_backend(connection.backend, |backend| backend.fate = Fate::Move)?;
+    pair.expect("moved", &connection.from_client(flags::ACK).build(), Reason::NoFlow)?;
+    ensure!(pair.host.flows(Table::Established).is_empty());
+
+    let question = Segment::udp(CLIENT, VIP).build();
+    pair.change_backend(connection.backend, |backend| backend.fate = Fate::Keep)?;
+    let before = receiver(&pair.expect("a question", &question, Reason::Opened)?);
+    pair.change_backend(before, |backend| backend.fate = Fate::Reset)?;
+    pair.hand_slots(before, before % 3 + 1)?;
+    let after = receiver(&pair.expect("a question again", &question, Reason::Opened)?);
+    ensure!(before != after, "{before}");
+    pair.compare_tables()
+}
