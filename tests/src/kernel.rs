@@ -200,6 +200,21 @@ impl Kernel {
         Ok(records)
     }
 
+    /// How many entries a table has, of both families.
+    ///
+    /// # Errors
+    ///
+    /// The map can't be read.
+    pub fn entries(&self, table: Table) -> Result<u32> {
+        let maps = &self.loaded.maps;
+        Ok(maps.ipv4.usage(table)?.0 + maps.ipv6.usage(table)?.0)
+    }
+
+    /// Where its maps are pinned.
+    pub const fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
     /// Counts of a backend.
     ///
     /// # Errors

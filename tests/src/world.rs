@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use lb_common::{
     abi::{
         Access, AddressFamily, Backend, Fate, Forwarding, Link, LocalMac, Ring, Service,
-        ServiceKey, Settings, VERSION, generation_start,
+        ServiceKey, Settings, VERSION, generation_start, pool_words,
     },
     wire::{Ipv4Address, Ipv6Address, MacAddress, NetworkU16, NetworkU32, Vlan, Vlans, words},
 };
@@ -166,9 +166,11 @@ fn backend(index: u32) -> Backend {
 impl World {
     /// The words of all pools of source ports, every port free.
     pub fn port_words(&self) -> Vec<u64> {
-        let mut words = vec![0; POOL_ROOM as usize * (self.backends.len() + 1)];
+        let ports = |backend: &Backend| self.settings.nat_port_count * backend.nat_sources;
+        let ends = self.backends.iter().map(|backend| backend.ports + pool_words(ports(backend)));
+        let mut words = vec![0; ends.max().unwrap_or(1) as usize];
         for backend in &self.backends {
-            let ports = self.settings.nat_port_count * backend.nat_sources;
+            let ports = ports(backend);
             let start = generation_start(backend.ports, ports, 0) as usize;
             for port in 0..ports as usize {
                 words[start + port / 64] |= 1 << (port % 64);
