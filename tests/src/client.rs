@@ -103,7 +103,11 @@ impl Bed {
 }
 
 /// Does something within a namespace: what is opened there stays there.
-fn within<T: Send + 'static>(
+///
+/// # Errors
+///
+/// The namespace is gone, or it fails.
+pub fn within<T: Send + 'static>(
     namespace: &Namespace,
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
 ) -> Result<T> {

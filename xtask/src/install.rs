@@ -19,6 +19,8 @@ pub(crate) const LAB: &[Tool] =
 /// What the tests need beside that.
 pub(crate) const TESTS: &[Tool] = &[
     ("curl", "curl"),
+    ("haproxy", "haproxy"),
+    ("nft", "nftables"),
     ("nginx", "nginx-light"),
     ("tcpdump", "tcpdump"),
     ("tshark", "tshark"),
