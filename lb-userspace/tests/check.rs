@@ -96,6 +96,52 @@ FILE:15:8: backend "mgmt01" is given twice
 }
 
 #[test]
+fn networks_that_may_and_may_not_connect() {
+    let bind = "bind = [\"192.0.2.100:8080\"]";
+    wrong(
+        bind,
+        &format!("{bind}\nallow = [\"192.0.2.7/24\"]"),
+        r#"
+FILE:6:10: "192.0.2.7/24" has bits set behind its prefix: the network is 192.0.2.0/24
+    allow = ["192.0.2.7/24"]
+             ^~~~~~~~~~~~~~
+    hint: write it as "192.0.2.0/24", "2001:db8::/32" or "192.0.2.7""#,
+    );
+    wrong(
+        bind,
+        &format!("{bind}\nallow = [\"192.0.2.7\"]\ndeny = [\"192.0.2.7/32\"]"),
+        r#"
+FILE:7:9: 192.0.2.7/32 stands in both allow and deny
+    deny = ["192.0.2.7/32"]
+            ^~~~~~~~~~~~~~
+    hint: remove it from one of them"#,
+    );
+}
+
+#[test]
+fn what_becomes_of_flows_and_how_long_clients_stay() {
+    let bind = "bind = [\"192.0.2.100:8080\"]";
+    wrong(
+        bind,
+        &format!("{bind}\non_down = \"kill\""),
+        r#"
+FILE:6:11: "kill" is no on_down
+    on_down = "kill"
+              ^~~~~~
+    hint: write "reset", "move", "keep""#,
+    );
+    wrong(
+        bind,
+        &format!("{bind}\naffinity = \"1year\""),
+        r#"
+FILE:6:12: "1year" is out of range: 10ms to 30days
+    affinity = "1year"
+               ^~~~~~~
+    hint: write it as "500ms", "2s" or "30m""#,
+    );
+}
+
+#[test]
 fn two_services_on_one_address_and_port() {
     let second = VALID.replace("interfaces = [\"eth0\"]\n", "").replace("cloudstack-ui", "other");
     let (status, error) = check(&format!("{VALID}{second}"));

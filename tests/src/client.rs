@@ -11,7 +11,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::socket::{setsockopt, sockopt},
+};
 use xtask::netns::Namespace;
 
 use crate::{
@@ -33,6 +36,16 @@ impl Connection {
         let stream = within(namespace, move || TcpStream::connect_timeout(&address, PATIENCE))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         Ok(Self(stream))
+    }
+
+    /// Ends the connection by a reset, so that its port is free at once.
+    ///
+    /// # Errors
+    ///
+    /// The socket can't be told so.
+    pub fn abort(self) -> Result<()> {
+        let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+        Ok(setsockopt(&self.0, sockopt::Linger, &linger)?)
     }
 
     /// Waits, without sending anything, until the other end resets the connection.
@@ -118,6 +131,20 @@ pub fn within<T: Send + 'static>(
         Ok(work()?)
     });
     thread.join().map_err(|_| anyhow::anyhow!("the thread panicked"))?
+}
+
+/// Does a request whose answer's end is that of the connection.
+///
+/// # Errors
+///
+/// The connection breaks, or the answer isn't one.
+pub fn exchange(mut stream: TcpStream) -> Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET /client/ HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    ensure!(answer.starts_with(b"HTTP/1.1 200"), "{answer:?}");
+    Ok(())
 }
 
 /// Sends a datagram so many times from one port, each after the answer to the one before. Returns the

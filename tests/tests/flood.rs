@@ -99,7 +99,9 @@ fn open(bed: &Bed, over: impl Fn() -> bool) -> Result<f64> {
     let start = Instant::now();
     let mut count = 0;
     while !over() {
-        bed.open()?.request().context("a new connection")?;
+        let mut connection = bed.open()?;
+        connection.request().context("a new connection")?;
+        connection.abort()?;
         count += 1;
     }
     Ok(f64::from(count) / start.elapsed().as_secs_f64())

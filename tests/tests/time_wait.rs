@@ -1,10 +1,9 @@
-//! Many clients behind one address, and a backend that closes first: its TIME_WAIT takes new connections from
+//! Many clients behind one address, and a backend that closes first: its `TIME_WAIT` takes new connections from
 //! ports that were used before, since the timestamps that it sees follow one clock.
 
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
-    io::{Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream},
     os::fd::AsRawFd,
     sync::{
@@ -18,7 +17,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use lb_tests::{
     bed::{BALANCER, Bed, SERVICE},
-    client::within,
+    client::{exchange, within},
 };
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
@@ -60,13 +59,7 @@ fn request(from: IpAddr, port: u16, to: SocketAddr) -> Result<()> {
     let own = SockaddrIn::from(SocketAddrV4::new(from, port));
     bind(socket.as_raw_fd(), &own)?;
     connect(socket.as_raw_fd(), &SockaddrIn::from(to))?;
-    let mut stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    stream.write_all(b"GET /client/ HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    ensure!(answer.starts_with(b"HTTP/1.1 200"), "{answer:?}");
-    Ok(())
+    exchange(TcpStream::from(socket))
 }
 
 /// Does many of them, some at a time, until they are done or `most` is over.

@@ -37,12 +37,33 @@ pub(super) fn too_big<A: Family, P: Packet>(
     let message = A::too_big_message(longest).with_checksum(sum);
     let place = NETWORK_OFFSET + A::Header::LENGTH;
     packet.write(place, message).ok_or(Reason::NoHeadroom)?;
+    send_back(
+        packet,
+        &ethernet,
+        (service, client),
+        A::ICMP,
+        payload_length,
+        Reason::NeedsFragmentation,
+    )
+}
+
+/// Puts the headers before an answer to a frame that had the Ethernet header `ethernet`: so many bytes of that
+/// protocol, from one address to another. It leaves where the frame came in.
+#[inline(always)]
+pub(super) fn send_back<A: Family, P: Packet>(
+    packet: &mut P,
+    ethernet: &EthernetHeader,
+    (source, destination): (A, A),
+    protocol: u8,
+    payload_length: u16,
+    reason: Reason,
+) -> Result<Verdict, Reason> {
     let header = A::Header::around(&Outer {
         inner: Digest { whole: true, ..Digest::NONE },
         payload_length,
-        protocol: A::ICMP,
-        source: service.words(),
-        destination: client.words(),
+        protocol,
+        source: source.words(),
+        destination: destination.words(),
         flow: 0,
     });
     packet.write(NETWORK_OFFSET, header).ok_or(Reason::NoHeadroom)?;
@@ -55,7 +76,7 @@ pub(super) fn too_big<A: Family, P: Packet>(
     Ok(Verdict {
         egress: packet.ingress(),
         vlans: packet.tags().vlans(),
-        ..Verdict::refusing(Reason::NeedsFragmentation)
+        ..Verdict::refusing(reason)
     })
 }
 

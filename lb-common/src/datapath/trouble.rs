@@ -2,6 +2,7 @@
 
 use super::{
     Decision, Edits, Family, FamilyTables, NETWORK_OFFSET, Packet, Reason, Scratch, Table, Verdict,
+    answer,
     choice::{self, Attempt},
     established, nat, opening,
     parse::Segment,
@@ -10,7 +11,7 @@ use super::{
 };
 use crate::{
     abi::{Direction, Entry, Fate, Flow, FlowState, finished},
-    wire::{Digest, EthernetHeader, NetworkHeader, Outer, PROTOCOL_TCP, TcpFlags, TcpHeader},
+    wire::{EthernetHeader, NetworkHeader, PROTOCOL_TCP, TcpFlags, TcpHeader},
 };
 
 /// To so many backends a connection is led at most before its client is told that one refused it.
@@ -97,26 +98,8 @@ fn reset<A: Family, P: Packet, T: FamilyTables<A>>(
     let header =
         TcpHeader::reset(key.destination_port, key.source_port, segment.acknowledgement, sum);
     packet.write(NETWORK_OFFSET + A::Header::LENGTH, header).ok_or(Reason::ShortFrame)?;
-    let outer = A::Header::around(&Outer {
-        inner: Digest { whole: true, ..Digest::NONE },
-        payload_length,
-        protocol: PROTOCOL_TCP,
-        source: key.destination.words(),
-        destination: key.source.words(),
-        flow: 0,
-    });
-    packet.write(NETWORK_OFFSET, outer).ok_or(Reason::ShortFrame)?;
-    let ethernet = EthernetHeader {
-        destination: ethernet.source,
-        source: ethernet.destination,
-        ether_type: A::Header::ETHER_TYPE,
-    };
-    packet.write(0, ethernet).ok_or(Reason::ShortFrame)?;
-    Ok(Verdict {
-        egress: packet.ingress(),
-        vlans: packet.tags().vlans(),
-        ..Verdict::refusing(Reason::BackendDown)
-    })
+    let ends = (key.destination, key.source);
+    answer::send_back(packet, &ethernet, ends, PROTOCOL_TCP, payload_length, Reason::BackendDown)
 }
 
 /// Withholds a backend's refusal from the client, whose next SYN then goes elsewhere, or lets it pass
