@@ -5,7 +5,7 @@
 //! * [`health`] checks backends; [`netlink`] follows routes and neighbours.
 //! * [`dataplane`] loads the program and reaches its maps.
 //! * [`observe`] turns maps into what is shown: by [`cli`], the commands, and [`admin`], the pages.
-//! * [`api`] is the control socket.
+//! * [`api`] is the control socket, and [`journal`] what it tells of what happened.
 
 pub mod admin;
 pub mod api;
@@ -14,5 +14,6 @@ pub mod config;
 pub mod control;
 pub mod dataplane;
 pub mod health;
+pub mod journal;
 pub mod netlink;
 pub mod observe;

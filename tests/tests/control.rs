@@ -1,6 +1,6 @@
 //! The controller under an operator's hands: reloads, wrong configurations, and starts that fail.
 
-use std::{collections::HashMap, fs, os::unix::net::UnixListener};
+use std::{collections::HashMap, fs, os::unix::net::UnixListener, process::Stdio};
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::{
@@ -158,7 +158,7 @@ fn starts_that_cannot_be_say_why_in_one_line() -> Result<()> {
     bed.balancer.run("sysctl", &["-qw", "net.ipv4.ip_local_port_range=32768 60999"])?;
 
     bed.start_controller(&[])?;
-    let pid = bed.json(&["status", "--json"])?["controller"]["pid"].to_string();
+    let pid = bed.controller_pid()?.to_string();
     let said = failing_start(&bed, &[])?;
     one_line("a second one", said, "another controller runs on")?;
     ensure!(failing_start(&bed, &[])?.1.contains(&pid));
@@ -205,6 +205,36 @@ fn backends_that_do_not_exist_are_refused() -> Result<()> {
             ensure!(error.contains("no backend") && error.contains(target), "{error}");
         }
     }
+    Ok(())
+}
+
+#[test]
+fn events_tell_what_happened_and_are_followed_until_the_controller_stops() -> Result<()> {
+    let mut bed = Bed::new(LB, "native", 2)?;
+    let mut command = bed.lb_command(&["events", "-f", "--json"]);
+    let follower = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    bed.lb_ok(&["drain", "ui/mgmt02"])?;
+    bed.kill_backend("mgmt01")?;
+    bed.wait_for_state("mgmt01", "down")?;
+    let text = bed.lb_ok(&["events"])?;
+    let down = text.lines().find(|line| line.contains("  WARN   down  "));
+    let said = "backend=mgmt01  detail=\"connection refused\"  service=ui";
+    ensure!(down.is_some_and(|line| line.ends_with(said)), "{text}");
+
+    bed.stop_controller(Signal::SIGTERM)?;
+    let output = follower.wait_with_output()?;
+    ensure!(output.status.code() == Some(1), "{output:?}");
+    ensure!(output.stderr == b"lb: the controller has stopped\n", "{output:?}");
+    let events: Vec<Value> = String::from_utf8(output.stdout)?
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
+    for (message, backend) in [("operator: drain", "mgmt02"), ("down", "mgmt01")] {
+        let is_it = |event: &Value| event["message"] == message && event["backend"] == backend;
+        ensure!(events.iter().filter(|event| is_it(event)).count() == 1, "{message}: {events:?}");
+    }
+    let refused = bed.lb(&["events"])?;
+    ensure!(String::from_utf8(refused.stderr)?.starts_with("lb: no controller at "));
     Ok(())
 }
 

@@ -1,13 +1,15 @@
 //! Asking the controller.
 
 use std::{
-    io::{self, BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, ErrorKind::UnexpectedEof, Write},
+    ops::ControlFlow::{self, Break, Continue},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use super::{Request, Response};
+use crate::journal::Event;
 
 /// How long an answer may take: a reload of a large configuration needs a while.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -38,23 +40,68 @@ pub enum ClientError {
 ///
 /// There is no controller, the user may not speak to it, or it doesn't answer.
 pub fn call(socket: &Path, request: &Request) -> Result<Response, ClientError> {
-    let broken = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            ClientError::NotRunning(socket.to_path_buf())
+    exchange(socket, request, Some(TIMEOUT), |response| Break(Some(response)))
+        .and_then(|response| response.ok_or(UnexpectedEof.into()))
+        .map_err(|error| explain(socket, error))
+}
+
+/// Asks for the latest events, and calls `show` with each; with `follow`, goes on with new ones until the
+/// controller ends.
+///
+/// # Errors
+///
+/// As of [`call`].
+pub fn events(
+    socket: &Path,
+    follow: bool,
+    mut show: impl FnMut(&Event),
+) -> Result<(), ClientError> {
+    let timeout = (!follow).then_some(TIMEOUT);
+    let other = exchange(socket, &Request::Events { follow }, timeout, |response| match response {
+        Response::Event(event) => {
+            show(&event);
+            Continue(())
         }
-        io::ErrorKind::PermissionDenied => ClientError::Permission(socket.to_path_buf()),
-        io::ErrorKind::WouldBlock => ClientError::Broken {
-            path: socket.to_path_buf(),
-            source: io::Error::other("the controller doesn't answer"),
-        },
-        _ => ClientError::Broken { path: socket.to_path_buf(), source },
-    };
-    let mut stream = UnixStream::connect(socket).map_err(broken)?;
-    stream.set_read_timeout(Some(TIMEOUT)).map_err(broken)?;
-    let mut line = serde_json::to_string(request).map_err(io::Error::from).map_err(broken)?;
+        other => Break(Some(other)),
+    });
+    match other.map_err(|error| explain(socket, error))? {
+        Some(other) => {
+            let source = io::Error::other(format!("the controller answered {other:?}"));
+            Err(ClientError::Broken { path: socket.to_path_buf(), source })
+        }
+        None => Ok(()),
+    }
+}
+
+/// Sends a request, and calls `take` with each answer until that has what it wants, or there are no more.
+fn exchange(
+    socket: &Path,
+    request: &Request,
+    timeout: Option<Duration>,
+    mut take: impl FnMut(Response) -> ControlFlow<Option<Response>>,
+) -> io::Result<Option<Response>> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(timeout)?;
+    let mut line = serde_json::to_string(request)?;
     line.push('\n');
-    stream.write_all(line.as_bytes()).map_err(broken)?;
-    let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer).map_err(broken)?;
-    serde_json::from_str(&answer).map_err(io::Error::from).map_err(broken)
+    stream.write_all(line.as_bytes())?;
+    for answer in BufReader::new(stream).lines() {
+        if let Break(result) = take(serde_json::from_str(&answer?)?) {
+            return Ok(result);
+        }
+    }
+    Ok(None)
+}
+
+fn explain(socket: &Path, error: io::Error) -> ClientError {
+    let path = socket.to_path_buf();
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NotRunning(path),
+        io::ErrorKind::PermissionDenied => ClientError::Permission(path),
+        io::ErrorKind::WouldBlock => {
+            let source = io::Error::other("the controller doesn't answer");
+            ClientError::Broken { path, source }
+        }
+        _ => ClientError::Broken { path, source: error },
+    }
 }

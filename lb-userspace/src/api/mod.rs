@@ -7,7 +7,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use client::{ClientError, call};
+use crate::journal::Event;
+
+pub use client::{ClientError, call, events};
 pub use server::{Call, serve};
 
 /// What a client asks of the controller.
@@ -26,6 +28,11 @@ pub enum Request {
         backend: String,
         /// What is said.
         operation: Operation,
+    },
+    /// What happened lately: each event is an answer of its own.
+    Events {
+        /// And what happens from now on, until the client closes the connection.
+        follow: bool,
     },
 }
 
@@ -68,6 +75,8 @@ pub enum Response {
     Invalid(String),
     /// How the controller is.
     Status(ControllerStatus),
+    /// Something that happened.
+    Event(Event),
 }
 
 /// How the controller is.

@@ -15,6 +15,7 @@ use tokio::{
 };
 
 use super::{Request, Response};
+use crate::journal::Journal;
 
 /// Longest request, in bytes.
 const LONGEST_REQUEST: u64 = 4096;
@@ -24,13 +25,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A request, and where its answer goes.
 pub type Call = (Request, oneshot::Sender<Response>);
 
-/// Listens on a socket, with mode 0660, within a tokio runtime; requests go to `calls`. A socket
-/// that nobody listens on any longer is replaced: the caller makes sure that nobody does.
+/// Listens on a socket, with mode 0660, within a tokio runtime; requests go to `calls`, but those for events
+/// are answered from the journal. A socket that nobody listens on any longer is replaced: the caller makes sure that nobody does.
 ///
 /// # Errors
 ///
 /// The socket can't be made.
-pub fn serve(path: &Path, calls: mpsc::Sender<Call>) -> io::Result<()> {
+pub fn serve(path: &Path, calls: mpsc::Sender<Call>, journal: Journal) -> io::Result<()> {
     if let Some(directory) = path.parent() {
         fs::DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
     }
@@ -44,9 +45,9 @@ pub fn serve(path: &Path, calls: mpsc::Sender<Call>) -> io::Result<()> {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let calls = calls.clone();
+                    let (calls, journal) = (calls.clone(), journal.clone());
                     tokio::spawn(async move {
-                        if let Err(error) = answer(stream, &calls).await {
+                        if let Err(error) = answer(stream, &calls, &journal).await {
                             tracing::debug!(%error, "a client of the control socket");
                         }
                     });
@@ -61,12 +62,19 @@ pub fn serve(path: &Path, calls: mpsc::Sender<Call>) -> io::Result<()> {
     Ok(())
 }
 
-async fn answer(mut stream: UnixStream, calls: &mpsc::Sender<Call>) -> io::Result<()> {
+async fn answer(
+    mut stream: UnixStream,
+    calls: &mpsc::Sender<Call>,
+    journal: &Journal,
+) -> io::Result<()> {
     let (reader, mut writer) = stream.split();
     let mut line = String::new();
     let mut reader = BufReader::new(reader.take(LONGEST_REQUEST));
     time::timeout(PATIENCE, reader.read_line(&mut line)).await??;
     let response = match serde_json::from_str(&line) {
+        Ok(Request::Events { follow }) => {
+            return tell(&mut reader, &mut writer, journal, follow).await;
+        }
         Ok(request) => {
             let (sender, receiver) = oneshot::channel();
             match calls.send((request, sender)).await {
@@ -78,7 +86,37 @@ async fn answer(mut stream: UnixStream, calls: &mpsc::Sender<Call>) -> io::Resul
         }
         Err(error) => Response::Refused(format!("no such request: {error}")),
     };
-    let mut text = serde_json::to_string(&response)?;
+    write(&mut writer, &response).await
+}
+
+/// Tells the journal's events, and goes on with new ones until the client has gone.
+async fn tell(
+    reader: &mut (impl AsyncReadExt + Unpin),
+    writer: &mut (impl AsyncWriteExt + Unpin),
+    journal: &Journal,
+    follow: bool,
+) -> io::Result<()> {
+    let mut count = journal.watch();
+    let mut told = 0;
+    loop {
+        count.mark_unchanged();
+        let (events, number) = journal.after(told);
+        told = number;
+        for event in events {
+            write(writer, &Response::Event(event)).await?;
+        }
+        if !follow {
+            return Ok(());
+        }
+        tokio::select! {
+            changed = count.changed() => if changed.is_err() { return Ok(()) },
+            _ = reader.read_u8() => return Ok(()),
+        }
+    }
+}
+
+async fn write(writer: &mut (impl AsyncWriteExt + Unpin), response: &Response) -> io::Result<()> {
+    let mut text = serde_json::to_string(response)?;
     text.push('\n');
     writer.write_all(text.as_bytes()).await
 }

@@ -145,6 +145,8 @@ fn call(place: &Place, request: &Request) -> Outcome {
         Response::Invalid(problems) => {
             Err(Failure::problems(problems, "the configuration can't be used; nothing was changed"))
         }
-        Response::Status(_) => Err(Failure::failed("the controller gave another answer")),
+        Response::Status(_) | Response::Event(_) => {
+            Err(Failure::failed("the controller gave another answer"))
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod control;
+mod events;
 mod list;
 mod output;
 mod place;
@@ -48,6 +49,8 @@ enum Command {
     List(list::ListArgs),
     /// Show controller, interfaces, services and backends on one screen
     Status(status::StatusArgs),
+    /// Show what happened lately: backends up and down, commands, troubles
+    Events(events::EventsArgs),
     /// Give a backend no new flows; those it has go on
     Drain(control::DrainArgs),
     /// Take a backend out of service: no new flows, no checks
@@ -74,6 +77,7 @@ pub fn main() -> ExitCode {
         Command::Check(arguments) => run::check(place, &arguments),
         Command::List(arguments) => list::list(place, &arguments),
         Command::Status(arguments) => status::status(place, &arguments),
+        Command::Events(arguments) => events::events(place, &arguments),
         Command::Drain(arguments) => control::drain(place, &arguments),
         Command::Maint(arguments) => control::maint(place, &arguments),
         Command::Ready(arguments) => control::ready(place, &arguments),

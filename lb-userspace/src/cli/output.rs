@@ -3,7 +3,7 @@
 use std::{
     fmt::Display,
     io::{self, Write},
-    process::ExitCode,
+    process::{self, ExitCode},
 };
 
 use clap::error::ErrorKind;
@@ -105,12 +105,13 @@ pub(super) fn usage(error: &clap::Error) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Writes to standard output. A reader that has gone, such as `head`, is no error.
+/// Writes to standard output. A reader that has gone, such as `head`, is no error, and ends the command.
 pub(super) fn print(text: &str) {
     let mut output = io::stdout().lock();
-    if let Err(error) = output.write_all(text.as_bytes()).and_then(|()| output.flush())
-        && error.kind() != io::ErrorKind::BrokenPipe
-    {
+    if let Err(error) = output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            process::exit(0);
+        }
         eprintln!("lb: standard output: {error}");
     }
 }

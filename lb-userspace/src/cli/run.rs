@@ -3,7 +3,13 @@
 use std::{io::IsTerminal, net::SocketAddr};
 
 use clap::Args;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{
+    EnvFilter, Layer as _,
+    filter::{LevelFilter, Targets},
+    fmt,
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
 use super::{
     Outcome, Place,
@@ -13,6 +19,7 @@ use crate::{
     config::{Config, LogFormat},
     control::{self, Overrides},
     dataplane::ModeChoice,
+    journal::Journal,
 };
 
 #[derive(Debug, Args)]
@@ -56,22 +63,28 @@ pub(super) fn run(place: &Place, arguments: RunArgs) -> Outcome {
         .enable_all()
         .build()
         .map_err(Failure::failed)?;
-    let controller = control::run(place.file(), overrides, arguments.detach_on_exit, start_log);
+    let journal = Journal::new();
+    let start_log = |config: &Config| start_log(config, journal.clone());
+    let detach_on_exit = arguments.detach_on_exit;
+    let controller =
+        control::run(place.file(), overrides, detach_on_exit, journal.clone(), start_log);
     Ok(runtime.block_on(controller)?)
 }
 
-fn start_log(config: &Config) {
+fn start_log(config: &Config, journal: Journal) {
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::try_new(&config.log).unwrap_or_else(|_| "info".into()));
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(colour)
-        .with_writer(std::io::stderr);
-    match config.log_format {
-        LogFormat::Text => log.with_target(false).init(),
-        LogFormat::Json => log.json().init(),
-    }
+    let log = fmt::layer().with_ansi(colour).with_writer(std::io::stderr);
+    let log = match config.log_format {
+        LogFormat::Text => log.with_target(false).boxed(),
+        LogFormat::Json => log.json().boxed(),
+    };
+    let own = Targets::new().with_target(env!("CARGO_CRATE_NAME"), LevelFilter::INFO);
+    tracing_subscriber::registry()
+        .with(log.with_filter(filter))
+        .with(journal.with_filter(own))
+        .init();
 }
 
 #[derive(Debug, Args)]

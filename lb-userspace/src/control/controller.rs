@@ -132,7 +132,7 @@ impl Controller {
                         | Response::Invalid(text) => {
                             tracing::error!("the configuration stays as it was: {text}");
                         }
-                        Response::Status(_) => {}
+                        Response::Status(_) | Response::Event(_) => {}
                     },
                     Event::Stop => return self,
                 }
@@ -268,6 +268,7 @@ impl Controller {
             Request::Operate { service, backend, operation } => {
                 self.operate(&service, &backend, operation)
             }
+            Request::Events { .. } => Response::Refused("the socket tells events".to_owned()),
         }
     }
 

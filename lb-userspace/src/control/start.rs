@@ -29,6 +29,7 @@ use crate::{
     admin, api,
     config::{Config, Invalid},
     dataplane::{Capacity, DataplaneError, ModeChoice, Pins, load},
+    journal::Journal,
     netlink::{self, NetlinkError, Network, Reader},
 };
 
@@ -110,7 +111,7 @@ pub enum StartError {
 }
 
 /// Runs the controller until SIGINT or SIGTERM. The data plane goes on without it, unless
-/// `detach_on_exit`.
+/// `detach_on_exit`. `prepare` is called with the configuration, and `journal` is told to who asks for it.
 ///
 /// # Errors
 ///
@@ -119,6 +120,7 @@ pub async fn run(
     file: PathBuf,
     overrides: Overrides,
     detach_on_exit: bool,
+    journal: Journal,
     prepare: impl FnOnce(&Config),
 ) -> Result<(), StartError> {
     let source = Source { file, overrides };
@@ -130,7 +132,7 @@ pub async fn run(
     pins.create()?;
     let lock = lock(&pins)?;
     let socket = config.socket.clone();
-    let result = start(source, config, &pins).await;
+    let result = start(source, config, &pins, journal).await;
     let (controller, receiver) = match result {
         Ok(started) => started,
         Err(error) => {
@@ -161,6 +163,7 @@ async fn start(
     source: Source,
     config: Config,
     pins: &Pins,
+    journal: Journal,
 ) -> Result<(Controller, mpsc::Receiver<Event>), StartError> {
     let (calls, mut incoming) = mpsc::channel(64);
     if let Some(address) = config.admin {
@@ -172,7 +175,7 @@ async fn start(
         })?;
     }
     let socket = config.socket.clone();
-    api::serve(&socket, calls).map_err(|source| StartError::System {
+    api::serve(&socket, calls, journal).map_err(|source| StartError::System {
         what: format!("control socket {}", socket.display()),
         source,
     })?;
