@@ -5,7 +5,7 @@ use std::{net::IpAddr, ops::Range};
 use anyhow::{Result, bail, ensure};
 
 use crate::{
-    frame::{pseudo_header, sum},
+    frame::{Segment, pseudo_header, sum},
     world::Socket,
 };
 
@@ -192,6 +192,24 @@ impl Seen {
             rest,
         }
     }
+}
+
+/// Demands that a frame is the reset that a TCP answers to a segment (RFC 9293, section 3.10.7.1).
+///
+/// # Errors
+///
+/// It isn't.
+pub fn demand_reset(frame: &[u8], of: &Segment) -> Result<()> {
+    const RST: u8 = 0x04;
+    let seen = Seen::new(frame);
+    ensure!(seen.source == (of.destination, of.destination_port), "{seen:?}");
+    ensure!(seen.destination == (of.source, of.source_port), "{seen:?}");
+    ensure!(seen.destination_mac == of.source_mac, "{seen:?}");
+    ensure!(seen.ip_checksum_is_right && seen.transport_checksum == ChecksumState::Right);
+    let tcp = tcp(frame);
+    ensure!(tcp.len() == 20 && tcp[12..14] == [0x50, RST], "{tcp:x?}");
+    ensure!(tcp[4..8] == of.acknowledgement.to_be_bytes(), "{tcp:x?}");
+    Ok(())
 }
 
 /// Whether a datagram's IP header has a right checksum, or none.

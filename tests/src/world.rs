@@ -234,6 +234,31 @@ impl World {
         self
     }
 
+    /// Another backend beside each of [`OTHER_FORWARDINGS`], in every other slot of its service's ring.
+    #[must_use]
+    pub fn with_twins(mut self) -> Self {
+        /// Slots of each ring.
+        const SLOTS: u32 = 251;
+        for (_, vip, index) in OTHER_FORWARDINGS {
+            let twin = self.backends.len() as u32 + 1;
+            let place = |(address, _)| match address {
+                IpAddr::V4(_) => v4(200 + index as u8),
+                IpAddr::V6(_) => v6(0x300 + index as u16),
+            };
+            let first = self.backends[index as usize - 1];
+            let mut other = first;
+            other.address = words(place(backend_address(index)));
+            other.link.station = MacAddress::new(backend_mac(twin));
+            other.ports = twin * POOL_ROOM;
+            self.backends.push(other);
+            for (_, service) in self.services.iter_mut().filter(|(address, _)| *address == vip) {
+                service.ring = Ring::new(self.ring.len() as u32, SLOTS, 1);
+            }
+            self.ring.extend((0..SLOTS).map(|slot| if slot % 2 == 0 { index } else { twin }));
+        }
+        self
+    }
+
     fn keyed<A>(&self, family: impl Fn(IpAddr) -> Option<A>) -> Vec<(ServiceKey<A>, Service)> {
         let mut services = Vec::new();
         for ((address, port), service) in &self.services {

@@ -10,7 +10,7 @@ use lb_tests::{
     connection::Connection,
     frame::{Segment, flags},
     pair::Pair,
-    seen::Seen,
+    seen::{Seen, demand_reset},
     world::{CLIENT, NAT_PORTS, NAT_VIP, OWN_MAC, VIP, VIP_IPV6, World},
 };
 
@@ -327,7 +327,11 @@ fn a_full_table_refuses_new_connections_and_keeps_the_old() -> Result<()> {
     }
     let late = Connection::open(&mut pair, VIP)?;
     late.reply(&mut pair, "SYN-ACK", &late.syn_ack())?;
-    pair.expect("one too many", &late.ack().build(), Reason::FlowTableFull)?;
+    let outcome = pair.expect("one too many", &late.ack().build(), Reason::FlowTableFull)?;
+    demand_reset(&outcome.frame, &late.ack())?;
+    ensure!(pair.host.flows(Table::Embryonic).is_empty());
+    // The backend, which says it again, hears of it from the balancer's own stack.
+    pair.expect("SYN-ACK", &late.syn_ack().build(), Reason::NoService)?;
     for connection in &established {
         connection.request(&mut pair, "an old one", &connection.from_client(flags::ACK))?;
         connection.reply(&mut pair, "an old one", &connection.from_backend(flags::ACK))?;

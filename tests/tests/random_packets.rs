@@ -10,6 +10,7 @@ use lb_common::{abi::Fate, datapath::Reason};
 use lb_tests::{
     pair::{Pair, check_transmitted},
     random::Generator,
+    setting,
     world::{BACKENDS, World},
 };
 
@@ -23,9 +24,8 @@ const LIFE: u64 = 250_000;
 
 #[test]
 fn host_and_kernel_agree_on_random_packets() -> Result<()> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let packets = number("LB_RANDOM_PACKETS").unwrap_or(100_000);
-    let first_seed = number("LB_RANDOM_SEED").unwrap_or_else(|| fastrand::u64(..));
+    let packets = setting("LB_RANDOM_PACKETS", 100_000);
+    let first_seed = setting("LB_RANDOM_SEED", fastrand::u64(..));
     let mut reasons: BTreeMap<Reason, u64> = BTreeMap::new();
     let mut done = 0;
     for seed in (0..).map(|life| first_seed.wrapping_add(life)) {

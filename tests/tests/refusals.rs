@@ -13,7 +13,7 @@ use lb_tests::{
     frame::{Segment, flags},
     host::{Host, Outcome},
     pair::Pair,
-    seen::Seen,
+    seen::{Seen, demand_reset},
     world::{
         BACKENDS, BACKENDS_IPV6, CLIENT, OTHER_FORWARDINGS, Socket, VIP, VIP_IPV6, World,
         backend_address, client_of,
@@ -30,6 +30,7 @@ fn receiver(outcome: &Outcome) -> u32 {
 /// A backend's refusal of a connection.
 fn refusal(connection: &Connection) -> Vec<u8> {
     let mut segment = connection.from_backend(flags::RST | flags::ACK);
+    segment.sequence = 0;
     segment.payload.clear();
     segment.build()
 }
@@ -70,6 +71,27 @@ fn a_connection_that_every_backend_refuses_is_refused_and_the_next_at_once() -> 
     let next = Connection::open_from(&mut pair, (CLIENT.0, 41_000), VIP)?;
     next.reply(&mut pair, "refused at once", &next.from_backend(flags::RST))?;
     pair.compare_tables()
+}
+
+#[test]
+fn a_port_that_is_used_again_after_a_reset_goes_elsewhere_when_its_backend_refuses() -> Result<()> {
+    for vip in [VIP, VIP_IPV6] {
+        let mut pair = Pair::new(&World::default())?;
+        let first = Connection::open(&mut pair, vip)?;
+        first.establish(&mut pair)?;
+        first.reply(&mut pair, "RST", &first.from_backend(flags::RST | flags::ACK))?;
+        first.request(&mut pair, "SYN", &Segment::syn(first.client, vip))?;
+        pair.expect("refusal", &refusal(&first), Reason::RefusalWithheld)?;
+        let before = pair.host.clone();
+        let second = Connection::open(&mut pair, vip)?;
+        ensure!(second.backend != first.backend, "{second:?}");
+        second.establish(&mut pair)?;
+        pair.compare_tables()?;
+        // Somebody else may have sent the resets.
+        let outcome = before.run(&first.from_client(flags::ACK).build());
+        ensure!(outcome.reason == Reason::ToBackend, "{outcome:?}");
+    }
+    Ok(())
 }
 
 #[test]
@@ -120,17 +142,8 @@ fn a_mute_backend_is_left_with_the_first_syn_that_is_sent_again() -> Result<()> 
 
 #[test]
 fn by_direct_return_a_backend_is_left_with_the_second_syn_that_is_sent_again() -> Result<()> {
-    let (_, vip, backend) = OTHER_FORWARDINGS[1];
-    let mut world = World::default();
-    // Another backend in every other slot.
-    let index = world.services.iter().position(|(address, _)| *address == vip).expect("a service");
-    let mut other = world.backends[backend as usize - 1];
-    other.link.station = lb_common::wire::MacAddress::new([2, 0, 0, 0, 1, 99]);
-    world.backends.push(other);
-    let added = world.backends.len() as u32;
-    world.services[index].1.ring = lb_common::abi::Ring::new(world.ring.len() as u32, 2, 1);
-    world.ring.extend([backend, added]);
-    let host = Host::new(&world);
+    let (_, vip, _) = OTHER_FORWARDINGS[1];
+    let host = Host::new(&World::default().with_twins());
     let station = |outcome: &Outcome| outcome.frame[..6].to_vec();
     let first = syn_at(&host, vip, 0);
     for milliseconds in [100, 1000] {
@@ -161,7 +174,8 @@ fn the_client_of_a_backend_that_is_down_is_told_by_a_reset() -> Result<()> {
             pair.change_backend(index, |backend| backend.fate = Fate::Reset)?;
         }
         for _ in 0..2 {
-            pair.expect("data", &ack.build(), Reason::BackendDown)?;
+            let outcome = pair.expect("data", &ack.build(), Reason::BackendDown)?;
+            demand_reset(&outcome.frame, &ack)?;
         }
         let mut flooded = ack.clone();
         flooded.destination_mac[5] = 0x99;

@@ -115,6 +115,12 @@ pub(super) fn is_elsewhere<T: Tables>(tables: &T, picked: u32, attempt: Attempt)
     picked != attempt.avoided && !has_refused(tables, picked, tables.now(), DISTRUSTED)
 }
 
+/// Whether new connections spare a backend, since it has refused one.
+#[inline(always)]
+pub(super) fn is_spared<T: Tables>(tables: &T, backend: u32) -> bool {
+    has_refused(tables, backend, tables.now(), SPARED)
+}
+
 /// Whether a backend has refused a connection, and taken none since, within so many units of a [`Stamp`].
 #[inline(always)]
 fn has_refused<T: Tables>(tables: &T, backend: u32, now: Moment, within: u32) -> bool {

@@ -1,6 +1,8 @@
 //! Packets of a connection whose handshake is complete.
 
-use super::{Family, FamilyTables, Reason, Table, nat, parse::Segment, tables::find_peer};
+use super::{
+    Family, FamilyTables, Reason, Stop, Table, choice, nat, parse::Segment, tables::find_peer,
+};
 use crate::{
     abi::{Direction, Entry, Flow, FlowState, Link, LocalMac, finished},
     wire::TcpFlags,
@@ -13,7 +15,7 @@ pub(super) fn follow<A: Family, T: FamilyTables<A>>(
     segment: &Segment<A>,
     entry: Entry<'_, Flow<A>>,
     flow: &Flow<A>,
-) -> Result<Reason, Reason> {
+) -> Result<Reason, Stop> {
     let direction = Direction::from_u8(flow.direction);
     let reason = match direction {
         Direction::ToBackend => {
@@ -24,6 +26,9 @@ pub(super) fn follow<A: Family, T: FamilyTables<A>>(
             if !flow.forwarding.hides_client() {
                 // To the client's own address: it may also have been flooded to us.
                 demand_own_station(tables, segment)?;
+            }
+            if flow.state == FlowState::CLOSED && segment.refuses() {
+                return Err(Stop::Trouble);
             }
             Reason::ToClient
         }
@@ -37,7 +42,7 @@ pub(super) fn follow<A: Family, T: FamilyTables<A>>(
 /// client uses the port again.
 ///
 /// A reset may have been sent in another's name: then it is the backend that judges whether the connection
-/// is over, unless it takes no more of them.
+/// is over, unless it takes no more of them, or has refused others.
 #[inline(always)]
 pub(super) fn begins_anew<A: Family, T: FamilyTables<A>>(
     tables: &T,
@@ -47,10 +52,12 @@ pub(super) fn begins_anew<A: Family, T: FamilyTables<A>>(
     if !segment.flags.opens() || flow.direction != Direction::ToBackend as u8 {
         return false;
     }
-    let takes = tables.backend(flow.backend).is_some_and(|backend| backend.takes_new_flows != 0);
     if flow.forwarding.sees_replies() {
+        let backend = tables.backend(flow.backend);
         flow.finished & finished::BOTH == finished::BOTH
-            || (flow.state == FlowState::CLOSED && !takes)
+            || (flow.state == FlowState::CLOSED
+                && (backend.is_none_or(|backend| backend.takes_new_flows == 0)
+                    || choice::is_spared(tables, flow.backend)))
     } else {
         // A client that has sent FIN and begins anew is all there is to know.
         flow.state == FlowState::CLOSED || flow.state == FlowState::CLOSING

@@ -141,7 +141,7 @@ fn follow_client<A: Family, T: FamilyTables<A>>(
     handshake: Handshake<'_, A>,
     flow: &mut Flow<A>,
     reply: (&mut FlowKey<A>, &mut Flow<A>),
-) -> Result<Reason, Reason> {
+) -> Result<Reason, Stop> {
     established::learn_link(tables, segment, Table::Embryonic, handshake.entry, flow)?;
     if segment.flags.has(TcpFlags::RST) {
         forget(tables, Table::Embryonic, &segment.key, flow);
@@ -152,7 +152,9 @@ fn follow_client<A: Family, T: FamilyTables<A>>(
             // Where no handshake would have to be done again, or the ring leads to the same backend without
             // any entry, it can as well go on like this.
             Err(Reason::FlowTableFull) if segment.is_udp() || !flow.forwarding.sees_replies() => {}
-            Err(reason) => return Err(reason),
+            // Both ends think that they are connected: the client is told otherwise.
+            Err(Reason::FlowTableFull) => return Err(Stop::Trouble),
+            Err(reason) => return Err(Stop::Refused(reason)),
             Ok(()) => return Ok(Reason::ToBackend),
         }
     }

@@ -208,6 +208,12 @@ impl<A: Family> Segment<A> {
         self.is_udp() || self.flags.answers()
     }
 
+    /// Whether it is what a TCP answers to a SYN that it has no use for (RFC 9293, section 3.10.7.1).
+    #[inline(always)]
+    pub(super) const fn refuses(&self) -> bool {
+        self.flags.has(TcpFlags::RST) && self.flags.has(TcpFlags::ACK) && self.sequence == 0
+    }
+
     /// Whether a segment that is ours by its addresses may be sent on at all.
     #[inline(always)]
     pub(super) fn admit<P: Packet>(&self, packet: &P, settings: &Settings) -> Result<(), Reason> {

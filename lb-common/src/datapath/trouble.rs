@@ -1,4 +1,4 @@
-//! What befalls a flow whose backend is down, or has refused it.
+//! What befalls a flow whose backend is down, or has refused it, or that there is no room for.
 
 use super::{
     Decision, Edits, Family, FamilyTables, NETWORK_OFFSET, Packet, Reason, Scratch, Table, Verdict,
@@ -17,7 +17,8 @@ use crate::{
 /// To so many backends a connection is led at most before its client is told that one refused it.
 const MOST_TRIES: u8 = 4;
 
-/// Decides about a segment whose flow's backend is down, or that is a backend's refusal.
+/// Decides about a segment whose flow's backend is down, or that is a backend's refusal, or that completes a
+/// handshake when the table of established flows is full.
 #[inline(always)]
 pub(super) fn decide<A: Family, P: Packet, T: FamilyTables<A>>(
     packet: &mut P,
@@ -36,7 +37,7 @@ pub(super) fn decide<A: Family, P: Packet, T: FamilyTables<A>>(
     };
     *flow = entry.read();
     let result = match Direction::from_u8(flow.direction) {
-        Direction::ToClient => refused(packet, tables, scratch),
+        Direction::ToClient => refused(packet, tables, scratch, table),
         Direction::ToBackend => {
             if let Err(reason) = established::demand_own_station(tables, segment) {
                 return Decision::refusing(packet, reason);
@@ -45,7 +46,12 @@ pub(super) fn decide<A: Family, P: Packet, T: FamilyTables<A>>(
                 forget(tables, table, &segment.key, flow);
                 return opening::leave(packet, segment);
             }
-            reset(packet, tables, segment, table, entry, flow)
+            let backend = tables.backend(flow.backend);
+            let reason = match backend {
+                Some(backend) if backend.fate == Fate::Keep => Reason::FlowTableFull,
+                _ => Reason::BackendDown,
+            };
+            reset(packet, tables, segment, (table, entry), flow, reason)
         }
     };
     match result {
@@ -65,15 +71,16 @@ fn begins_anew<A: Family, T: FamilyTables<A>>(
     moves || segment.opens()
 }
 
-/// Turns a client's segment into the reset that answers it (RFC 9293, section 3.10.7.1).
+/// Turns a client's segment into the reset that answers it (RFC 9293, section 3.10.7.1), for that reason. Its
+/// flow is over.
 #[inline(always)]
 fn reset<A: Family, P: Packet, T: FamilyTables<A>>(
     packet: &mut P,
     tables: &T,
     segment: &Segment<A>,
-    table: Table,
-    entry: Entry<'_, Flow<A>>,
+    (table, entry): (Table, Entry<'_, Flow<A>>),
     flow: &Flow<A>,
+    reason: Reason,
 ) -> Result<Verdict, Reason> {
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
     segment.admit(packet, &settings)?;
@@ -81,7 +88,9 @@ fn reset<A: Family, P: Packet, T: FamilyTables<A>>(
         // It closes the connection itself, and nobody is there to hear it.
         return Err(Reason::NoBackend);
     }
-    if flow.state != FlowState::CLOSED {
+    if flow.state.is_half_open() {
+        forget(tables, table, &segment.key, flow);
+    } else if flow.state != FlowState::CLOSED {
         let ended = flow.finished | finished::BACKEND_RESET;
         entry.set_state(FlowState::CLOSED, ended);
         if let Some(peer) = find_peer(tables, table, &segment.key, flow) {
@@ -99,20 +108,23 @@ fn reset<A: Family, P: Packet, T: FamilyTables<A>>(
         TcpHeader::reset(key.destination_port, key.source_port, segment.acknowledgement, sum);
     packet.write(NETWORK_OFFSET + A::Header::LENGTH, header).ok_or(Reason::ShortFrame)?;
     let ends = (key.destination, key.source);
-    answer::send_back(packet, &ethernet, ends, PROTOCOL_TCP, payload_length, Reason::BackendDown)
+    answer::send_back(packet, &ethernet, ends, PROTOCOL_TCP, payload_length, reason)
 }
 
 /// Withholds a backend's refusal from the client, whose next SYN then goes elsewhere, or lets it pass
-/// where there is nowhere else to go.
+/// where there is nowhere else to go. A closed flow stays as it is, whose client's port is in use again: others
+/// than its backend could have sent both the reset that closed it and this one.
 #[inline(always)]
 fn refused<A: Family, P: Packet, T: FamilyTables<A>>(
     packet: &mut P,
     tables: &T,
     scratch: &mut Scratch<A>,
+    table: Table,
 ) -> Result<Verdict, Reason> {
     let Scratch { segment, flow, longest, .. } = scratch;
     let segment = &*segment;
-    let peer = find_peer(tables, Table::Embryonic, &segment.key, flow).ok_or(Reason::NoFlow)?;
+    let is_half_open = flow.state.is_half_open();
+    let peer = find_peer(tables, table, &segment.key, flow).ok_or(Reason::NoFlow)?;
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
     segment.admit(packet, &settings)?;
     if !flow.forwarding.hides_client() {
@@ -120,19 +132,23 @@ fn refused<A: Family, P: Packet, T: FamilyTables<A>>(
     }
     choice::note_refusal(tables, flow.backend);
 
-    let tries = peer.read().finished;
+    let tries = if is_half_open { peer.read().finished } else { 0 };
     let attempt = Attempt::after(tries, flow.backend);
     let key = flow.peer_key(segment.key.protocol);
     let picked = opening::service(tables, &key)
         .and_then(|service| choice::pick(tables, &key, &service, &settings, attempt).ok());
     let is_elsewhere = picked.is_some_and(|index| choice::is_elsewhere(tables, index, attempt));
     if is_elsewhere && tries + 1 < MOST_TRIES {
-        nat::give_back(tables, flow, &segment.key);
-        tables.remove(Table::Embryonic, &segment.key);
-        peer.set_state(FlowState::REFUSED, tries);
+        if is_half_open {
+            nat::give_back(tables, flow, &segment.key);
+            tables.remove(Table::Embryonic, &segment.key);
+            peer.set_state(FlowState::REFUSED, tries);
+        }
         return Err(Reason::RefusalWithheld);
     }
     transmit::backend(tables, segment, flow, longest)?;
-    forget(tables, Table::Embryonic, &segment.key, flow);
+    if is_half_open {
+        forget(tables, Table::Embryonic, &segment.key, flow);
+    }
     transmit::send(packet, tables, segment, flow, None, Reason::ToClient, Edits::NONE)
 }
