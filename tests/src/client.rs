@@ -4,10 +4,12 @@ use std::{
     fs,
     io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream, UdpSocket},
+    ops::ControlFlow,
     path::Path,
     process::{Child, Command, Stdio},
+    sync::Arc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -33,7 +35,16 @@ impl Connection {
     /// It can't.
     pub fn open(namespace: &Namespace, address: &str) -> Result<Self> {
         let address: SocketAddr = address.parse()?;
-        let stream = within(namespace, move || TcpStream::connect_timeout(&address, PATIENCE))?;
+        within(namespace, move || Self::connect(address))
+    }
+
+    /// Connects from within the thread's own namespace.
+    ///
+    /// # Errors
+    ///
+    /// It can't.
+    pub fn connect(address: SocketAddr) -> std::io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         Ok(Self(stream))
     }
@@ -52,8 +63,9 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// It doesn't.
-    pub fn wait_for_reset(&mut self) -> Result<()> {
+    /// It doesn't for so long.
+    pub fn wait_for_reset(&mut self, patience: Duration) -> Result<()> {
+        self.0.set_read_timeout(Some(patience))?;
         match self.0.read(&mut [0]) {
             Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(()),
             other => bail!("{other:?} instead of a reset"),
@@ -133,6 +145,40 @@ pub fn within<T: Send + 'static>(
     thread.join().map_err(|_| anyhow::anyhow!("the thread panicked"))?
 }
 
+/// Calls `work` with 0, 1, 2 and so on at a steady pace within a namespace, until it says that it is enough.
+/// Several threads take turns, so that one which waits doesn't delay the others much.
+///
+/// # Errors
+///
+/// The namespace is gone, or `work` panics.
+pub fn at_pace(
+    namespace: &Namespace,
+    threads: u32,
+    interval: Duration,
+    work: impl Fn(u32) -> ControlFlow<()> + Send + Sync + 'static,
+) -> Result<()> {
+    let start = Instant::now();
+    let work = Arc::new(work);
+    let turns = move || {
+        let turns = |first| {
+            let work = Arc::clone(&work);
+            thread::spawn(move || {
+                for number in (first..).step_by(threads as usize) {
+                    thread::sleep((interval * number).saturating_sub(start.elapsed()));
+                    if work(number).is_break() {
+                        return;
+                    }
+                }
+            })
+        };
+        for thread in (0..threads).map(turns).collect::<Vec<_>>() {
+            thread.join().map_err(|_| std::io::Error::other("a thread panicked"))?;
+        }
+        Ok(())
+    };
+    within(namespace, turns)
+}
+
 /// Does a request whose answer's end is that of the connection.
 ///
 /// # Errors
@@ -184,8 +230,17 @@ pub fn ask(
 ///
 /// One of them fails.
 pub fn held(bed: &Bed, count: usize) -> Result<Vec<(String, Connection)>> {
+    held_to(bed, SERVICE, count)
+}
+
+/// The same to another address than the service's.
+///
+/// # Errors
+///
+/// One of them fails.
+pub fn held_to(bed: &Bed, address: &str, count: usize) -> Result<Vec<(String, Connection)>> {
     let open = |_| {
-        let mut connection = bed.open()?;
+        let mut connection = Connection::open(&bed.client, address)?;
         Ok((connection.request()?, connection))
     };
     (0..count).map(open).collect()

@@ -24,6 +24,10 @@ mod nginx;
 pub mod object;
 pub mod pair;
 pub mod random;
+pub mod rivals;
 pub mod seen;
+mod settings;
 pub mod wait;
 pub mod world;
+
+pub use settings::setting;

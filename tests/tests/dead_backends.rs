@@ -9,7 +9,8 @@ use anyhow::{Context, Result, ensure};
 use lb_tests::{
     bed::{Bed, SERVICE},
     client::{self, Connection},
-    wait::wait_until,
+    rivals::{self, HAPROXY, Haproxy, NFTABLES},
+    wait::{PATIENCE, wait_until},
 };
 use nix::sys::signal::Signal;
 
@@ -43,6 +44,9 @@ fn write_config(bed: &Bed, on_down: &str, fall: u32, more: &str) -> Result<()> {
     bed.write_config_of(&text)
 }
 
+/// By then, two checks have failed: each may begin 200 ms after the one before, and takes a second.
+const NOTICED: Duration = Duration::from_millis(2400);
+
 #[test]
 fn silent_clients_of_a_host_that_vanished_are_told() -> Result<()> {
     for mode in MODES {
@@ -55,15 +59,46 @@ fn silent_clients_of_a_host_that_vanished_are_told() -> Result<()> {
         for (name, connection) in &mut held {
             if name == "mgmt01" {
                 // It says nothing by itself.
-                connection.wait_for_reset()?;
+                connection.wait_for_reset(PATIENCE)?;
             }
         }
         println!("{mode}: {count} silent clients were told after {:?}", vanished.elapsed());
+        ensure!(vanished.elapsed() < NOTICED + Duration::from_secs(1), "{mode}: too late");
         bed.wait_for_state("mgmt01", "down")?;
         for (name, connection) in held.iter_mut().filter(|(name, _)| name != "mgmt01") {
             ensure!(connection.request()? == *name, "{mode}: a connection of the other moved");
         }
         ensure!(bed.reason("backend_down")? >= count as u64);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_client_of_a_host_that_vanished_hangs_behind_haproxy_and_nftables() -> Result<()> {
+    /// For how long they are watched.
+    const WATCHED: Duration = Duration::from_secs(8);
+    let bed = bed("native", "reset", 2)?;
+    // One backend, so that all are its clients.
+    bed.lb_ok(&["maint", "ui/mgmt02"])?;
+    let _haproxy = Haproxy::start(&bed, &["mgmt01"])?;
+    rivals::nftables(&bed, &["mgmt01"], (40_000, 50_000))?;
+    let mut connections = Vec::new();
+    for (name, address) in [("lb", SERVICE), ("HAProxy", HAPROXY), ("nftables", NFTABLES)] {
+        let mut connection = Connection::open(&bed.client, address)?;
+        ensure!(connection.request()? == "mgmt01", "{name}");
+        connections.push((name, connection));
+    }
+    let vanished = Instant::now();
+    bed.on_backend("mgmt01", "ip", &["link", "set", "eth0", "down"])?;
+    for (name, connection) in &mut connections {
+        let rest = WATCHED.saturating_sub(vanished.elapsed()).max(Duration::from_millis(1));
+        let told = connection.wait_for_reset(rest).is_ok();
+        println!(
+            "{name}: {} after {:.1?}",
+            if told { "told" } else { "hangs" },
+            vanished.elapsed()
+        );
+        ensure!(told == (*name == "lb"), "{name}");
     }
     Ok(())
 }

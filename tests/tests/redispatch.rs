@@ -2,9 +2,8 @@
 //! without `redispatch`.
 
 use std::{
-    fs,
     net::{SocketAddr, TcpStream},
-    process::Command,
+    ops::ControlFlow,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -13,30 +12,35 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use lb_tests::{
     bed::{Bed, SERVICE},
-    client::{exchange, within},
-    wait::wait_until,
+    client::{at_pace, exchange},
+    rivals::{HAPROXY, Haproxy},
 };
 
 const LB: &str = env!("CARGO_BIN_EXE_lb-under-test");
-/// Where HAProxy listens, beside the service.
-const HAPROXY: &str = "10.91.0.200:8080";
+const BACKENDS: [&str; 3] = ["mgmt01", "mgmt02", "mgmt03"];
 const WORKERS: u32 = 32;
-/// Connections that each worker opens a second.
-const RATE: u32 = 64;
+/// Connections that are opened a second.
+const RATE: u32 = 2000;
 /// How long before the process dies, and afterwards, which is longer than checks take to notice.
 const BEFORE: Duration = Duration::from_secs(1);
 const AFTER: Duration = Duration::from_secs(8);
 
-/// What came of the connections that were opened after the process had died.
+/// How many reasons are shown.
+const REASONS: usize = 5;
+
+/// What came of the connections that were opened after the process had died, and its sockets were closed.
 #[derive(Debug, Default)]
 struct Came {
     opened: u32,
+    /// Also those that weren't established before.
     failed: u32,
     /// Those that took longer than half a second.
     slow: u32,
+    /// Why the first of them failed.
+    reasons: Vec<String>,
 }
 
 fn run(bed: &Bed, to: &'static str) -> Result<Came> {
@@ -44,37 +48,32 @@ fn run(bed: &Bed, to: &'static str) -> Result<Came> {
     let [dead, over] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
     let came = Arc::new(Mutex::new(Came::default()));
     let shared = (Arc::clone(&dead), Arc::clone(&over), Arc::clone(&came));
-    let work = move || {
-        let workers: Vec<_> = (0..WORKERS)
-            .map(|number| {
-                let (dead, over, came) = shared.clone();
-                thread::spawn(move || {
-                    let start = Instant::now() + Duration::from_secs(1) * number / (WORKERS * RATE);
-                    for turn in 0u32.. {
-                        let due = start + Duration::from_secs(1) * turn / RATE;
-                        thread::sleep(due.saturating_duration_since(Instant::now()));
-                        if over.load(Ordering::Relaxed) {
-                            return;
-                        }
-                        let is_after = dead.load(Ordering::SeqCst);
-                        let start = Instant::now();
-                        let result = TcpStream::connect(to).map_err(Into::into).and_then(exchange);
-                        if is_after && let Ok(mut came) = came.lock() {
-                            came.opened += 1;
-                            came.failed += u32::from(result.is_err());
-                            came.slow += u32::from(start.elapsed() > Duration::from_millis(500));
-                        }
-                    }
-                })
-            })
-            .collect();
-        for worker in workers {
-            worker.join().map_err(|_| std::io::Error::other("a worker panicked"))?;
+    let work = move |_| {
+        let (dead, over, came) = &shared;
+        if over.load(Ordering::Relaxed) {
+            return ControlFlow::Break(());
         }
-        Ok(())
+        let is_after = dead.load(Ordering::SeqCst);
+        let start = Instant::now();
+        let connected = TcpStream::connect(to);
+        let is_refused = connected.is_err();
+        let result = connected.map_err(Into::into).and_then(exchange);
+        if is_after || is_refused {
+            let mut came = came.lock().expect("nobody panics with it");
+            came.opened += 1;
+            if let Err(error) = &result {
+                came.failed += 1;
+                let time = start.elapsed();
+                came.reasons.push(format!("{error}, {time:?}"));
+                came.reasons.truncate(REASONS);
+            }
+            came.slow += u32::from(start.elapsed() > Duration::from_millis(500));
+        }
+        ControlFlow::Continue(())
     };
     thread::scope(|scope| -> Result<()> {
-        let load = scope.spawn(|| within(&bed.client, work));
+        let load =
+            scope.spawn(|| at_pace(&bed.client, WORKERS, Duration::from_secs(1) / RATE, work));
         thread::sleep(BEFORE);
         bed.kill_backend("mgmt01")?;
         dead.store(true, Ordering::SeqCst);
@@ -93,14 +92,9 @@ fn a_process_that_dies_under_load_fails_no_new_connection_as_it_does_behind_hapr
     let mut text = format!(
         "[[service]]\nname = \"ui\"\nbind = [\"{SERVICE}\"]\n[service.check]\npath = \"/client/\"\n"
     );
-    let mut haproxy = String::from(
-        "defaults\n mode tcp\n timeout connect 2s\n timeout client 20s\n timeout server 20s\n\
-         listen ui\n bind 10.91.0.200:8080\n option httpchk GET /client/\n",
-    );
-    for number in 1..=3 {
-        let (name, address) = (format!("mgmt0{number}"), format!("10.91.0.10{number}:8080"));
-        text += &format!("[[service.backend]]\nname = \"{name}\"\naddress = \"{address}\"\n");
-        haproxy += &format!(" server {name} {address} check\n");
+    for name in BACKENDS {
+        let address = bed.backend_address(name)?;
+        text += &format!("[[service.backend]]\nname = \"{name}\"\naddress = \"{address}:8080\"\n");
     }
     bed.write_config_of(&text)?;
     bed.start_controller(&[])?;
@@ -109,19 +103,9 @@ fn a_process_that_dies_under_load_fails_no_new_connection_as_it_does_behind_hapr
     println!("lb: {lb:?}, {} refusals withheld", bed.reason("refusal_withheld")?);
 
     bed.start_backend("mgmt01")?;
-    bed.balancer.ip(&["address", "add", "10.91.0.200/32", "dev", "eth0"])?;
-    let file = bed.config().with_extension("cfg");
-    fs::write(&file, haproxy)?;
-    let mut server: Command = bed.balancer.command("haproxy");
-    let mut server = server.arg("-db").arg("-f").arg(&file).spawn().context("haproxy")?;
-    let answers = || {
-        let url = format!("http://{HAPROXY}/client/");
-        Ok(bed.client.run("curl", &["-sf", "--max-time", "1", &url]).is_ok())
-    };
-    let result = wait_until("HAProxy answers", answers).and_then(|()| run(&bed, HAPROXY));
-    server.kill()?;
-    server.wait()?;
-    let haproxy = result?;
+    let guard = Haproxy::start(&bed, &BACKENDS)?;
+    let haproxy = run(&bed, HAPROXY)?;
+    drop(guard);
     println!("HAProxy: {haproxy:?}");
 
     ensure!(lb.opened > 10_000 && lb.failed == 0, "{lb:?}");

@@ -1,35 +1,35 @@
 //! Many clients behind one address, and a backend that closes first: its `TIME_WAIT` takes new connections from
 //! ports that were used before, since the timestamps that it sees follow one clock.
+//!
+//! `LB_TIME_WAIT_CONNECTIONS` sets how many connections there are (default: 6000), and `LB_TIME_WAIT_RATE` how
+//! many of them at most a second (default: 20,000).
 
 use std::{
     collections::BTreeMap,
-    fmt::Write as _,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream},
+    ops::ControlFlow,
     os::fd::AsRawFd,
     sync::{
         Arc,
-        atomic::{AtomicU16, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
-    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::{
-    bed::{BALANCER, Bed, SERVICE},
-    client::{exchange, within},
+    bed::{Bed, SERVICE},
+    client::{at_pace, exchange},
+    rivals::{self, NFTABLES},
+    setting,
 };
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
 };
 
 const LB: &str = env!("CARGO_BIN_EXE_lb-under-test");
-/// What nftables translates, beside the service.
-const OTHER: &str = "10.91.0.200:8080";
 /// Addresses of clients; the kernel shifts the timestamps of each by another amount.
-const CLIENTS: u8 = 16;
-/// Connections of each run, many times as many as there are ports.
-const CONNECTIONS: u64 = 6000;
+const CLIENTS: u32 = 16;
 /// The ports that both send from.
 const PORTS: (u16, u16) = (20_000, 20_499);
 /// What nobody waits for unless a SYN was lost.
@@ -64,39 +64,30 @@ fn request(from: IpAddr, port: u16, to: SocketAddr) -> Result<()> {
 
 /// Does many of them, some at a time, until they are done or `most` is over.
 fn run(bed: &Bed, to: &'static str, most: Duration) -> Result<Came> {
+    let connections: u64 = setting("LB_TIME_WAIT_CONNECTIONS", 6000);
+    let interval = Duration::from_secs(1) / setting("LB_TIME_WAIT_RATE", 20_000);
     let to: SocketAddr = to.parse()?;
     let [done, slow, failed] = [(); 3].map(|()| Arc::new(AtomicU64::new(0)));
     let counts = (Arc::clone(&done), Arc::clone(&slow), Arc::clone(&failed));
     let start = Instant::now();
-    let work = move || {
-        let next_port = Arc::new(AtomicU16::new(0));
-        let workers: Vec<_> = (0..CLIENTS)
-            .map(|number| {
-                let (done, slow, failed) = counts.clone();
-                let next_port = Arc::clone(&next_port);
-                thread::spawn(move || {
-                    let from = Ipv4Addr::new(10, 91, 0, 210 + number);
-                    while done.fetch_add(1, Ordering::Relaxed) < CONNECTIONS
-                        && start.elapsed() < most
-                    {
-                        let port = 1024 + next_port.fetch_add(1, Ordering::Relaxed) % 60_000;
-                        let start = Instant::now();
-                        let result = request(from.into(), port, to);
-                        failed.fetch_add(result.is_err().into(), Ordering::Relaxed);
-                        slow.fetch_add((start.elapsed() > SLOW).into(), Ordering::Relaxed);
-                    }
-                })
-            })
-            .collect();
-        for worker in workers {
-            worker.join().map_err(|_| std::io::Error::other("a worker panicked"))?;
+    let work = move |number: u32| {
+        if u64::from(number) >= connections || start.elapsed() > most {
+            return ControlFlow::Break(());
         }
-        Ok(())
+        let (done, slow, failed) = &counts;
+        let from = Ipv4Addr::new(10, 91, 0, 210 + (number % CLIENTS) as u8);
+        let port = 1024 + (number % 60_000) as u16;
+        let start = Instant::now();
+        let result = request(from.into(), port, to);
+        done.fetch_add(1, Ordering::Relaxed);
+        failed.fetch_add(result.is_err().into(), Ordering::Relaxed);
+        slow.fetch_add((start.elapsed() > SLOW).into(), Ordering::Relaxed);
+        ControlFlow::Continue(())
     };
-    within(&bed.client, work)?;
+    at_pace(&bed.client, CLIENTS, interval, work)?;
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     Ok(Came {
-        done: count(&done).min(CONNECTIONS),
+        done: count(&done),
         slow: count(&slow),
         failed: count(&failed),
         took: start.elapsed(),
@@ -124,26 +115,18 @@ fn time_wait_at_the_backend_refuses_nobody_as_it_does_behind_nftables() -> Resul
     bed.start_controller(&[])?;
     bed.wait_for_up(1)?;
     for number in 0..CLIENTS {
-        let address = format!("10.91.0.{}/24", 210 + u16::from(number));
+        let address = format!("10.91.0.{}/24", 210 + number);
         bed.client.ip(&["address", "add", &address, "dev", "eth0"])?;
     }
-    let lb = run(&bed, SERVICE, Duration::from_secs(120))?;
+    // For some seven seconds, instead of two minutes.
+    bed.client.run("sysctl", &["-qw", "net.ipv4.tcp_syn_retries=2"])?;
+    let lb = run(&bed, SERVICE, Duration::from_secs(300))?;
     let refused = refused_by_time_wait(&bed)?;
     println!("lb: {}, PAWSTimewait {refused}", lb.words());
 
     // The same by nftables, between the same client and backend.
-    bed.balancer.ip(&["address", "add", "10.91.0.200/32", "dev", "eth0"])?;
-    bed.balancer.run("sysctl", &["-qw", "net.ipv4.ip_forward=1"])?;
-    let mut rules = String::from("table ip nat {\n");
-    writeln!(rules, " chain pre {{ type nat hook prerouting priority -100;")?;
-    writeln!(rules, "  ip daddr 10.91.0.200 tcp dport 8080 dnat to 10.91.0.101:8080\n }}")?;
-    writeln!(rules, " chain post {{ type nat hook postrouting priority 100;")?;
-    writeln!(rules, "  ip daddr 10.91.0.101 tcp dport 8080 snat to {BALANCER}:{first}-{last}")?;
-    writeln!(rules, " }}\n}}")?;
-    let file = bed.config().with_extension("nft");
-    std::fs::write(&file, rules)?;
-    bed.balancer.run("nft", &["-f", file.to_str().context("UTF-8")?])?;
-    let nftables = run(&bed, OTHER, Duration::from_secs(15))?;
+    rivals::nftables(&bed, &["mgmt01"], PORTS)?;
+    let nftables = run(&bed, NFTABLES, Duration::from_secs(15))?;
     let by_nftables = refused_by_time_wait(&bed)? - refused;
     println!("nftables: {}, PAWSTimewait {by_nftables}", nftables.words());
 

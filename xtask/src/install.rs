@@ -22,6 +22,7 @@ pub(crate) const TESTS: &[Tool] = &[
     ("haproxy", "haproxy"),
     ("nft", "nftables"),
     ("nginx", "nginx-light"),
+    ("ping", "iputils-ping"),
     ("tcpdump", "tcpdump"),
     ("tshark", "tshark"),
     ("wrk", "wrk"),

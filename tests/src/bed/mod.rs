@@ -1,20 +1,21 @@
 //! A network with a balancer, a client and backends, each in a namespace of its own, that goes with
 //! its guard.
 
+mod shown;
+
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Child, Output, Stdio},
+    process::{Child, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use serde_json::Value;
 use tempfile::TempDir;
 use xtask::netns::{Namespace, Port, Switch};
 
@@ -145,8 +146,12 @@ impl Bed {
     ///
     /// There is no such backend.
     pub fn kill_backend(&self, name: &str) -> Result<()> {
-        self.backend(name)?.namespace.end_processes(Duration::ZERO);
-        Ok(())
+        let namespace = &self.backend(name)?.namespace;
+        namespace.end_processes(Duration::ZERO);
+        // A process leaves its namespaces before its sockets are closed.
+        wait_until("its sockets are closed", || {
+            Ok(namespace.run("ss", &["-Htln"])?.trim().is_empty())
+        })
     }
 
     /// Runs a program where a backend is.
@@ -282,90 +287,6 @@ impl Bed {
         let mut controller = self.controller.take().context("no controller runs")?;
         kill(Pid::from_raw(controller.id().cast_signed()), signal)?;
         Ok(controller.wait()?)
-    }
-
-    /// Runs an `lb` command where the balancer is.
-    ///
-    /// # Errors
-    ///
-    /// It can't be started.
-    pub fn lb(&self, arguments: &[&str]) -> Result<Output> {
-        let mut command = self.balancer.command(&self.lb);
-        Ok(command.arg("-c").arg(self.config()).args(arguments).output()?)
-    }
-
-    /// Runs an `lb` command that must succeed, and returns what it printed.
-    ///
-    /// # Errors
-    ///
-    /// It doesn't.
-    pub fn lb_ok(&self, arguments: &[&str]) -> Result<String> {
-        let output = self.lb(arguments)?;
-        let error = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "lb {}: {error}", arguments.join(" "));
-        Ok(String::from_utf8(output.stdout)?)
-    }
-
-    /// Runs an `lb` command that prints JSON.
-    ///
-    /// # Errors
-    ///
-    /// It fails, or prints something else.
-    pub fn json(&self, arguments: &[&str]) -> Result<Value> {
-        Ok(serde_json::from_str(&self.lb_ok(arguments)?)?)
-    }
-
-    /// A backend as `lb list backends` shows it.
-    ///
-    /// # Errors
-    ///
-    /// It isn't shown.
-    pub fn shown(&self, name: &str) -> Result<Value> {
-        let backends = self.json(&["list", "backends", "--json"])?;
-        let found = backends.as_array().into_iter().flatten().find(|shown| shown["name"] == name);
-        found.cloned().with_context(|| format!("no backend {name} in {backends}"))
-    }
-
-    /// Waits until so many backends are up.
-    ///
-    /// # Errors
-    ///
-    /// They don't get there.
-    pub fn wait_for_up(&self, count: u64) -> Result<()> {
-        wait_until("backends are up", || {
-            Ok(self.json(&["list", "services", "--json"])?[0]["backends_up"] == count)
-        })
-        .with_context(|| fs::read_to_string(self.log()).unwrap_or_default())
-    }
-
-    /// Waits until a backend is in a state.
-    ///
-    /// # Errors
-    ///
-    /// It doesn't get there.
-    pub fn wait_for_state(&self, name: &str, state: &str) -> Result<()> {
-        wait_until(&format!("{name} is {state}"), || Ok(self.shown(name)?["state"] == state))
-    }
-
-    /// Connections under way to a backend that completed their handshake since the start.
-    ///
-    /// # Errors
-    ///
-    /// The backend isn't shown.
-    pub fn new_flows(&self, name: &str) -> Result<u64> {
-        self.shown(name)?["new_flows"].as_u64().context("new_flows")
-    }
-
-    /// Packets counted under a reason.
-    ///
-    /// # Errors
-    ///
-    /// There is no such reason.
-    pub fn reason(&self, name: &str) -> Result<u64> {
-        let reasons = self.json(&["list", "reasons", "--json"])?;
-        let found =
-            reasons.as_array().into_iter().flatten().find(|reason| reason["reason"] == name);
-        found.and_then(|reason| reason["packets"].as_u64()).context("no such reason")
     }
 }
 
