@@ -9,7 +9,8 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Access, AccessKey, Backend, BackendInfo, Client, ClientKey, Counters, Flow, FlowKey,
-        Fragment, FragmentKey, LocalMac, RingChunk, Service, ServiceInfo, ServiceKey, Settings,
+        Fragment, FragmentKey, LocalMac, Refusal, RingChunk, Service, ServiceInfo, ServiceKey,
+        Settings,
     },
     datapath::{ErrorScratch, Note, Reason, Stage},
     wire::{Ipv4Address, Ipv6Address, NetworkU32},
@@ -82,7 +83,7 @@ pub(crate) static NAT_SOURCES: Array<[NetworkU32; 4]> = Array::pinned(1, 0);
 pub(crate) static NAT_PORTS: Array<u64> = Array::pinned(1, BPF_F_MMAPABLE);
 
 #[map]
-pub(crate) static REFUSALS: Array<u32> = Array::pinned(1, 0);
+pub(crate) static REFUSALS: Array<Refusal> = Array::pinned(1, 0);
 
 #[map]
 pub(crate) static ACCESS: LpmTrie<AccessKey<Ipv4Address>, Access> =

@@ -8,7 +8,8 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Access, AccessKey, Backend, Client, ClientKey, Counters, Direction, Entry, Flow, FlowKey,
-        Fragment, FragmentKey, LocalMac, Moment, RING_CHUNK_SLOTS, Service, ServiceKey, Settings,
+        Fragment, FragmentKey, LocalMac, Moment, RING_CHUNK_SLOTS, Refusal, Service, ServiceKey,
+        Settings,
     },
     datapath::{FamilyTables, InsertError, Reason, Table, Tables},
     wire::{Ipv4Address, Ipv6Address, NetworkU32},
@@ -96,16 +97,17 @@ impl Tables for MapTables {
     }
 
     #[inline(always)]
-    fn refusal(&self, backend: u32) -> u32 {
+    fn refusal(&self, backend: u32) -> Refusal {
         // SAFETY: as above.
-        maps::REFUSALS.get_ptr(backend).map_or(0, |stamp| unsafe { stamp.read_volatile() })
+        let read = |refusal: *const Refusal| unsafe { refusal.read_volatile() };
+        maps::REFUSALS.get_ptr(backend).map_or(Refusal::default(), read)
     }
 
     #[inline(always)]
-    fn set_refusal(&self, backend: u32, stamp: u32) {
+    fn set_refusal(&self, backend: u32, refusal: Refusal) {
         if let Some(place) = maps::REFUSALS.get_ptr_mut(backend) {
             // SAFETY: as above.
-            unsafe { place.write_volatile(stamp) };
+            unsafe { place.write_volatile(refusal) };
         }
     }
 

@@ -11,7 +11,8 @@ use ipnet::IpNet;
 use lb_common::{
     abi::{
         Access, AccessKey, Backend, CHECK_SERVICE, Client, ClientKey, Counters, Direction, Entry,
-        Flow, FlowKey, Fragment, FragmentKey, LocalMac, Moment, Service, ServiceKey, Settings,
+        Flow, FlowKey, Fragment, FragmentKey, LocalMac, Moment, Refusal, Service, ServiceKey,
+        Settings,
     },
     datapath::{
         self, Action, Decision, ErrorScratch, Family, FamilyTables, InsertError, Note, Packet,
@@ -46,7 +47,7 @@ pub struct Host {
     ipv4: FamilyMemory<Ipv4Address>,
     ipv6: FamilyMemory<Ipv6Address>,
     ports: RefCell<Vec<u64>>,
-    refusals: RefCell<HashMap<u32, u32>>,
+    refusals: RefCell<HashMap<u32, Refusal>>,
     now: Cell<Moment>,
     /// Counts by service, then by backend.
     pub counters: RefCell<[HashMap<u32, Counters>; 2]>,
@@ -196,12 +197,12 @@ impl Tables for Host {
         self.ports.borrow_mut()[index as usize] |= bits;
     }
 
-    fn refusal(&self, backend: u32) -> u32 {
-        self.refusals.borrow().get(&backend).copied().unwrap_or(0)
+    fn refusal(&self, backend: u32) -> Refusal {
+        self.refusals.borrow().get(&backend).copied().unwrap_or_default()
     }
 
-    fn set_refusal(&self, backend: u32, stamp: u32) {
-        self.refusals.borrow_mut().insert(backend, stamp);
+    fn set_refusal(&self, backend: u32, refusal: Refusal) {
+        self.refusals.borrow_mut().insert(backend, refusal);
     }
 
     fn local_mac(&self, mac: &LocalMac) -> Option<u32> {

@@ -13,7 +13,7 @@ use aya::{
     programs::{TestRun, TestRunOptions},
 };
 use lb_common::{
-    abi::{AccessKey, Backend, Counters, RING_CHUNK_SLOTS},
+    abi::{AccessKey, Backend, Counters, RING_CHUNK_SLOTS, Refusal},
     datapath::{Action, Reason, Table},
     wire::Address,
 };
@@ -106,7 +106,7 @@ impl Kernel {
         clear(&mut maps.ipv4.clients)?;
         clear(&mut maps.ipv6.clients)?;
         for index in 0..maps.refusals.len() {
-            maps.refusals.set(index, 0, 0)?;
+            maps.refusals.set(index, Refusal::default(), 0)?;
         }
         for (word, free) in maps.ports.words().iter().zip(world.port_words()) {
             word.store(free, Ordering::Relaxed);
@@ -244,6 +244,29 @@ impl Kernel {
         Ok(text)
     }
 
+    /// Writes what lists say of networks.
+    ///
+    /// # Errors
+    ///
+    /// A map can't be changed.
+    pub fn write_access(&mut self, world: &World) -> Result<()> {
+        let maps = &mut self.loaded.maps;
+        for (list, network, access) in &world.access {
+            let (list, bits) = (*list, 32 + u32::from(network.prefix_len()));
+            match network.addr() {
+                IpAddr::V4(address) => {
+                    let key = AccessKey { list, address: address.into() };
+                    maps.ipv4.access.insert(&Key::new(bits, key), access, 0)?;
+                }
+                IpAddr::V6(address) => {
+                    let key = AccessKey { list, address: address.into() };
+                    maps.ipv6.access.insert(&Key::new(bits, key), access, 0)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn fill(&mut self, world: &World) -> Result<()> {
         let maps = &mut self.loaded.maps;
         maps.settings.set(0, world.settings, 0)?;
@@ -260,19 +283,8 @@ impl Kernel {
         for (word, free) in maps.ports.words().iter().zip(world.port_words()) {
             word.store(free, Ordering::Relaxed);
         }
-        for (list, network, access) in &world.access {
-            let (list, bits) = (*list, 32 + u32::from(network.prefix_len()));
-            match network.addr() {
-                IpAddr::V4(address) => {
-                    let key = AccessKey { list, address: address.into() };
-                    maps.ipv4.access.insert(&Key::new(bits, key), access, 0)?;
-                }
-                IpAddr::V6(address) => {
-                    let key = AccessKey { list, address: address.into() };
-                    maps.ipv6.access.insert(&Key::new(bits, key), access, 0)?;
-                }
-            }
-        }
+        self.write_access(world)?;
+        let maps = &mut self.loaded.maps;
         // Test runs come in on the loopback interface, and nothing is really sent.
         maps.egress.insert(OTHER_INTERFACE, INGRESS, None, 0)?;
         for (key, service) in world.services_ipv4() {

@@ -33,7 +33,10 @@ impl Recorded {
     {
         let mut timeless = Flow { opened: Tick::default(), last_seen: Tick::default(), ..*flow };
         let is_request = flow.direction == Direction::ToBackend as u8;
-        if is_request && flow.forwarding.sees_replies() && flow.state == FlowState::SYN {
+        if is_request
+            && flow.forwarding.sees_replies()
+            && [FlowState::SYN, FlowState::REFUSED].contains(&flow.state)
+        {
             // When the SYN came.
             timeless.number = 0;
         }

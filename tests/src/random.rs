@@ -142,7 +142,8 @@ impl Generator {
         if peer.is_udp {
             (segment.is_udp, segment.protocol) = (true, 17);
         }
-        segment.sequence = 5000;
+        // A refusal has none.
+        segment.sequence = if bits == flags::RST | flags::ACK { 0 } else { 5000 };
         segment.acknowledgement = if random.u8(0..8) == 0 { random.u32(..) } else { 5001 };
         self.decorate(segment)
     }

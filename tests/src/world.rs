@@ -1,6 +1,9 @@
 //! What the packet logic is set up with in packet tests.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::HashSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use ipnet::IpNet;
 use lb_common::{
@@ -54,6 +57,10 @@ pub const OTHER_FORWARDINGS: [(Forwarding, Socket, u32); 13] = [
 ];
 /// Which backends have IPv6 addresses.
 const HAVE_IPV6: std::ops::RangeInclusive<u32> = 9..=16;
+/// Where the rings of one slot begin: by its index, that of each backend, with who else is in it.
+const RINGS_OF_ONE: u32 = 1000;
+/// Slots that each takes, a part of which nobody uses.
+const ROOM_OF_ONE: u32 = 4;
 /// A backend without an interface.
 const UNRESOLVED: u32 = 4;
 /// A client.
@@ -255,8 +262,17 @@ impl World {
                 service.ring = Ring::new(self.ring.len() as u32, SLOTS, 1);
             }
             self.ring.extend((0..SLOTS).map(|slot| if slot % 2 == 0 { index } else { twin }));
+            self.ring.extend([2, index, twin]);
         }
         self
+    }
+
+    /// Whatever names a backend in the rings, or behind them.
+    pub fn slots_mut(&mut self) -> impl Iterator<Item = &mut u32> {
+        let ring = |(_, service): &(Socket, Service)| service.ring.members() as usize;
+        let counts: HashSet<usize> = self.services.iter().map(ring).collect();
+        let slots = self.ring.iter_mut().enumerate();
+        slots.filter(move |(place, _)| !counts.contains(place)).map(|(_, slot)| slot)
     }
 
     fn keyed<A>(&self, family: impl Fn(IpAddr) -> Option<A>) -> Vec<(ServiceKey<A>, Service)> {
@@ -277,7 +293,7 @@ impl Default for World {
     /// [`OTHER_FORWARDINGS`], and two on IPv6.
     fn default() -> Self {
         // The ring of one slot of a backend.
-        let ring_of = |index: u32| Ring::new(300 + index, 1, 1);
+        let ring_of = |index: u32| Ring::new(RINGS_OF_ONE + index * ROOM_OF_ONE, 1, 1);
         let mut rings = vec![
             (VIP, Ring::new(32, 251, 1)),
             (EMPTY_VIP, Ring::new(0, 0, 1)),
@@ -302,11 +318,16 @@ impl Default for World {
             },
             services: (0..).zip(rings).map(service).collect(),
             backends: (1..=18).map(backend).collect(),
-            ring: (0..763)
+            ring: (0..RINGS_OF_ONE + 19 * ROOM_OF_ONE)
                 .map(|slot| match slot {
                     32..283 => BACKENDS[slot as usize % 3],
-                    301..=318 => slot - 300,
+                    283 => BACKENDS.len() as u32,
+                    284..287 => BACKENDS[slot as usize - 284],
                     512..763 => BACKENDS_IPV6[slot as usize % 2],
+                    763 => BACKENDS_IPV6.len() as u32,
+                    764..766 => BACKENDS_IPV6[slot as usize - 764],
+                    RINGS_OF_ONE.. if slot % ROOM_OF_ONE == 1 => 1,
+                    RINGS_OF_ONE.. => (slot - RINGS_OF_ONE) / ROOM_OF_ONE,
                     _ => 0,
                 })
                 .collect(),

@@ -62,6 +62,27 @@ fn the_longest_prefix_decides_who_may_connect() -> Result<()> {
 }
 
 #[test]
+fn a_port_that_is_used_again_after_a_reset_opens_as_little_as_any_other() -> Result<()> {
+    let mut world = with_lists(&[("0.0.0.0/0", Access::Allowed)]);
+    world.settings.syn_interval = 1_000_000_000;
+    let mut pair = Pair::new(&world)?;
+    let connection = Connection::open(&mut pair, VIP)?;
+    connection.establish(&mut pair)?;
+    connection.request(&mut pair, "RST", &connection.from_client(flags::RST))?;
+    pair.expect("SYN", &Segment::syn(CLIENT, VIP).build(), Reason::RateLimited)?;
+
+    let mut pair = Pair::new(&with_lists(&[("0.0.0.0/0", Access::Allowed)]))?;
+    let connection = Connection::open(&mut pair, VIP)?;
+    connection.establish(&mut pair)?;
+    connection.request(&mut pair, "RST", &connection.from_client(flags::RST))?;
+    pair.host.world.access[0].2 = Access::Denied;
+    pair.kernel.write_access(&pair.host.world)?;
+    pair.expect("SYN", &Segment::syn(CLIENT, VIP).build(), Reason::AccessDenied)?;
+    connection.request(&mut pair, "what may go on", &connection.from_client(flags::ACK))?;
+    pair.compare_tables()
+}
+
+#[test]
 fn a_source_may_open_so_many_connections_at_once_and_others_are_unharmed() -> Result<()> {
     let mut world = World::default();
     // Ten a second.

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use lb_common::{
     abi::FlowState,
-    datapath::{NAT_TRIES, Reason, Table},
+    datapath::{Action, NAT_TRIES, Reason, Table},
 };
 use lb_tests::{
     connection::Connection,
@@ -174,6 +174,13 @@ fn a_port_used_again_leaves_a_backend_that_takes_no_more() -> Result<()> {
     first.request(&mut pair, "in use", &first.from_client(flags::ACK))?;
     first.request(&mut pair, "a SYN within it", &Segment::syn(CLIENT, VIP))?;
     first.request(&mut pair, "RST", &first.from_client(flags::RST))?;
+    // Anybody may have sent that, and this.
+    first.request(&mut pair, "SYN", &Segment::syn(CLIENT, VIP))?;
+    first.reply(&mut pair, "challenge", &first.from_backend(flags::ACK))?;
+    first.request(&mut pair, "in use", &first.from_client(flags::ACK))?;
+    ensure!(states(&pair) == [FlowState::ESTABLISHED; 2]);
+
+    first.reply(&mut pair, "RST", &first.from_backend(flags::RST))?;
     let second = Connection::open(&mut pair, VIP)?;
     ensure!(second.backend == other, "{second:?}");
     second.establish(&mut pair)?;
@@ -328,6 +335,7 @@ fn a_full_table_refuses_new_connections_and_keeps_the_old() -> Result<()> {
     let late = Connection::open(&mut pair, VIP)?;
     late.reply(&mut pair, "SYN-ACK", &late.syn_ack())?;
     let outcome = pair.expect("one too many", &late.ack().build(), Reason::FlowTableFull)?;
+    ensure!(outcome.action == Action::Transmit, "{outcome:?}");
     demand_reset(&outcome.frame, &late.ack())?;
     ensure!(pair.host.flows(Table::Embryonic).is_empty());
     // The backend, which says it again, hears of it from the balancer's own stack.

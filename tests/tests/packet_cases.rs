@@ -374,6 +374,7 @@ fn every_reason_has_a_case() {
         Reason::NatPortsExhausted,
         Reason::TupleInUse,
         Reason::FlowTableFull,
+        Reason::EmbryonicTableFull,
         Reason::BackendDown,
         Reason::RefusalWithheld,
         Reason::AccessDenied,

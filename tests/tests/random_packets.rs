@@ -46,6 +46,7 @@ fn host_and_kernel_agree_on_random_packets() -> Result<()> {
         Reason::NoHeadroom,
         Reason::NatPortsExhausted,
         Reason::FlowTableFull,
+        Reason::EmbryonicTableFull,
     ];
     for reason in Reason::ALL {
         let reached = reasons.contains_key(reason);

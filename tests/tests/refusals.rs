@@ -12,11 +12,12 @@ use lb_tests::{
     connection::Connection,
     frame::{Segment, flags},
     host::{Host, Outcome},
+    icmp::Message,
     pair::Pair,
     seen::{Seen, demand_reset},
     world::{
         BACKENDS, BACKENDS_IPV6, CLIENT, OTHER_FORWARDINGS, Socket, VIP, VIP_IPV6, World,
-        backend_address, client_of,
+        backend_address, backend_mac, client_of,
     },
 };
 
@@ -28,11 +29,11 @@ fn receiver(outcome: &Outcome) -> u32 {
 }
 
 /// A backend's refusal of a connection.
-fn refusal(connection: &Connection) -> Vec<u8> {
+fn refusal(connection: &Connection) -> Segment {
     let mut segment = connection.from_backend(flags::RST | flags::ACK);
     segment.sequence = 0;
     segment.payload.clear();
-    segment.build()
+    segment
 }
 
 #[test]
@@ -40,8 +41,8 @@ fn a_refused_connection_goes_elsewhere_with_its_next_syn() -> Result<()> {
     for vip in [VIP, VIP_IPV6] {
         let mut pair = Pair::new(&World::default())?;
         let first = Connection::open(&mut pair, vip)?;
-        pair.expect("refusal", &refusal(&first), Reason::RefusalWithheld)?;
-        pair.expect("again", &refusal(&first), Reason::NoService)?;
+        pair.expect("refusal", &refusal(&first).build(), Reason::RefusalWithheld)?;
+        pair.expect("again", &refusal(&first).build(), Reason::NoService)?;
         let second = Connection::open(&mut pair, vip)?;
         ensure!(second.backend != first.backend, "{second:?}");
         second.establish(&mut pair)?;
@@ -58,13 +59,9 @@ fn a_connection_that_every_backend_refuses_is_refused_and_the_next_at_once() -> 
         let connection = Connection::open(&mut pair, VIP)?;
         ensure!(tried.insert(connection.backend), "{connection:?} was tried before");
         if number < BACKENDS.len() {
-            pair.expect("refusal", &refusal(&connection), Reason::RefusalWithheld)?;
+            pair.expect("refusal", &refusal(&connection).build(), Reason::RefusalWithheld)?;
         } else {
-            connection.reply(
-                &mut pair,
-                "the last refusal",
-                &connection.from_backend(flags::RST),
-            )?;
+            connection.reply(&mut pair, "the last refusal", &refusal(&connection))?;
         }
     }
     ensure!(pair.host.flows(Table::Embryonic).is_empty());
@@ -79,15 +76,15 @@ fn a_port_that_is_used_again_after_a_reset_goes_elsewhere_when_its_backend_refus
         let mut pair = Pair::new(&World::default())?;
         let first = Connection::open(&mut pair, vip)?;
         first.establish(&mut pair)?;
-        first.reply(&mut pair, "RST", &first.from_backend(flags::RST | flags::ACK))?;
+        first.request(&mut pair, "RST", &first.from_client(flags::RST | flags::ACK))?;
         first.request(&mut pair, "SYN", &Segment::syn(first.client, vip))?;
-        pair.expect("refusal", &refusal(&first), Reason::RefusalWithheld)?;
+        pair.expect("refusal", &refusal(&first).build(), Reason::RefusalWithheld)?;
         let before = pair.host.clone();
         let second = Connection::open(&mut pair, vip)?;
         ensure!(second.backend != first.backend, "{second:?}");
         second.establish(&mut pair)?;
         pair.compare_tables()?;
-        // Somebody else may have sent the resets.
+        // The connection may have gone on nevertheless.
         let outcome = before.run(&first.from_client(flags::ACK).build());
         ensure!(outcome.reason == Reason::ToBackend, "{outcome:?}");
     }
@@ -98,7 +95,7 @@ fn a_port_that_is_used_again_after_a_reset_goes_elsewhere_when_its_backend_refus
 fn new_connections_spare_a_backend_that_refused_until_it_takes_one() -> Result<()> {
     let mut pair = Pair::new(&World::default())?;
     let first = Connection::open(&mut pair, VIP)?;
-    pair.expect("refusal", &refusal(&first), Reason::RefusalWithheld)?;
+    pair.expect("refusal", &refusal(&first).build(), Reason::RefusalWithheld)?;
     for port in 20_000..20_030 {
         let other = Connection::open_from(&mut pair, (CLIENT.0, port), VIP)?;
         ensure!(other.backend != first.backend, "{other:?}");
@@ -136,6 +133,111 @@ fn a_mute_backend_is_left_with_the_first_syn_that_is_sent_again() -> Result<()> 
         });
         let spared = others.filter(|other| receiver(other) != receiver(&first)).count();
         ensure!(spared == 30, "{spared} of 30 connections spared it");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_syn_without_an_answer_says_nothing_of_a_backend_that_answers_others() -> Result<()> {
+    let host = Host::new(&World::default());
+    let first = syn_at(&host, VIP, 0);
+    // Others go there as well, and are answered.
+    let others = (20_000..20_100).filter(|port| {
+        let outcome = host.run(&Segment::syn((CLIENT.0, *port), VIP).build());
+        let seen = Seen::new(&outcome.frame);
+        let is_same = receiver(&outcome) == receiver(&first);
+        let mut answer = Segment::syn(seen.destination, seen.source);
+        answer = answer.with_flags(flags::SYN | flags::ACK);
+        is_same && host.run(&answer.build()).reason == Reason::ToClient
+    });
+    ensure!(others.count() > 0);
+    let again = syn_at(&host, VIP, 1000);
+    ensure!(again.reason == Reason::Opened && receiver(&again) != receiver(&first));
+    let is_same = |port| {
+        let other = host.run(&Segment::syn((CLIENT.0, port), VIP).build());
+        receiver(&other) == receiver(&first)
+    };
+    ensure!((30_000..30_100).any(is_same), "it is spared");
+    Ok(())
+}
+
+#[test]
+fn a_reset_that_answers_something_else_than_the_syn_is_no_refusal() -> Result<()> {
+    for vip in [VIP, VIP_IPV6] {
+        let mut pair = Pair::new(&World::default())?;
+        let connection = Connection::open(&mut pair, vip)?;
+        // Whoever made up the SYN made up this as well.
+        connection.request(&mut pair, "ACK", &connection.from_client(flags::ACK))?;
+        let mut reset = connection.from_backend(flags::RST);
+        reset.sequence = 5001;
+        connection.reply(&mut pair, "RST", &reset)?;
+        connection.establish(&mut pair)?;
+        let is_same = |port| {
+            let other = Connection::open_from(&mut pair, (connection.client.0, port), vip);
+            other.is_ok_and(|other| other.backend == connection.backend)
+        };
+        ensure!((20_000..20_050).any(is_same), "it is spared");
+        pair.compare_tables()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn another_backend_is_found_however_few_slots_it_has() -> Result<()> {
+    for backends in [2, 3] {
+        let mut world = World::default();
+        let (_, service) = world.services.iter().find(|(vip, _)| *vip == VIP).expect("a service");
+        let members = service.ring.members() as usize;
+        world.ring[members] = backends;
+        // All slots are of one.
+        let start = service.ring.offset() as usize;
+        world.ring[start..members].fill(BACKENDS[0]);
+        let mut pair = Pair::new(&world)?;
+        let mut tried = Vec::new();
+        for number in 1..=backends {
+            let connection = Connection::open(&mut pair, VIP)?;
+            tried.push(connection.backend);
+            if number < backends {
+                pair.expect("", &refusal(&connection).build(), Reason::RefusalWithheld)?;
+            } else {
+                connection.establish(&mut pair)?;
+            }
+        }
+        let different: BTreeSet<u32> = tried.iter().copied().collect();
+        ensure!(different.len() == backends as usize, "{tried:?}");
+        for port in 20_000..20_020 {
+            let other = Connection::open_from(&mut pair, (CLIENT.0, port), VIP)?;
+            ensure!(tried.last() == Some(&other.backend), "{tried:?} {other:?}");
+        }
+        pair.compare_tables()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_unreachable_backend_is_left_with_the_next_syn() -> Result<()> {
+    for vip in [VIP, VIP_IPV6] {
+        for established in [false, true] {
+            let mut pair = Pair::new(&World::default())?;
+            let connection = Connection::open(&mut pair, vip)?;
+            if established {
+                connection.establish(&mut pair)?;
+            }
+            let to = backend_address(connection.backend);
+            let quoted = Segment::syn(connection.nat, to).build()[14..].to_vec();
+            let mut message = Message::too_big(to.0, connection.nat.0, 0, &quoted);
+            // Port unreachable.
+            (message.kind, message.code) = if vip.0.is_ipv4() { (3, 3) } else { (1, 4) };
+            message.source_mac = backend_mac(connection.backend);
+            let wanted = if established { Reason::IcmpError } else { Reason::RefusalWithheld };
+            pair.expect("unreachable", &message.build(), wanted)?;
+            if !established {
+                let second = Connection::open(&mut pair, vip)?;
+                ensure!(second.backend != connection.backend, "{second:?}");
+                second.establish(&mut pair)?;
+            }
+            pair.compare_tables()?;
+        }
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ mod forwarding;
 mod fragment;
 mod info;
 mod ports;
+mod refusal;
 mod ring;
 mod service;
 mod settings;
@@ -31,6 +32,7 @@ pub use info::{
     UNUSED_SERVICE,
 };
 pub use ports::{PORTS_A_WORD, PoolHead, generation_start, pool_words, port_words};
+pub use refusal::{Refusal, RefusalKind};
 pub use ring::{NO_BACKEND, RING_CHUNK_SLOTS, Ring, RingChunk};
 pub use service::{Service, ServiceKey};
 pub use settings::{LocalMac, Settings};
@@ -41,7 +43,7 @@ pub use tick::{Moment, Stamp, Tick};
 use crate::wire::{Ipv4Address, Ipv6Address};
 
 /// Version of everything in this module.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// Names of the maps, which are also the names of their pins.
 pub mod maps {
@@ -73,8 +75,7 @@ pub mod maps {
     pub const NAT_SOURCES: &str = "NAT_SOURCES";
     /// Pools of the source ports that full NAT has left, in words of 64 bits.
     pub const NAT_PORTS: &str = "NAT_PORTS";
-    /// When a backend last refused a connection without having taken one since, as a [`super::Stamp`], by
-    /// index; 0: it hasn't.
+    /// [`super::Refusal`] by a backend's index.
     pub const REFUSALS: &str = "REFUSALS";
     /// Lists of networks: [`super::AccessKey`] by prefix to [`super::Access`].
     pub const ACCESS: &str = "ACCESS";
@@ -155,6 +156,7 @@ plain_data! {
     Counters: 40,
     Fragment: 12,
     LocalMac: 16,
+    Refusal: 8,
     Service: 24,
     ServiceInfo: 92,
     Settings: 40,

@@ -35,6 +35,13 @@ impl Ring {
         (self.0 >> 52) as u32
     }
 
+    /// Where, within the whole map, the number of backends stands that take new flows, behind the ring's slots.
+    /// Behind it stand their indices, each once.
+    #[inline(always)]
+    pub const fn members(self) -> u32 {
+        self.offset().wrapping_add(self.size())
+    }
+
     /// The slot, within the whole map, that a hash falls into. Multiplying and shifting spreads 32
     /// bits evenly over any size without a division.
     #[inline(always)]

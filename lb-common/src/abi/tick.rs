@@ -79,6 +79,13 @@ impl Tick {
         Self((nanoseconds >> 30) as u32)
     }
 
+    /// The one that comes so many later.
+    #[inline(always)]
+    #[must_use]
+    pub const fn after(self, ticks: u32) -> Self {
+        Self(self.0.wrapping_add(ticks))
+    }
+
     /// Whole ticks from `earlier` to this one; zero where `earlier` lies ahead, as it may when
     /// another CPU just wrote it.
     #[inline(always)]

@@ -4,7 +4,7 @@ use bytemuck::Zeroable;
 
 use super::{Family, FamilyTables, Reason, hash};
 use crate::{
-    abi::{ClientKey, FlowKey, Moment, NO_BACKEND, Service, Settings, Stamp},
+    abi::{ClientKey, FlowKey, Moment, NO_BACKEND, RefusalKind, Service, Settings, Stamp},
     datapath::tables::Tables,
 };
 
@@ -34,8 +34,10 @@ impl Attempt {
 const SPARED: u32 = (3_000_000_000 / Stamp::NANOSECONDS) as u32;
 /// For how long connections that were refused by others don't try it: about ten.
 const DISTRUSTED: u32 = (10_000_000_000 / Stamp::NANOSECONDS) as u32;
-/// Other slots of the ring that are looked at.
+/// Other slots of the ring that are looked at: backends stand there as often as their weights say.
 const MOST_OTHERS: u32 = 8;
+/// So many of its backends are looked at after that, one after the other.
+const MOST_MEMBERS: u32 = 16;
 /// The golden ratio spreads those over the ring.
 const STRIDE: u32 = 0x9e37_79b9;
 
@@ -52,7 +54,7 @@ pub(super) fn choose<A: Family, T: FamilyTables<A>>(
     if service.affinity != 0
         && let Some(backend) = kept(tables, key, service, now)
         && backend != attempt.avoided
-        && !has_refused(tables, backend, now, SPARED)
+        && !tables.refusal(backend).was_said_within(now, SPARED)
     {
         return Ok(backend);
     }
@@ -95,9 +97,21 @@ pub(super) fn pick<A: Family, T: FamilyTables<A>>(
     if is_first && !has_refused(tables, first, now, SPARED) {
         return Ok(first);
     }
+    let members = service.ring.members();
+    let count = tables.ring_slot(members).ok_or(Reason::TablesIncomplete)?;
+    let start = ((u64::from(hash) * u64::from(count)) >> 32) as u32;
     let mut last = first;
-    for number in 1..=MOST_OTHERS {
-        let other = slot(tables, service, hash.wrapping_add(number.wrapping_mul(STRIDE)))?;
+    for number in 0..MOST_OTHERS + MOST_MEMBERS {
+        let other = if number < MOST_OTHERS {
+            slot(tables, service, hash.wrapping_add((number + 1).wrapping_mul(STRIDE)))?
+        } else {
+            let position = start + number - MOST_OTHERS;
+            if number - MOST_OTHERS >= count {
+                break;
+            }
+            let position = if position < count { position } else { position - count };
+            named(tables, members + 1 + position)?
+        };
         if other == attempt.avoided {
             continue;
         }
@@ -124,32 +138,44 @@ pub(super) fn is_spared<T: Tables>(tables: &T, backend: u32) -> bool {
 /// Whether a backend has refused a connection, and taken none since, within so many units of a [`Stamp`].
 #[inline(always)]
 fn has_refused<T: Tables>(tables: &T, backend: u32, now: Moment, within: u32) -> bool {
-    match tables.refusal(backend) {
-        0 => false,
-        refusal => now.stamp().since(Stamp::new(refusal)) <= within,
-    }
+    tables.refusal(backend).is_within(now, within)
 }
 
-/// Notes that a backend has refused a connection, or hasn't answered.
+/// Notes that a backend has refused a connection.
 #[inline(always)]
 pub(super) fn note_refusal<T: Tables>(tables: &T, backend: u32) {
-    // Zero stands for none.
-    tables.set_refusal(backend, tables.now().stamp().number() | 1);
+    let refusal = tables.refusal(backend);
+    tables.set_refusal(backend, refusal.refusing(tables.now(), RefusalKind::Said));
+}
+
+/// Notes that a backend hasn't answered a SYN that was sent to it at `then`. If it has answered another since,
+/// the SYN or the answer was lost, or wasn't worth one, as anybody can send it: that says nothing of the backend.
+#[inline(always)]
+pub(super) fn note_silence<T: Tables>(tables: &T, backend: u32, then: Stamp) {
+    let refusal = tables.refusal(backend);
+    if !refusal.has_answered_since(then) {
+        tables.set_refusal(backend, refusal.refusing(tables.now(), RefusalKind::Mute));
+    }
 }
 
 /// Notes that a backend has taken a connection.
 #[inline(always)]
 pub(super) fn note_answer<T: Tables>(tables: &T, backend: u32) {
-    if tables.refusal(backend) != 0 {
-        tables.set_refusal(backend, 0);
+    if let Some(refusal) = tables.refusal(backend).answering(tables.now()) {
+        tables.set_refusal(backend, refusal);
     }
 }
 
 #[inline(always)]
 fn slot<T: Tables>(tables: &T, service: &Service, hash: u32) -> Result<u32, Reason> {
-    let index = tables.ring_slot(service.ring.slot(hash)).ok_or(Reason::TablesIncomplete)?;
-    if index == NO_BACKEND {
-        return Err(Reason::TablesIncomplete);
+    named(tables, service.ring.slot(hash))
+}
+
+/// The backend that stands in a slot of the map of all rings.
+#[inline(always)]
+fn named<T: Tables>(tables: &T, slot: u32) -> Result<u32, Reason> {
+    match tables.ring_slot(slot) {
+        None | Some(NO_BACKEND) => Err(Reason::TablesIncomplete),
+        Some(index) => Ok(index),
     }
-    Ok(index)
 }

@@ -4,15 +4,15 @@
 use bytemuck::Zeroable;
 
 use super::{
-    Family, FamilyTables, NETWORK_OFFSET, Packet, Reason, Scratch, Verdict, established,
+    Family, FamilyTables, NETWORK_OFFSET, Packet, Reason, Scratch, Table, Verdict, established,
     network::Datagram,
     opening,
     parse::{self, bounded},
-    tables::find_anywhere,
-    transmit,
+    tables::{find_anywhere, find_peer},
+    transmit, trouble,
 };
 use crate::{
-    abi::{Direction, Flow, FlowKey},
+    abi::{Direction, Flow, FlowKey, FlowState, Settings},
     wire::{
         Checksum, ChecksumDelta, IcmpHeader, Ipv4Header, NetworkHeader, NetworkU16, PROTOCOL_TCP,
         PROTOCOL_UDP, TcpHeader, UdpHeader,
@@ -42,6 +42,9 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     established::demand_own_station(tables, segment)?;
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
     segment.admit_datagram(packet, &settings)?;
+    if quote.refuses != 0 && is_withheld(tables, &settings, key, flow) {
+        return Err(Reason::RefusalWithheld);
+    }
     let backend = transmit::backend(tables, segment, flow, longest)?;
 
     let changed = if flow.forwarding.sees_replies() {
@@ -68,6 +71,23 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     transmit::send_headless(packet, tables, segment, flow, backend, Reason::IcmpError)
 }
 
+/// Whether a client isn't to hear that its SYN didn't reach the backend, since the next one goes elsewhere. `flow` is
+/// what becomes of answers, and `key` theirs.
+#[inline(always)]
+fn is_withheld<A: Family, T: FamilyTables<A>>(
+    tables: &T,
+    settings: &Settings,
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+) -> bool {
+    if flow.direction != Direction::ToClient as u8 || !flow.state.is_half_open() {
+        return false;
+    }
+    let peer = find_peer(tables, Table::Embryonic, key, flow);
+    peer.filter(|peer| peer.read().state == FlowState::SYN)
+        .is_some_and(|peer| trouble::withhold(tables, settings, key, flow, peer))
+}
+
 /// [`Scratch`] of the part for ICMP.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -90,6 +110,8 @@ struct Quote<A: Family> {
     transport: u16,
     header: A::Header,
     protocol: u8,
+    /// 1: it is about a TCP segment that was refused, or whose receiver can't be reached.
+    refuses: u8,
     /// Sender's and receiver's.
     ports: [NetworkU16; 2],
 }
@@ -123,6 +145,8 @@ fn read_quote<A: Family, P: Packet>(
     quote.transport = transport as u16;
     quote.header = header;
     quote.protocol = protocol;
+    let is_refusal = A::is_unreachable(message.kind(), message.code()) && protocol == PROTOCOL_TCP;
+    quote.refuses = is_refusal.into();
     quote.ports = packet.read(transport).ok_or(Reason::OtherProtocol)?;
     Ok(())
 }

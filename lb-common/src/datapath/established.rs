@@ -19,6 +19,9 @@ pub(super) fn follow<A: Family, T: FamilyTables<A>>(
     let direction = Direction::from_u8(flow.direction);
     let reason = match direction {
         Direction::ToBackend => {
+            if flow.state == FlowState::CLOSED && segment.opens() {
+                return Err(Stop::Trouble);
+            }
             learn_link(tables, segment, Table::Established, entry, flow)?;
             Reason::ToBackend
         }
@@ -41,8 +44,9 @@ pub(super) fn follow<A: Family, T: FamilyTables<A>>(
 /// Whether a segment begins a connection that has nothing to do with the flow that its key names: its
 /// client uses the port again.
 ///
-/// A reset may have been sent in another's name: then it is the backend that judges whether the connection
-/// is over, unless it takes no more of them, or has refused others.
+/// A reset in the client's name may have been sent by anybody: then it is the backend that judges whether the
+/// connection is over. One that the backend has reset itself is, but goes on there as long as the backend takes new
+/// flows, and hasn't just refused one.
 #[inline(always)]
 pub(super) fn begins_anew<A: Family, T: FamilyTables<A>>(
     tables: &T,
@@ -55,7 +59,7 @@ pub(super) fn begins_anew<A: Family, T: FamilyTables<A>>(
     if flow.forwarding.sees_replies() {
         let backend = tables.backend(flow.backend);
         flow.finished & finished::BOTH == finished::BOTH
-            || (flow.state == FlowState::CLOSED
+            || (flow.finished & finished::BACKEND_RESET != 0
                 && (backend.is_none_or(|backend| backend.takes_new_flows == 0)
                     || choice::is_spared(tables, flow.backend)))
     } else {

@@ -80,7 +80,7 @@ pub(super) fn find<'t, A: Family, T: FamilyTables<A>>(
         let takes = tables.backend(flow.backend).is_some_and(|one| one.takes_new_flows != 0);
         let is_mute = takes && is_mute(tables, segment, flow);
         if is_mute && flow.forwarding.sees_replies() {
-            choice::note_refusal(tables, flow.backend);
+            choice::note_silence(tables, flow.backend, Stamp::new(flow.number));
         }
         if !takes || is_mute {
             forget(tables, Table::Embryonic, &segment.key, flow);
@@ -197,10 +197,13 @@ fn follow_backend<A: Family, T: FamilyTables<A>>(
         established::demand_own_station(tables, segment)?;
     }
     if segment.flags.has(TcpFlags::RST) {
-        if handshake.peer.read().state == FlowState::SYN {
+        // In state SYN, one that refuses nothing answers something else than the SYN, which the client may not
+        // have sent either, and which it will judge.
+        if handshake.peer.read().state != FlowState::SYN {
+            forget(tables, Table::Embryonic, &segment.key, flow);
+        } else if segment.refuses() {
             return Err(Stop::Trouble);
         }
-        forget(tables, Table::Embryonic, &segment.key, flow);
     } else if segment.answers() {
         handshake.peer.set_answered(segment.sequence.wrapping_add(1));
         handshake.peer.touch(tables.now().tick());

@@ -64,8 +64,8 @@ pub struct Scratch<A: Family> {
     reply: Flow<A>,
     /// How long a datagram may be, in bytes, where it is too long.
     longest: u32,
-    /// For what the verifier isn't to know.
-    memory: u32,
+    /// For what the verifier isn't to know, and the next part is.
+    memory: [u32; 2],
 }
 
 // SAFETY: every part of it may be all zeros.
@@ -188,10 +188,11 @@ fn conclude<A: Family, P: Packet, T: FamilyTables<A>>(
     scratch: &Scratch<A>,
     result: Result<Verdict, Stop>,
 ) -> Decision {
-    let [_, _, too_big, _, trouble, _] = A::STAGES;
+    let [_, _, too_big, _, trouble, record] = A::STAGES;
     match result {
         Ok(verdict) => Decision::made(packet, verdict),
         Err(Stop::Open) => opening::leave(packet, &scratch.segment),
+        Err(Stop::Again) => Decision::Left(record),
         Err(Stop::Trouble | Stop::Refused(Reason::BackendDown)) => {
             Decision::leaving(packet, trouble)
         }
@@ -300,6 +301,8 @@ enum Stop {
     Open,
     /// It belongs to a flow in trouble.
     Trouble,
+    /// It opens a flow, and what was found for that is in use: it has to be looked once more.
+    Again,
 }
 
 impl From<Reason> for Stop {

@@ -2,7 +2,7 @@
 
 use core::{hint, num::NonZeroU32};
 
-use super::{Family, FamilyTables, InsertError, Reason, Table, Tables, rewrite};
+use super::{Family, FamilyTables, InsertError, Reason, Stop, Table, Tables, rewrite};
 use crate::{
     abi::{
         Backend, Direction, Flow, FlowKey, FlowState, PORTS_A_WORD, PoolHead, Settings,
@@ -13,6 +13,8 @@ use crate::{
 
 /// How many ports are tried for a new flow where none is free: those of handshakes that aren't complete.
 pub const NAT_TRIES: u32 = 16;
+/// How many of those are tried first that are free by the pool, which isn't always right.
+const FREE_TRIES: u32 = 4;
 /// How many words of a pool are looked through for one connection: 32,768 ports, all of an address unless
 /// `nat.ports` is set. The next connection goes on from there.
 const MOST_WORDS: u32 = 512;
@@ -25,7 +27,11 @@ pub(super) const fn is_ours(settings: &Settings, port: NetworkU16) -> bool {
 
 /// Completes `reply`, the direction back to the client, and records it in the table of half-open
 /// handshakes under `key`. That is the answer to what the client sends, until full NAT gives it
-/// another receiver. What `memory` holds before and afterwards is of no interest.
+/// another receiver. Of `memory`, it is of no interest what the first word holds before and afterwards; the second
+/// says how often it was tried for this connection.
+///
+/// A port that isn't free after all is no loop's business, of which the verifier would follow every round:
+/// [`Stop::Again`].
 #[inline(always)]
 pub(super) fn reserve<A: Family, T: FamilyTables<A>>(
     tables: &T,
@@ -33,8 +39,8 @@ pub(super) fn reserve<A: Family, T: FamilyTables<A>>(
     backend: &Backend,
     key: &mut FlowKey<A>,
     reply: &mut Flow<A>,
-    memory: &mut u32,
-) -> Result<(), Reason> {
+    memory: &mut [u32; 2],
+) -> Result<(), Stop> {
     if backend.forwarding.hides_client() {
         return reserve_port(tables, settings, backend, key, reply, memory);
     }
@@ -42,8 +48,8 @@ pub(super) fn reserve<A: Family, T: FamilyTables<A>>(
     tables.remove(Table::Embryonic, key);
     match claim(tables, key, reply) {
         Ok(()) => Ok(()),
-        Err(Claim::Full) => Err(Reason::FlowTableFull),
-        Err(Claim::Taken) => Err(Reason::TupleInUse),
+        Err(Claim::Full) => Err(Reason::EmbryonicTableFull.into()),
+        Err(Claim::Taken) => Err(Reason::TupleInUse.into()),
     }
 }
 
@@ -59,24 +65,30 @@ fn reserve_port<A: Family, T: FamilyTables<A>>(
     backend: &Backend,
     key: &mut FlowKey<A>,
     reply: &mut Flow<A>,
-    memory: &mut u32,
-) -> Result<(), Reason> {
+    memory: &mut [u32; 2],
+) -> Result<(), Stop> {
     let Some(ports) = NonZeroU32::new(pool_ports(settings, backend)) else {
-        return Err(Reason::NextHopUnknown);
+        return Err(Reason::NextHopUnknown.into());
     };
-    if let Some(port) = take(tables, backend.ports, ports.get(), memory) {
+    let [memory, tries] = memory;
+    if *tries < FREE_TRIES
+        && let Some(port) = take(tables, backend.ports, ports.get(), memory)
+    {
         name(tables, settings, backend, port, key, reply)?;
-        match claim(tables, key, reply) {
-            Ok(()) => return Ok(()),
+        return match claim(tables, key, reply) {
+            Ok(()) => Ok(()),
             Err(Claim::Full) => {
                 give(tables, backend.ports, ports.get(), port);
-                return Err(Reason::FlowTableFull);
+                Err(Reason::EmbryonicTableFull.into())
             }
             // The bit was wrong: it stays cleared.
-            Err(Claim::Taken) => {}
-        }
+            Err(Claim::Taken) => {
+                *tries += 1;
+                Err(Stop::Again)
+            }
+        };
     }
-    rob(tables, settings, backend, ports, key, reply)
+    Ok(rob(tables, settings, backend, ports, key, reply)?)
 }
 
 /// Ports in a backend's pool: those of each address, one address after the other.
@@ -108,7 +120,7 @@ fn rob<A: Family, T: FamilyTables<A>>(
         }
         match claimed {
             Ok(()) => return Ok(()),
-            Err(Claim::Full) => return Err(Reason::FlowTableFull),
+            Err(Claim::Full) => return Err(Reason::EmbryonicTableFull),
             Err(Claim::Taken) => {}
         }
     }

@@ -71,6 +71,10 @@ pub trait Family: Address {
     /// Whether an ICMP message of that type is an error about a datagram.
     fn is_error(kind: u8) -> bool;
 
+    /// Whether an ICMP message of that type and code says that a datagram's receiver can't be reached, or doesn't
+    /// want to be.
+    fn is_unreachable(kind: u8, code: u8) -> bool;
+
     /// The header of a datagram whose beginning is quoted at `start` bytes, the protocol of what
     /// follows it, and where that begins. `None`: there isn't enough of it.
     fn quoted<P: Packet>(packet: &P, start: usize) -> Option<(Self::Header, u8, usize)>;
@@ -124,6 +128,12 @@ impl Family for Ipv4Address {
     #[inline(always)]
     fn is_error(kind: u8) -> bool {
         matches!(kind, 3 | 11 | 12)
+    }
+
+    /// Destination unreachable, but for want of fragmentation (RFC 792).
+    #[inline(always)]
+    fn is_unreachable(kind: u8, code: u8) -> bool {
+        kind == 3 && code != 4
     }
 
     #[inline(always)]
@@ -235,6 +245,12 @@ impl Family for Ipv6Address {
     #[inline(always)]
     fn is_error(kind: u8) -> bool {
         matches!(kind, 1..=4)
+    }
+
+    /// Destination unreachable (RFC 4443).
+    #[inline(always)]
+    fn is_unreachable(kind: u8, _code: u8) -> bool {
+        kind == 1
     }
 
     #[inline(always)]

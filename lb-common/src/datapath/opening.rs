@@ -37,6 +37,7 @@ pub(super) fn prepare<A: Family, T: FamilyTables<A>>(
         source_rate::admit(tables, &settings, segment.key.source)?;
     }
     flow.finished = attempt.tries as u8;
+    scratch.memory = [0; 2];
     Ok(())
 }
 
@@ -119,7 +120,7 @@ fn choose<A: Family, T: FamilyTables<A>>(
 
 /// Demands that a client may connect.
 #[inline(always)]
-fn demand_access<A: Family, T: FamilyTables<A>>(
+pub(super) fn demand_access<A: Family, T: FamilyTables<A>>(
     tables: &T,
     service: &Service,
     address: A,
@@ -164,7 +165,7 @@ fn may_adopt<A: Family>(segment: &Segment<A>, forwarding: Forwarding) -> bool {
 }
 
 /// Records the flow that a segment opens, as a half-open handshake, and completes `flow`. What
-/// `reply_key` and `memory` hold before and afterwards is of no interest.
+/// `reply_key` holds before and afterwards is of no interest; `memory` is [`nat::reserve`]'s.
 #[inline(always)]
 fn record<A: Family, T: FamilyTables<A>>(
     tables: &T,
@@ -172,8 +173,8 @@ fn record<A: Family, T: FamilyTables<A>>(
     segment: &Segment<A>,
     backend: &Backend,
     flow: &mut Flow<A>,
-    (reply_key, memory): (&mut FlowKey<A>, &mut u32),
-) -> Result<Reason, Reason> {
+    (reply_key, memory): (&mut FlowKey<A>, &mut [u32; 2]),
+) -> Result<Reason, Stop> {
     let key = &segment.key;
     let now = tables.now();
     let shift = flow.number;
@@ -213,7 +214,7 @@ fn record<A: Family, T: FamilyTables<A>>(
     rewrite::prepare(flow, key);
     if tables.insert(Table::Embryonic, key, flow).is_err() {
         forget(tables, Table::Embryonic, key, flow);
-        return Err(Reason::FlowTableFull);
+        return Err(Reason::EmbryonicTableFull.into());
     }
     flow.number = shift;
     if segment.is_udp() {

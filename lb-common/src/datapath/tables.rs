@@ -4,7 +4,7 @@ use super::{Family, nat};
 use crate::{
     abi::{
         Access, AccessKey, Backend, Client, ClientKey, Direction, Entry, Flow, FlowKey, FlowState,
-        Fragment, FragmentKey, LocalMac, Moment, Service, ServiceKey, Settings,
+        Fragment, FragmentKey, LocalMac, Moment, Refusal, Service, ServiceKey, Settings,
     },
     wire::NetworkU32,
 };
@@ -56,12 +56,11 @@ pub trait Tables {
     /// Sets bits of such a word.
     fn give_ports(&self, index: u32, bits: u64);
 
-    /// When the backend last refused a connection without having taken one since, as the number of a
-    /// [`crate::abi::Stamp`]; 0: it hasn't.
-    fn refusal(&self, backend: u32) -> u32;
+    /// Whether the backend has refused connections lately.
+    fn refusal(&self, backend: u32) -> Refusal;
 
     /// Sets that.
-    fn set_refusal(&self, backend: u32, stamp: u32);
+    fn set_refusal(&self, backend: u32, refusal: Refusal);
 
     /// The longest datagram that can be sent from this hardware address, in bytes; `None` where frames for
     /// it aren't ours.

@@ -6,11 +6,12 @@ use super::{
     choice::{self, Attempt},
     established, nat, opening,
     parse::Segment,
+    source_rate,
     tables::{find_peer, forget},
     transmit,
 };
 use crate::{
-    abi::{Direction, Entry, Fate, Flow, FlowState, finished},
+    abi::{Direction, Entry, Fate, Flow, FlowKey, FlowState, Settings, finished},
     wire::{EthernetHeader, NetworkHeader, PROTOCOL_TCP, TcpFlags, TcpHeader},
 };
 
@@ -18,7 +19,8 @@ use crate::{
 const MOST_TRIES: u8 = 4;
 
 /// Decides about a segment whose flow's backend is down, or that is a backend's refusal, or that completes a
-/// handshake when the table of established flows is full.
+/// handshake when the table of established flows is full, or that opens a connection from a port whose last one was
+/// closed by a reset.
 #[inline(always)]
 pub(super) fn decide<A: Family, P: Packet, T: FamilyTables<A>>(
     packet: &mut P,
@@ -37,38 +39,59 @@ pub(super) fn decide<A: Family, P: Packet, T: FamilyTables<A>>(
     };
     *flow = entry.read();
     let result = match Direction::from_u8(flow.direction) {
-        Direction::ToClient => refused(packet, tables, scratch, table),
+        Direction::ToClient => refused(packet, tables, scratch, (table, entry)),
         Direction::ToBackend => {
             if let Err(reason) = established::demand_own_station(tables, segment) {
                 return Decision::refusing(packet, reason);
             }
-            if begins_anew(tables, segment, flow) {
-                forget(tables, table, &segment.key, flow);
-                return opening::leave(packet, segment);
+            let fate = tables.backend(flow.backend).map_or(Fate::Move, |backend| backend.fate);
+            match fate {
+                Fate::Keep if table == Table::Established => go_on(packet, tables, scratch, entry),
+                Fate::Keep => {
+                    reset(packet, tables, segment, (table, entry), flow, Reason::FlowTableFull)
+                }
+                Fate::Reset if !segment.opens() => {
+                    reset(packet, tables, segment, (table, entry), flow, Reason::BackendDown)
+                }
+                // It is taken for a packet of no flow.
+                _ => {
+                    forget(tables, table, &segment.key, flow);
+                    return opening::leave(packet, segment);
+                }
             }
-            let backend = tables.backend(flow.backend);
-            let reason = match backend {
-                Some(backend) if backend.fate == Fate::Keep => Reason::FlowTableFull,
-                _ => Reason::BackendDown,
-            };
-            reset(packet, tables, segment, (table, entry), flow, reason)
         }
     };
     match result {
         Ok(verdict) => Decision::made(packet, verdict),
+        // Nobody is told here how much would do.
+        Err(Reason::NeedsFragmentation) => Decision::refusing(packet, Reason::TooBig),
         Err(reason) => Decision::refusing(packet, reason),
     }
 }
 
-/// Whether a client's packet is taken for one of no flow.
+/// Lets a client's segment go on to its backend. With a SYN, the client opens another connection from a port whose
+/// last one was closed by a reset, which anybody may have sent: so the same backend judges it. It must be let in as
+/// by any other SYN.
 #[inline(always)]
-fn begins_anew<A: Family, T: FamilyTables<A>>(
+fn go_on<A: Family, P: Packet, T: FamilyTables<A>>(
+    packet: &mut P,
     tables: &T,
-    segment: &Segment<A>,
-    flow: &Flow<A>,
-) -> bool {
-    let moves = tables.backend(flow.backend).is_none_or(|backend| backend.fate == Fate::Move);
-    moves || segment.opens()
+    scratch: &mut Scratch<A>,
+    entry: Entry<'_, Flow<A>>,
+) -> Result<Verdict, Reason> {
+    let Scratch { segment, flow, longest, .. } = scratch;
+    let segment = &*segment;
+    let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
+    segment.admit(packet, &settings)?;
+    if segment.opens() {
+        let service = opening::service(tables, &segment.key).ok_or(Reason::NoService)?;
+        opening::demand_access(tables, &service, segment.key.source)?;
+        source_rate::admit(tables, &settings, segment.key.source)?;
+    }
+    let backend = transmit::backend(tables, segment, flow, longest)?;
+    established::learn_link(tables, segment, Table::Established, entry, flow)?;
+    entry.touch(tables.now().tick());
+    transmit::send(packet, tables, segment, flow, backend, Reason::ToBackend, Edits::NONE)
 }
 
 /// Turns a client's segment into the reset that answers it (RFC 9293, section 3.10.7.1), for that reason. Its
@@ -112,38 +135,30 @@ fn reset<A: Family, P: Packet, T: FamilyTables<A>>(
 }
 
 /// Withholds a backend's refusal from the client, whose next SYN then goes elsewhere, or lets it pass
-/// where there is nowhere else to go. A closed flow stays as it is, whose client's port is in use again: others
-/// than its backend could have sent both the reset that closed it and this one.
+/// where there is nowhere else to go.
 #[inline(always)]
 fn refused<A: Family, P: Packet, T: FamilyTables<A>>(
     packet: &mut P,
     tables: &T,
     scratch: &mut Scratch<A>,
-    table: Table,
+    (table, entry): (Table, Entry<'_, Flow<A>>),
 ) -> Result<Verdict, Reason> {
     let Scratch { segment, flow, longest, .. } = scratch;
     let segment = &*segment;
-    let is_half_open = flow.state.is_half_open();
     let peer = find_peer(tables, table, &segment.key, flow).ok_or(Reason::NoFlow)?;
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
     segment.admit(packet, &settings)?;
     if !flow.forwarding.hides_client() {
         established::demand_own_station(tables, segment)?;
     }
-    choice::note_refusal(tables, flow.backend);
-
-    let tries = if is_half_open { peer.read().finished } else { 0 };
-    let attempt = Attempt::after(tries, flow.backend);
-    let key = flow.peer_key(segment.key.protocol);
-    let picked = opening::service(tables, &key)
-        .and_then(|service| choice::pick(tables, &key, &service, &settings, attempt).ok());
-    let is_elsewhere = picked.is_some_and(|index| choice::is_elsewhere(tables, index, attempt));
-    if is_elsewhere && tries + 1 < MOST_TRIES {
-        if is_half_open {
-            nat::give_back(tables, flow, &segment.key);
-            tables.remove(Table::Embryonic, &segment.key);
-            peer.set_state(FlowState::REFUSED, tries);
-        }
+    let is_half_open = flow.state.is_half_open();
+    if !is_half_open {
+        // That it is closed may have been a reset of somebody else's; now the backend has said so.
+        let ended = flow.finished | finished::BACKEND_RESET;
+        entry.set_state(FlowState::CLOSED, ended);
+        peer.set_state(FlowState::CLOSED, ended);
+    }
+    if withhold(tables, &settings, &segment.key, flow, peer) {
         return Err(Reason::RefusalWithheld);
     }
     transmit::backend(tables, segment, flow, longest)?;
@@ -151,4 +166,33 @@ fn refused<A: Family, P: Packet, T: FamilyTables<A>>(
         forget(tables, Table::Embryonic, &segment.key, flow);
     }
     transmit::send(packet, tables, segment, flow, None, Reason::ToClient, Edits::NONE)
+}
+
+/// Notes that a backend refuses a connection, whose entry in the direction to the client is `flow`, under `key`.
+/// Returns whether the client isn't to hear of it, since its next SYN goes elsewhere.
+#[inline(always)]
+pub(super) fn withhold<A: Family, T: FamilyTables<A>>(
+    tables: &T,
+    settings: &Settings,
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+    peer: Entry<'_, Flow<A>>,
+) -> bool {
+    choice::note_refusal(tables, flow.backend);
+    let is_half_open = flow.state.is_half_open();
+    let tries = if is_half_open { peer.read().finished } else { 0 };
+    let attempt = Attempt::after(tries, flow.backend);
+    let request = flow.peer_key(key.protocol);
+    let picked = opening::service(tables, &request)
+        .and_then(|service| choice::pick(tables, &request, &service, settings, attempt).ok());
+    let is_elsewhere = picked.is_some_and(|index| choice::is_elsewhere(tables, index, attempt));
+    if !is_elsewhere || tries + 1 >= MOST_TRIES {
+        return false;
+    }
+    if is_half_open {
+        nat::give_back(tables, flow, key);
+        tables.remove(Table::Embryonic, key);
+        peer.set_state(FlowState::REFUSED, tries);
+    }
+    true
 }

@@ -234,8 +234,10 @@ reasons! {
     NatPortsExhausted "nat_ports_exhausted" Refused Drop,
     /// By `nat`: the client has a connection to the backend from the same port by another service.
     TupleInUse "tuple_in_use" Refused Drop,
-    /// The table of flows is full. A TCP client is told by a reset.
-    FlowTableFull "flow_table_full" Refused Drop,
+    /// The table of flows is full. The client is told by a reset.
+    FlowTableFull "flow_table_full" Refused Transmit,
+    /// The table of half-open handshakes has no room, though others give way.
+    EmbryonicTableFull "embryonic_table_full" Refused Drop,
 
     /// Two handshakes ended up with one source port; the later one is dropped.
     PortCollision "port_collision" Error Drop,

@@ -53,6 +53,12 @@ impl IcmpHeader {
         self.kind
     }
 
+    /// Which message of its type it is.
+    #[inline(always)]
+    pub const fn code(&self) -> u8 {
+        self.code
+    }
+
     /// The same header with the checksum over it and what `sum` is of: the words of whatever else the
     /// checksum covers.
     #[inline(always)]

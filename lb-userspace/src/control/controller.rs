@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_common::abi::{Forwarding, Lifecycle};
+use lb_common::abi::Lifecycle;
 use tokio::{
     sync::{mpsc, watch},
     time,
@@ -17,7 +17,7 @@ use super::{
     configure::Room,
     interfaces::{self, Interfaces},
     path_mtu::PathMtu,
-    plan::{Spaces, plan},
+    plan::{NoSpace, Plan, Spaces, plan},
     ring::Member,
     start::Source,
     state::{BackendState, State},
@@ -137,29 +137,50 @@ impl Controller {
                     Event::Stop => return self,
                 }
             }
-            self.reconcile();
+            // What fails is logged there.
+            let _: Result<(), String> = self.reconcile();
         }
     }
 
     /// Makes the maps what is wanted. What fails is logged, and tried again at the next event.
-    pub(super) fn reconcile(&mut self) {
+    ///
+    /// # Errors
+    ///
+    /// Something failed.
+    pub(super) fn reconcile(&mut self) -> Result<(), String> {
         self.wanted.settle();
         self.wanted.build_rings(&mut self.members);
         let now = Instant::now();
-        let result = match plan(&self.wanted, &self.there, &mut self.spaces, now) {
-            Ok(changes) => changes
-                .iter()
-                .try_for_each(|change| store::apply(change, &mut self.loaded.maps, &mut self.there))
-                .map_err(|error| format!("a change failed, and is tried again: {error}")),
-            Err(error) => Err(format!("everything stays as it is: {error}")),
+        let Plan { changes, shortage } = plan(&self.wanted, &self.there, &mut self.spaces, now);
+        let applied = changes
+            .iter()
+            .try_for_each(|change| store::apply(change, &mut self.loaded.maps, &mut self.there))
+            .map_err(|error| format!("a change failed, and is tried again: {error}"));
+        let result = match shortage {
+            Some(shortage) if applied.is_ok() => Err(shortage.to_string()),
+            _ => applied,
         };
         self.spaces.keep(&self.there, now);
-        self.troubles.note("reconcile", result);
+        self.troubles.note("reconcile", result.clone());
         let orders = Orders::new(&self.wanted, &self.there);
         if *self.orders != orders {
             self.orders = Arc::new(orders);
             self.sweeper.order(Arc::clone(&self.orders));
         }
+        result
+    }
+
+    /// Demands that rings and pools of a state which has its rings find a place. That is found out on a copy, in
+    /// which new backends have their pools already.
+    ///
+    /// # Errors
+    ///
+    /// One doesn't.
+    pub(super) fn demand_room(&self, wanted: &State, config: &Config) -> Result<(), NoSpace> {
+        let mut complete = wanted.clone();
+        complete.assume_sources(config);
+        let plan = plan(&complete, &self.there, &mut self.spaces.clone(), Instant::now());
+        plan.shortage.map_or(Ok(()), Err)
     }
 
     /// Takes in what the network looks like now.
@@ -177,7 +198,7 @@ impl Controller {
         self.interfaces.warn_of_detours(&self.network, &before);
         self.apply_network();
         self.follow_up();
-        let result = self.demand_direct_reach();
+        let result = self.wanted.demand_direct_reach(&self.network);
         self.troubles.note("dsr", result);
     }
 
@@ -212,23 +233,6 @@ impl Controller {
     fn apply_network(&mut self) {
         let attached = self.interfaces.indices();
         self.wanted.apply_network(&self.config, &self.network, &attached);
-    }
-
-    /// Demands that backends whose hardware address is all that changes are on our own network.
-    fn demand_direct_reach(&self) -> Result<(), String> {
-        let hop = |address: &IpAddr| self.network.next_hops.get(address)?.as_ref().ok();
-        for state in self.wanted.backends.values() {
-            let (address, forwarding) = (state.address().ip(), state.backend.forwarding);
-            if forwarding == Forwarding::Dsr
-                && let Some(router) = hop(&address).and_then(|hop| hop.router)
-            {
-                return Err(format!(
-                    "backend {address} is behind the router {router}, and forwarding \"dsr\" \
-                     reaches only its own network: use \"ipip\" or \"gue\""
-                ));
-            }
-        }
-        Ok(())
     }
 
     /// The interfaces that a configuration means, as [`interfaces::present`]. What was chosen by

@@ -21,6 +21,7 @@ pub mod state;
 mod store;
 mod sweep;
 mod troubles;
+mod watch;
 
 pub use preflight::PreflightError;
 pub use start::{Overrides, StartError, run};

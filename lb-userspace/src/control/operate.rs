@@ -1,10 +1,8 @@
 //! What operators ask of the controller.
 
-use std::time::Instant;
-
 use lb_common::abi::{CheckKind, CheckResult, OperatorState, Text};
 
-use super::{controller::Controller, plan::plan, preflight};
+use super::{controller::Controller, preflight};
 use crate::{
     api::{Operation, Response},
     config::Config,
@@ -48,9 +46,12 @@ impl Controller {
         }
         let text = format!("{service}/{backend}: {}, weight {}", info.state(), info.weight());
         tracing::info!(service, backend, "operator: {operation}");
-        self.reconcile();
+        let result = self.reconcile();
         self.follow_up();
-        Response::Done(text)
+        match result {
+            Ok(()) => Response::Done(text),
+            Err(error) => Response::Failed(format!("{text}, but the maps lag behind: {error}")),
+        }
     }
 
     /// Applies the configuration file again: all of it, or nothing.
@@ -82,11 +83,14 @@ impl Controller {
         if config.hash_seed != self.config.hash_seed {
             members.clear();
         }
+        let indices: Vec<u32> = interfaces.iter().map(|(index, _)| *index).collect();
+        wanted.apply_network(&config, &self.network, &indices);
+        if let Err(why) = wanted.demand_direct_reach(&self.network) {
+            return Response::Refused(format!("{why}; nothing was changed"));
+        }
         wanted.settle();
         wanted.build_rings(&mut members);
-        let now = Instant::now();
-        // Whether the rings fit is found out on a copy.
-        if let Err(error) = plan(&wanted, &self.there, &mut self.spaces.clone(), now) {
+        if let Err(error) = self.demand_room(&wanted, &config) {
             return Response::Refused(format!("{error}; nothing was changed"));
         }
         let before = self.interfaces.indices();
@@ -111,8 +115,11 @@ impl Controller {
         }
         let attached = self.interfaces.indices();
         self.wanted.apply_network(&self.config, &self.network, &attached);
-        self.reconcile();
+        let result = self.reconcile();
         self.follow_up();
+        if let Err(error) = result {
+            return Response::Failed(format!("reloaded, but the maps lag behind: {error}"));
+        }
         Response::Done(format!(
             "reloaded {}: {} services, {} backends",
             self.source.file.display(),

@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
     time::Instant,
 };
 
@@ -15,7 +14,7 @@ use lb_common::abi::{
 
 use super::{
     space::Space,
-    state::{BackendState, Bind, State},
+    state::{BackendState, Bind, RingState, State},
 };
 
 /// One step. In the order of a plan, no packet ever meets a half-made thing: what is named is
@@ -49,7 +48,7 @@ pub enum Change {
     /// Free a backend's index.
     FreeBackend(u32),
     /// Write a ring of a service where no packet looks yet.
-    WriteRing(u32, Ring, Arc<Vec<u32>>),
+    WriteRing(u32, RingState),
     /// Fill a pool of so many source ports, all free, where no packet looks yet.
     WritePool(u32, u32),
     /// Write what a list says of a network.
@@ -92,19 +91,20 @@ impl Spaces {
     }
 }
 
+/// What has to be done.
+#[derive(Debug, Default, PartialEq)]
+pub struct Plan {
+    /// The steps, in their order.
+    pub changes: Vec<Change>,
+    /// What finds no place, and stays as it is: a ring the one before, and a backend without a pool gets no packets.
+    pub shortage: Option<NoSpace>,
+}
+
 /// The steps from `there` to `wanted`. New pools, and rings that are wanted with other contents, get a
 /// place in `spaces`, as free at `now`.
-///
-/// # Errors
-///
-/// Something finds no place. What found one before it keeps that until [`Spaces::keep`] finds it unused.
-pub fn plan(
-    wanted: &State,
-    there: &State,
-    spaces: &mut Spaces,
-    now: Instant,
-) -> Result<Vec<Change>, NoSpace> {
-    let mut changes = Vec::new();
+pub fn plan(wanted: &State, there: &State, spaces: &mut Spaces, now: Instant) -> Plan {
+    let mut plan = Plan::default();
+    let changes = &mut plan.changes;
     if wanted.settings != there.settings {
         changes.push(Change::Settings(wanted.settings));
     }
@@ -125,11 +125,11 @@ pub fn plan(
             changes.push(Change::Network(list, network, access));
         }
     }
-    let pools = plan_pools(wanted, there, &mut spaces.pools, now, &mut changes)?;
-    plan_infos(wanted, there, &pools, &mut changes);
-    plan_rings(wanted, there, &mut spaces.rings, now, &mut changes)?;
-    plan_departures(wanted, there, &mut changes);
-    Ok(changes)
+    let pools = plan_pools(wanted, there, &mut spaces.pools, now, &mut plan);
+    plan_infos(wanted, there, &pools, &mut plan.changes);
+    plan_rings(wanted, there, &mut spaces.rings, now, &mut plan);
+    plan_departures(wanted, there, &mut plan.changes);
+    plan
 }
 
 /// Everything that lists say.
@@ -169,8 +169,8 @@ fn plan_pools(
     there: &State,
     space: &mut Space,
     now: Instant,
-    changes: &mut Vec<Change>,
-) -> Result<BTreeMap<u32, u32>, NoSpace> {
+    plan: &mut Plan,
+) -> BTreeMap<u32, u32> {
     let known = |state: &BackendState| Some((PoolKey::new(there, state)?, state.backend.ports));
     let mut pools: BTreeMap<PoolKey, u32> = there.backends.values().filter_map(known).collect();
     let mut places = BTreeMap::new();
@@ -181,16 +181,18 @@ fn plan_pools(
             None => {
                 let ports = wanted.pool_ports(&state.backend);
                 let size = pool_words(ports);
-                let no_space = NoSpace { what: "a pool of source ports", size: ports };
-                let place = space.allocate(size, now).ok_or(no_space)?;
-                changes.push(Change::WritePool(place, ports));
+                let Some(place) = space.allocate(size, now) else {
+                    plan.shortage = Some(NoSpace { what: "a pool of source ports", size: ports });
+                    continue;
+                };
+                plan.changes.push(Change::WritePool(place, ports));
                 pools.insert(key, place);
                 place
             }
         };
         places.insert(*index, place);
     }
-    Ok(places)
+    places
 }
 
 fn plan_infos(
@@ -213,8 +215,11 @@ fn plan_infos(
         if known.is_none() {
             changes.push(Change::ClearBackend(*index));
         }
-        let ports = pools.get(index).copied().unwrap_or(0);
-        let backend = Backend { ports, ..state.backend };
+        let pool = pools.get(index).copied();
+        let backend = match pool {
+            None if state.has_pool() => Backend { ports: 0, nat_sources: 0, ..state.backend },
+            _ => Backend { ports: pool.unwrap_or(0), ..state.backend },
+        };
         if known.map(|known| known.backend) != Some(backend) {
             changes.push(Change::Backend(*index, backend));
         }
@@ -224,27 +229,24 @@ fn plan_infos(
     }
 }
 
-fn plan_rings(
-    wanted: &State,
-    there: &State,
-    space: &mut Space,
-    now: Instant,
-    changes: &mut Vec<Change>,
-) -> Result<(), NoSpace> {
+fn plan_rings(wanted: &State, there: &State, space: &mut Space, now: Instant, plan: &mut Plan) {
+    let changes = &mut plan.changes;
     let mut in_force = BTreeMap::new();
     for (service, state) in &wanted.rings {
         let known = there.rings.get(service).cloned().unwrap_or_default();
-        if known.slots == state.slots {
+        if (&known.slots, &known.members) == (&state.slots, &state.members) {
             in_force.insert(*service, known.ring);
             continue;
         }
-        let size = state.slots.len() as u32;
-        let offset = match size {
-            0 => 0,
-            _ => space.allocate(size, now).ok_or(NoSpace { what: "a ring", size })?,
+        let size = state.room();
+        let place = if size == 0 { Some(0) } else { space.allocate(size, now) };
+        let Some(offset) = place else {
+            plan.shortage = Some(NoSpace { what: "a ring", size });
+            in_force.insert(*service, known.ring);
+            continue;
         };
-        let ring = Ring::new(offset, size, known.ring.generation() + 1);
-        changes.push(Change::WriteRing(*service, ring, Arc::clone(&state.slots)));
+        let ring = Ring::new(offset, state.slots.len() as u32, known.ring.generation() + 1);
+        changes.push(Change::WriteRing(*service, RingState { ring, ..state.clone() }));
         in_force.insert(*service, ring);
     }
     for (bind, wanted) in &wanted.binds {
@@ -258,7 +260,6 @@ fn plan_rings(
     changes.extend(gone.map(|bind| Change::Unbind(*bind)));
     let gone = there.rings.keys().filter(|service| !wanted.rings.contains_key(service));
     changes.extend(gone.map(|service| Change::ForgetRing(*service)));
-    Ok(())
 }
 
 fn plan_departures(wanted: &State, there: &State, changes: &mut Vec<Change>) {
@@ -279,10 +280,9 @@ fn plan_departures(wanted: &State, there: &State, changes: &mut Vec<Change>) {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, net::Ipv4Addr};
+    use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
     use super::*;
-    use crate::control::state::RingState;
 
     const fn bind(last: u8) -> Bind {
         let address = IpAddr::V4(Ipv4Addr::new(192, 0, 2, last));
@@ -299,7 +299,8 @@ mod tests {
     fn state(binds: [(Bind, Service); 2], slots: Vec<u32>, ring: Ring) -> State {
         State {
             binds: binds.into(),
-            rings: [(7, RingState { slots: Arc::new(slots), ring })].into(),
+            rings: [(7, RingState { slots: Arc::new(slots), members: Arc::default(), ring })]
+                .into(),
             ..State::default()
         }
     }
@@ -316,18 +317,26 @@ mod tests {
         let unplaced = service(Ring::default());
         let wanted = state([(FIRST, unplaced), (SECOND, unplaced)], slots, Ring::default());
         assert_eq!(there.ring_offsets(), BTreeSet::from([0, 3]), "both are in use");
-        let changes = plan(&wanted, &there, &mut spaces(), Instant::now());
-        assert_eq!(changes, Ok(vec![Change::Bind(SECOND, service(new))]));
+        let plan = plan(&wanted, &there, &mut spaces(), Instant::now());
+        let changes = vec![Change::Bind(SECOND, service(new))];
+        assert_eq!(plan, Plan { changes, shortage: None });
     }
 
     #[test]
-    fn what_finds_no_room_changes_nothing() {
+    fn what_finds_no_room_stays_and_the_rest_is_done() {
         let there = State::default();
         let unplaced = service(Ring::default());
         let wanted = state([(FIRST, unplaced), (SECOND, unplaced)], vec![1; 10], Ring::default());
         let mut spaces = spaces();
-        let no_space = NoSpace { what: "a ring", size: 10 };
-        assert_eq!(plan(&wanted, &there, &mut spaces, Instant::now()), Err(no_space));
+        let no_space = NoSpace { what: "a ring", size: 11 };
+        let plan = plan(&wanted, &there, &mut spaces, Instant::now());
+        assert_eq!(plan.shortage, Some(no_space));
+        let nowhere = service(Ring::default());
+        assert_eq!(
+            plan.changes,
+            [FIRST, SECOND].map(|bind| Change::Bind(bind, nowhere)),
+            "both are reached, and have no backend"
+        );
         assert_eq!(spaces.rings.allocate(9, Instant::now()), Some(0));
     }
 }

@@ -76,6 +76,28 @@ impl State {
         self.settings.maximum_datagram = mtu.max().unwrap_or(1500);
     }
 
+    /// Demands that backends whose hardware address is all that changes are on our own network, as far as it is
+    /// known where they are.
+    ///
+    /// # Errors
+    ///
+    /// One isn't.
+    pub(super) fn demand_direct_reach(&self, network: &Network) -> Result<(), String> {
+        let hop = |address: &IpAddr| network.next_hops.get(address)?.as_ref().ok();
+        for state in self.backends.values() {
+            let (address, forwarding) = (state.address().ip(), state.backend.forwarding);
+            if forwarding == Forwarding::Dsr
+                && let Some(router) = hop(&address).and_then(|hop| hop.router)
+            {
+                return Err(format!(
+                    "backend {address} is behind the router {router}, and forwarding \"dsr\" \
+                     reaches only its own network: use \"ipip\" or \"gue\""
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// The address to send from on the way to a backend: the one that the kernel picks, unless that
     /// is a service's and the interface has another. IPv6 likes a VIP that resembles the backend's
     /// address (RFC 6724, rule 8), but a VIP may move away.
@@ -86,6 +108,15 @@ impl State {
         let mut others = self.unbound(network, hop.source.is_ipv4());
         let other = others.find(|(interface, _)| *interface == hop.interface);
         other.map_or(hop.source, |(_, ip)| ip)
+    }
+
+    /// Lets backends that aren't reached yet have as many source addresses as they will, so that there is room for
+    /// their ports.
+    pub(super) fn assume_sources(&mut self, config: &Config) {
+        let count = config.nat_addresses.len().max(1) as u32;
+        for state in self.backends.values_mut().filter(|state| state.backend.nat_sources == 0) {
+            state.backend.nat_sources = count;
+        }
     }
 
     fn is_bound(&self, ip: IpAddr) -> bool {
@@ -145,17 +176,28 @@ impl State {
         self.binds = binds;
     }
 
-    /// The index from which on `sources` stand in the table, adding them if need be; `None` where
-    /// there is no room.
+    /// The index from which on `sources` stand in the table, adding them if need be, where there is room or
+    /// where those stand that no backend is reached from any longer; `None` where there is none.
     fn place_sources(&mut self, sources: &[IpAddr]) -> Option<u32> {
-        let there = self.nat_sources.windows(sources.len()).position(|part| part == sources);
+        let count = sources.len();
+        let there = self.nat_sources.windows(count).position(|part| part == sources);
         let index = match there {
             Some(index) => index,
-            None if self.nat_sources.len() + sources.len() <= super::NAT_SOURCES as usize => {
+            None if self.nat_sources.len() + count <= super::NAT_SOURCES as usize => {
                 self.nat_sources.extend_from_slice(sources);
-                self.nat_sources.len() - sources.len()
+                self.nat_sources.len() - count
             }
-            None => return None,
+            None => {
+                let mut in_use = vec![false; self.nat_sources.len()];
+                for backend in self.backends.values().map(|state| &state.backend) {
+                    let first = backend.nat_source as usize;
+                    let named = in_use.iter_mut().skip(first).take(backend.nat_sources as usize);
+                    named.for_each(|in_use| *in_use = true);
+                }
+                let index = in_use.windows(count).position(|part| !part.contains(&true))?;
+                self.nat_sources[index..index + count].copy_from_slice(sources);
+                index
+            }
         };
         u32::try_from(index).ok()
     }

@@ -11,26 +11,27 @@ use std::{
 
 use lb_common::abi::{self, pool_words};
 use nix::fcntl::{Flock, FlockArg};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::{mpsc, watch},
-};
+use tokio::sync::{mpsc, watch};
 
 use super::{
     NAT_SOURCES, NETWORKS, SOURCES,
     configure::{NoRoom, Room},
     controller::{Controller, Event},
     interfaces::{self, Interfaces},
-    path_mtu, preflight, ring, store,
+    plan::NoSpace,
+    preflight, ring,
+    state::RingState,
+    store,
     sweep::Sweeper,
     troubles::{Fullness, Troubles},
+    watch::{watch_network, watch_path_mtus, watch_signals},
 };
 use crate::{
     admin, api,
     config::{Config, Invalid},
     dataplane::{Capacity, DataplaneError, ModeChoice, Pins, load},
     journal::Journal,
-    netlink::{self, NetlinkError, Network, Reader},
+    netlink::{NetlinkError, Network, Reader},
 };
 
 /// What the command line sets instead of the file.
@@ -88,6 +89,9 @@ pub enum StartError {
     /// The maps are too small.
     #[error("{0}")]
     NoRoom(#[from] NoRoom),
+    /// Rings or pools of source ports don't fit.
+    #[error("{0}")]
+    NoSpace(#[from] NoSpace),
     /// The network.
     #[error("{0}")]
     Netlink(#[from] NetlinkError),
@@ -198,7 +202,7 @@ async fn start(
             }
         }
     });
-    watch_network(&controller, events.clone());
+    watch_network(controller.addresses.subscribe(), events.clone());
     watch_path_mtus(&events);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -293,7 +297,10 @@ async fn assemble(
     controller.open_passage(&config)?;
     controller.wanted.apply_network(&config, &controller.network, &indices);
     // The maps first: a program that is attached finds them filled.
-    controller.reconcile();
+    controller.wanted.settle();
+    controller.wanted.build_rings(&mut controller.members);
+    controller.demand_room(&controller.wanted, &config)?;
+    controller.reconcile().map_err(StartError::Unusable)?;
     controller.interfaces.attach(
         &mut controller.loaded,
         &controller.pins,
@@ -313,7 +320,10 @@ fn capacity(config: &Config) -> Capacity {
     let count = |part: fn(&crate::config::Service) -> usize| -> usize {
         config.services.iter().map(part).sum()
     };
-    let slots = count(|service| ring::size(service.backends.len()) as usize);
+    let slots = count(|service| {
+        let backends = service.backends.len();
+        RingState::room_of(ring::size(backends) as usize, backends) as usize
+    });
     let (first, last) = config.nat_ports;
     let sources = config.nat_addresses.len().max(1) as u32;
     let ports = (u32::from(last) - u32::from(first) + 1) * sources;
@@ -333,57 +343,4 @@ fn capacity(config: &Config) -> Capacity {
         clients: config.clients,
         sources: SOURCES,
     }
-}
-
-fn watch_network(controller: &Controller, events: mpsc::Sender<Event>) {
-    let addresses = controller.addresses.subscribe();
-    tokio::spawn(async move {
-        let (sender, mut receiver) = mpsc::unbounded_channel();
-        tokio::spawn(async move {
-            while let Some(network) = receiver.recv().await {
-                if events.send(Event::Network(network)).await.is_err() {
-                    return;
-                }
-            }
-        });
-        if let Err(error) = netlink::watch(addresses, |network| sender.send(network).is_ok()).await
-        {
-            tracing::error!(%error, "the network is no longer watched; restart the controller");
-        }
-    });
-}
-
-fn watch_path_mtus(events: &mpsc::Sender<Event>) {
-    for is_ipv4 in [true, false] {
-        let events = events.clone();
-        tokio::spawn(async move {
-            // A router says it again if there is no room for it now.
-            let heard = |path_mtu| {
-                !matches!(
-                    events.try_send(Event::PathMtu(path_mtu)),
-                    Err(mpsc::error::TrySendError::Closed(_))
-                )
-            };
-            if let Err(error) = path_mtu::watch(is_ipv4, heard).await {
-                tracing::warn!(%error, "what routers say of ipip's and gue's path MTU isn't heard");
-            }
-        });
-    }
-}
-
-fn watch_signals(events: &mpsc::Sender<Event>) -> Result<(), StartError> {
-    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
-        let mut signals = signal(kind)
-            .map_err(|source| StartError::System { what: "signals".to_owned(), source })?;
-        let events = events.clone();
-        tokio::spawn(async move {
-            while signals.recv().await.is_some() {
-                let event = if kind == SignalKind::hangup() { Event::Reload } else { Event::Stop };
-                if events.send(event).await.is_err() {
-                    return;
-                }
-            }
-        });
-    }
-    Ok(())
 }

@@ -1,15 +1,15 @@
 //! What the maps hold, as values: what is wanted, and what is there.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use ipnet::IpNet;
 use lb_common::abi::{
-    Access, Backend, BackendInfo, CheckResult, Fate, Forwarding, Lifecycle, LocalMac,
-    OperatorState, Protocol, Ring, Service, ServiceInfo, Settings,
+    Access, Backend, BackendInfo, CheckResult, Fate, Forwarding, Lifecycle, LocalMac, Protocol,
+    Ring, Service, ServiceInfo, Settings,
 };
 
 use super::ring::{self, Member};
@@ -66,8 +66,22 @@ pub struct BackendState {
 pub struct RingState {
     /// Backend indices; empty where no backend takes new flows.
     pub slots: Arc<Vec<u32>>,
+    /// Those that stand in slots, each once.
+    pub members: Arc<Vec<u32>>,
     /// Where they lie. Only known of what is there, not of what is wanted.
     pub ring: Ring,
+}
+
+impl RingState {
+    /// Slots that it takes in the map of all rings.
+    pub fn room(&self) -> u32 {
+        Self::room_of(self.slots.len(), self.members.len())
+    }
+
+    /// The same of any ring of so many slots with so many members, whose number stands before them.
+    pub const fn room_of(slots: usize, members: usize) -> u32 {
+        if slots == 0 { 0 } else { (slots + 1 + members) as u32 }
+    }
 }
 
 impl BackendState {
@@ -117,9 +131,8 @@ impl State {
     pub fn settle(&mut self) {
         for state in self.backends.values_mut() {
             let service = self.services.get(&state.info.service);
-            let is_down = state.info.result == CheckResult::Down
-                && state.info.lifecycle == Lifecycle::Active
-                && state.info.operator != OperatorState::Maint;
+            // Also one that is checked no longer, as in maintenance, was down by its last check.
+            let is_down = state.info.result == CheckResult::Down;
             let on_down = service.map_or(Fate::Keep, |service| service.on_down);
             state.backend.fate = if is_down { on_down } else { Fate::Keep };
             state.backend.takes_new_flows = state.info.takes_new_flows().into();
@@ -155,14 +168,26 @@ impl State {
                 continue;
             }
             let slots = ring::build(wanted, ring::size(wanted.len()), self.settings.hash_seed);
+            let mut counts: HashMap<u32, u32> = HashMap::new();
+            for slot in &slots {
+                *counts.entry(*slot).or_default() += 1;
+            }
+            let mut in_ring = Vec::new();
             for member in wanted {
-                let count = slots.iter().filter(|slot| **slot == member.index).count();
+                let count = counts.get(&member.index).copied().unwrap_or(0);
+                if count > 0 {
+                    in_ring.push(member.index);
+                }
                 if let Some(state) = self.backends.get_mut(&member.index) {
-                    state.info.ring_slots = count as u32;
+                    state.info.ring_slots = count;
                 }
             }
-            self.rings
-                .insert(*service, RingState { slots: Arc::new(slots), ring: Ring::default() });
+            let ring = RingState {
+                slots: Arc::new(slots),
+                members: Arc::new(in_ring),
+                ring: Ring::default(),
+            };
+            self.rings.insert(*service, ring);
         }
         *members = now;
     }

@@ -2,7 +2,6 @@
 //! that writes them.
 
 use std::{
-    collections::btree_map::Entry,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::atomic::Ordering,
 };
@@ -12,7 +11,8 @@ use ipnet::IpNet;
 use lb_common::{
     abi::{
         AccessKey, Backend, BackendInfo, Counters, Lifecycle, PORTS_A_WORD, PoolHead, Protocol,
-        Service, ServiceInfo, ServiceKey, generation_start, maps, pool_words, port_words,
+        Refusal, Ring, Service, ServiceInfo, ServiceKey, generation_start, maps, pool_words,
+        port_words,
     },
     wire::{Address, Ipv4Address, Ipv6Address, NetworkU16, NetworkU32, words},
 };
@@ -22,7 +22,9 @@ use super::{
     space::Space,
     state::{BackendState, Bind, RingState, State},
 };
-use crate::dataplane::{DataplaneError, FamilyMaps, Maps, PortMemory, nat_source_words};
+use crate::dataplane::{
+    DataplaneError, FamilyMaps, Maps, PortMemory, RingMemory, nat_source_words,
+};
 
 /// The state that the maps hold, and which slots of rings are in use.
 ///
@@ -59,15 +61,12 @@ pub(super) fn observe(maps: &Maps) -> Result<(State, Spaces), DataplaneError> {
     binds.extend(bound(&maps.ipv6)?);
     for (bind, service) in binds {
         state.binds.insert(bind, service);
-        let ring = service.ring;
-        if ring.size() > 0 {
-            spaces.rings.adopt(ring.offset(), ring.size());
+        let ring = read_ring(&maps.rings, service.ring);
+        if ring.room() > 0 {
+            spaces.rings.adopt(ring.ring.offset(), ring.room());
         }
         // Of a service whose ring was just being replaced, one bind may lead to the old one.
-        if let Entry::Vacant(place) = state.rings.entry(service.index) {
-            let slots = maps.rings.read(ring.offset(), ring.size()).into();
-            place.insert(RingState { slots, ring });
-        }
+        state.rings.entry(service.index).or_insert(ring);
     }
     for index in 0..maps.nat_sources.len() {
         let words =
@@ -87,6 +86,17 @@ pub(super) fn observe(maps: &Maps) -> Result<(State, Spaces), DataplaneError> {
     read_access(&maps.ipv4, &mut state)?;
     read_access(&maps.ipv6, &mut state)?;
     Ok((state, spaces))
+}
+
+/// What stands where a ring lies.
+fn read_ring(rings: &RingMemory, ring: Ring) -> RingState {
+    if ring.size() == 0 {
+        return RingState { ring, ..RingState::default() };
+    }
+    let slots = rings.read(ring.offset(), ring.size());
+    let count = rings.read(ring.members(), 1).first().copied().unwrap_or(0);
+    let members = rings.read(ring.members() + 1, count);
+    RingState { slots: slots.into(), members: members.into(), ring }
 }
 
 /// What services are bound to, on addresses of a family.
@@ -189,7 +199,7 @@ pub(super) fn apply(
         Change::ClearBackend(index) => {
             clear(&mut maps.backend_counters, *index)
                 .map_err(DataplaneError::map(maps::BACKEND_COUNTERS))?;
-            done(maps.refusals.set(*index, 0, 0), maps::REFUSALS)?;
+            done(maps.refusals.set(*index, Refusal::default(), 0), maps::REFUSALS)?;
         }
         Change::Backend(index, backend) => {
             done(maps.backends.set(*index, backend, 0), maps::BACKENDS)?;
@@ -209,11 +219,14 @@ pub(super) fn apply(
             done(maps.backends.set(*index, Backend::default(), 0), maps::BACKENDS)?;
             there.backends.remove(index);
         }
-        Change::WriteRing(service, ring, slots) => {
-            maps.rings.write(ring.offset(), slots);
-            there
-                .rings
-                .insert(*service, RingState { slots: std::sync::Arc::clone(slots), ring: *ring });
+        Change::WriteRing(service, state) => {
+            let RingState { slots, members, ring } = state;
+            if ring.size() > 0 {
+                maps.rings.write(ring.offset(), slots);
+                maps.rings.write(ring.members(), &[members.len() as u32]);
+                maps.rings.write(ring.members() + 1, members);
+            }
+            there.rings.insert(*service, state.clone());
         }
         // Anywhere: what had this address before may have left connections at the backend.
         Change::WritePool(pool, ports) => {

@@ -30,6 +30,8 @@ const INTERVAL: Duration = Duration::from_secs(5);
 const URGENT_INTERVAL: Duration = Duration::from_millis(500);
 /// A round takes at most this part of the time, as one in so many.
 const SHARE: u32 = 40;
+/// From so many percent of its room on, a table of established flows is crowded.
+const CROWDED: u64 = 80;
 
 /// What the thread has to know of the state that is wanted.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -91,6 +93,22 @@ impl Orders {
         self.backends.values().any(|backend| backend.fate != Fate::Keep)
     }
 
+    /// Whether there are flows to be ended that `before` didn't know of.
+    fn end_more_than(&self, before: &Self) -> bool {
+        self.backends.iter().any(|(index, known)| {
+            let before = before.backends.get(index).map_or(Fate::Keep, |known| known.fate);
+            known.fate != Fate::Keep && known.fate != before
+        })
+    }
+
+    /// Whether source ports lie elsewhere than `before`.
+    fn have_other_pools(&self, before: &Self) -> bool {
+        let pools = |orders: &Self| -> BTreeSet<_> {
+            orders.backends.values().filter_map(|backend| backend.pool).collect()
+        };
+        self.ports != before.ports || pools(self) != pools(before)
+    }
+
     fn fate<A: Address>(&self, flow: &Flow<A>) -> Fate {
         match self.backends.get(&flow.backend) {
             Some(backend) if flow.service != CHECK_SERVICE => backend.fate,
@@ -118,6 +136,8 @@ impl Sweeper {
             let mut thread = Thread {
                 maps,
                 orders: Arc::default(),
+                crowded: false,
+                pause: INTERVAL,
                 audit: PortAudit::default(),
                 waker: Waker::default(),
             };
@@ -138,6 +158,10 @@ impl Sweeper {
 struct Thread {
     maps: Maps,
     orders: Arc<Orders>,
+    /// Whether a table was found to be nearly full.
+    crowded: bool,
+    /// Time between the newest round and the one before.
+    pause: Duration,
     audit: PortAudit,
     waker: Waker,
 }
@@ -157,52 +181,82 @@ impl Thread {
             let next = urgent.map_or(due, |urgent| urgent.min(due));
             match orders.recv_timeout(next.saturating_duration_since(Instant::now())) {
                 Ok(orders) => {
-                    self.orders = orders;
                     let now = Instant::now();
-                    urgent = self.orders.are_urgent().then(|| urgent.unwrap_or(now));
+                    if orders.end_more_than(&self.orders) {
+                        urgent = Some(now);
+                    }
+                    if orders.have_other_pools(&self.orders) {
+                        // Flows may have ports that are free in new ones.
+                        due = now;
+                    }
+                    self.orders = orders;
                     continue;
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Err(mpsc::RecvTimeoutError::Disconnected) => return,
             }
             let start = Instant::now();
-            if start >= due {
-                report(self.round());
-                due = start + INTERVAL.max(start.elapsed() * SHARE);
-            } else if let Err(error) = self.end_flows() {
-                report(Err(error));
-            }
+            self.waker.begin(&self.orders);
+            let ended = if start >= due {
+                let result = self.round().map(|(swept, ended)| (Some(swept), ended));
+                self.pause = INTERVAL.max(start.elapsed() * SHARE);
+                due = start + self.pause;
+                result
+            } else {
+                self.end_flows().map(|ended| (None, ended))
+            };
+            let ended = match ended {
+                Ok((swept, ended)) => {
+                    swept.into_iter().for_each(|swept| report(Ok(swept)));
+                    ended
+                }
+                Err(error) => {
+                    report(Err(error));
+                    true
+                }
+            };
             let pause = URGENT_INTERVAL.max(start.elapsed() * SHARE);
-            urgent = self.orders.are_urgent().then(|| start + pause);
+            urgent = (ended && self.orders.are_urgent()).then(|| start + pause);
         }
     }
 
     /// Looks through everything.
-    fn round(&mut self) -> Result<Swept, DataplaneError> {
-        let Self { maps, orders, audit, waker } = self;
+    /// Says what it found, and whether there were flows of backends that are down.
+    fn round(&mut self) -> Result<(Swept, bool), DataplaneError> {
+        let Self { maps, orders, crowded, pause, audit, .. } = self;
         let mut swept = Swept::default();
         audit.begin(orders);
-        let mut round = Round { orders, audit, waker, swept: &mut swept, now: dataplane::now() };
+        let now = dataplane::now();
+        let pause = u32::try_from(pause.as_nanos() as u64 / Tick::NANOSECONDS).unwrap_or(u32::MAX);
+        let mut round = Round { orders, audit, swept: &mut swept, now, pause, crowded: *crowded };
         round.family(&mut maps.ipv4, ["established", "embryonic"])?;
         round.family(&mut maps.ipv6, ["established_ipv6", "embryonic_ipv6"])?;
         audit.end(&maps.ports);
-        Ok(swept)
+        let is_full = |(table, used, room): &(&str, u32, u32)| {
+            table.starts_with("established") && u64::from(*used) * 100 >= u64::from(*room) * CROWDED
+        };
+        *crowded = swept.usage.iter().any(is_full);
+        let ended = self.end_flows()?;
+        Ok((swept, ended))
     }
 
-    /// Looks for flows of backends that are down, and for nothing else.
-    fn end_flows(&mut self) -> Result<(), DataplaneError> {
+    /// Ends the flows of backends that are down. Returns whether there were any.
+    fn end_flows(&mut self) -> Result<bool, DataplaneError> {
         let Self { maps, orders, waker, .. } = self;
-        expiry::end_flows(&mut maps.ipv4, orders, waker)?;
-        expiry::end_flows(&mut maps.ipv6, orders, waker)
+        let ipv4 = expiry::end_flows(&mut maps.ipv4, orders, waker)?;
+        let ipv6 = expiry::end_flows(&mut maps.ipv6, orders, waker)?;
+        Ok(ipv4 || ipv6)
     }
 }
 
 struct Round<'a> {
     orders: &'a Orders,
     audit: &'a mut PortAudit,
-    waker: &'a mut Waker,
     swept: &'a mut Swept,
     now: Tick,
+    /// Ticks between two rounds, as far as is known.
+    pause: u32,
+    crowded: bool,
 }
 
 impl Round<'_> {
@@ -211,7 +265,7 @@ impl Round<'_> {
         maps: &mut FamilyMaps<A>,
         names: [&'static str; 2],
     ) -> Result<(), DataplaneError> {
-        let mut clients = Clients::read(maps, self.orders, self.now)?;
+        let mut clients = Clients::read(maps, self.orders, self.now, self.pause)?;
         for (table, name) in [Table::Established, Table::Embryonic].into_iter().zip(names) {
             let mut entries = 0;
             let mut expired: Vec<FlowKey<A>> = Vec::new();
@@ -222,14 +276,14 @@ impl Round<'_> {
                 if table == Table::Established {
                     clients.see(key, flow);
                 }
-                if expiry::is_over(self.orders, flow, self.now) {
+                if expiry::is_over(self.orders, flow, self.now, self.crowded) {
                     expired.push(*key);
                 }
             })?;
             self.swept.usage.push((name, entries, maps.room(table)?));
-            self.swept.removed += expiry::remove(maps, table, self.orders, &expired, self.now);
+            let when = (self.now, self.crowded);
+            self.swept.removed += expiry::remove(maps, table, self.orders, &expired, when);
         }
-        clients.write(maps, &mut self.swept.backends_in_use)?;
-        expiry::end_flows(maps, self.orders, self.waker)
+        clients.write(maps, &mut self.swept.backends_in_use)
     }
 }

@@ -8,7 +8,7 @@ use aya::maps::{
 use lb_common::{
     abi::{
         Access, AccessKey, Backend, BackendInfo, Client, ClientKey, Counters, Flow, FlowKey,
-        Fragment, FragmentKey, LocalMac, Service, ServiceInfo, ServiceKey, Settings, maps,
+        Fragment, FragmentKey, LocalMac, Refusal, Service, ServiceInfo, ServiceKey, Settings, maps,
     },
     datapath::{Reason, Table},
     wire::{Address, Ipv4Address, Ipv6Address, NetworkU32},
@@ -111,7 +111,7 @@ pub struct Maps {
     pub ipv6: FamilyMaps<Ipv6Address>,
     pub nat_sources: Array<MapData, [u32; 4]>,
     pub ports: PortMemory,
-    pub refusals: Array<MapData, u32>,
+    pub refusals: Array<MapData, Refusal>,
     pub local_macs: HashMap<MapData, LocalMac, u32>,
     pub egress: DevMapHash<MapData>,
     pub service_counters: PerCpuArray<MapData, Counters>,

@@ -14,6 +14,8 @@ use crate::dataplane::{DataplaneError, FamilyMaps};
 pub(super) struct Clients<'a, A> {
     orders: &'a Orders,
     now: Tick,
+    /// Ticks until it is looked again, at the most.
+    pause: u32,
     known: HashMap<ClientKey<A>, Client>,
     /// Those that have a connection.
     connected: HashMap<ClientKey<A>, Client>,
@@ -26,13 +28,14 @@ impl<'a, A: Address> Clients<'a, A> {
         maps: &FamilyMaps<A>,
         orders: &'a Orders,
         now: Tick,
+        pause: u32,
     ) -> Result<Self, DataplaneError> {
         let mut known = HashMap::new();
         maps.for_each_client(|key, client| {
             known.insert(*key, *client);
         })?;
         let is_used = orders.services.values().any(|service| service.affinity > 0);
-        Ok(Self { orders, now, known, connected: HashMap::new(), is_used })
+        Ok(Self { orders, now, pause, known, connected: HashMap::new(), is_used })
     }
 
     /// Takes in an established flow.
@@ -46,14 +49,19 @@ impl<'a, A: Address> Clients<'a, A> {
         }
         let key = ClientKey { service: flow.service, address: key.source };
         let known = self.known.get(&key).copied();
-        // An eighth of the time may be missing at the end, but no more.
+        // An eighth of the time may be missing at the end, but no more, and it must not be over before it is
+        // looked again.
+        let affinity = u64::from(self.affinity(key.service));
         let is_stale = known.is_none_or(|client| {
             let age = crate::dataplane::seconds(self.now.since(client.last_seen));
-            age * 8 >= u64::from(self.affinity(key.service))
+            age * 8 >= affinity || crate::dataplane::seconds(self.pause) * 2 + age >= affinity
         });
         if is_stale {
             let backend = known.map_or(flow.backend, |client| client.backend);
-            self.connected.insert(key, Client { backend, last_seen: self.now });
+            let ahead =
+                if crate::dataplane::seconds(self.pause) * 4 >= affinity { self.pause } else { 0 };
+            let last_seen = self.now.after(ahead);
+            self.connected.insert(key, Client { backend, last_seen });
         }
     }
 
@@ -82,6 +90,11 @@ impl<'a, A: Address> Clients<'a, A> {
         }
         for (key, client) in &self.connected {
             in_use.insert(client.backend);
+            let before = self.known.get(key).map(|known| known.backend);
+            if maps.clients.get(key, 0).ok().map(|now| now.backend) != before {
+                // It has connected a moment ago, and may have another backend.
+                continue;
+            }
             maps.clients
                 .insert(key, client, 0)
                 .map_err(DataplaneError::map(lb_common::abi::maps::CLIENTS))?;

@@ -1,7 +1,7 @@
 //! Which flows are over, and their removal.
 
 use lb_common::{
-    abi::{Direction, Fate, Flow, FlowKey, FlowState, Protocol, Tick},
+    abi::{Direction, Fate, Flow, FlowKey, FlowState, Protocol, Tick, finished},
     datapath::Table,
     wire::{Address, PROTOCOL_UDP},
 };
@@ -16,7 +16,7 @@ pub(super) fn remove<A: Address>(
     table: Table,
     orders: &Orders,
     keys: &[FlowKey<A>],
-    now: Tick,
+    (now, crowded): (Tick, bool),
 ) -> usize {
     let mut removed = 0;
     let map = maps.flows_mut(table);
@@ -26,8 +26,8 @@ pub(super) fn remove<A: Address>(
         let peer = flow.forwarding.sees_replies().then(|| flow.peer_key(key.protocol));
         let peer_is_alive = peer
             .and_then(|peer| map.get(&peer, 0).ok())
-            .is_some_and(|peer| !is_over(orders, &peer, now));
-        if is_over(orders, &flow, now) && !peer_is_alive {
+            .is_some_and(|peer| !is_over(orders, &peer, now, crowded));
+        if is_over(orders, &flow, now, crowded) && !peer_is_alive {
             for key in [Some(*key), peer].into_iter().flatten() {
                 removed += usize::from(map.remove(&key).is_ok());
             }
@@ -37,56 +37,86 @@ pub(super) fn remove<A: Address>(
 }
 
 /// Ends the flows of backends that are down, as their services say: those that are to move are forgotten, and
-/// the clients of others are woken, so that their answer meets a reset.
+/// the clients of others are woken, so that their answer meets a reset. Returns whether there were any.
 pub(super) fn end_flows<A: Address>(
     maps: &mut FamilyMaps<A>,
     orders: &Orders,
     waker: &mut Waker,
-) -> Result<(), DataplaneError> {
-    waker.begin(orders);
+) -> Result<bool, DataplaneError> {
+    let mut any = false;
     if !orders.are_urgent() {
-        return Ok(());
+        return Ok(any);
     }
     let mut forgotten: Vec<(FlowKey<A>, Flow<A>)> = Vec::new();
     maps.for_each(Table::Established, |key, flow| {
-        if flow.direction != Direction::ToBackend as u8 || flow.state == FlowState::CLOSED {
+        let fate = orders.fate(flow);
+        if flow.direction != Direction::ToBackend as u8 || fate == Fate::Keep {
             return;
         }
         let is_udp = key.protocol == u32::from(PROTOCOL_UDP);
-        match orders.fate(flow) {
-            Fate::Reset if !is_udp && waker.wake(key, flow) => {}
-            Fate::Keep => {}
-            _ => forgotten.push((*key, *flow)),
+        if flow.state == FlowState::CLOSED && !is_udp {
+            let was_reset = flow.finished & finished::BACKEND_RESET != 0;
+            if fate == Fate::Reset && was_reset && waker.wakes_again(flow.backend) {
+                waker.wake(key, flow);
+            }
+            return;
+        }
+        any = true;
+        if fate != Fate::Reset || is_udp || !waker.wake(key, flow) {
+            forgotten.push((*key, *flow));
         }
     })?;
     let map = maps.flows_mut(Table::Established);
     for (key, flow) in forgotten {
+        // Another one may have begun under the same key since.
+        let is_same = |now: Flow<A>| (now.backend, now.opened) == (flow.backend, flow.opened);
+        if !map.get(&key, 0).is_ok_and(is_same) {
+            continue;
+        }
         let peer = flow.forwarding.sees_replies().then(|| flow.peer_key(key.protocol));
         for key in [Some(key), peer].into_iter().flatten() {
             // What isn't there any longer is as good as removed.
             let _: Result<(), aya::maps::MapError> = map.remove(&key);
         }
     }
-    Ok(())
+    Ok(any)
 }
 
-/// Whether a direction has been idle for longer than the flow's state allows.
-pub(super) fn is_over<A: Address>(orders: &Orders, flow: &Flow<A>, now: Tick) -> bool {
+/// Whether a direction has been idle for longer than the flow's state allows. In a table that is `crowded`, flows
+/// have to make room that nobody may have meant to open.
+pub(super) fn is_over<A: Address>(
+    orders: &Orders,
+    flow: &Flow<A>,
+    now: Tick,
+    crowded: bool,
+) -> bool {
     let unknown = (Protocol::Tcp, TIMEOUTS_OF_UNKNOWN_SERVICE);
     let service = orders.services.get(&flow.service);
     let (protocol, timeouts) = service.map_or(unknown, |info| (info.protocol, info.timeouts));
     let [syn, established, closing, udp] = timeouts;
+    let lived = dataplane::seconds(flow.last_seen.since(flow.opened));
+    let lived = u32::try_from(lived).unwrap_or(u32::MAX);
+    // Both ends' consent to a handshake can be told from spoofed packets; one end's can't, nor that of UDP.
+    let has_handshake = protocol == Protocol::Tcp && flow.forwarding.sees_replies();
     let timeout = match flow.state {
-        _ if protocol == Protocol::Udp => udp,
         state if state.is_half_open() => syn,
+        _ if crowded && !has_handshake && lived <= BRIEF => syn,
+        _ if protocol == Protocol::Udp => udp,
         FlowState::ESTABLISHED => established,
-        // One end may still wait for the other's answer.
-        FlowState::CLOSING => closing.max(HALF_CLOSED),
+        // One end may still wait for the other's answer. And FIN and RST may be somebody else's, which the next
+        // segment shows: a connection that has lasted may take its time with that.
+        FlowState::CLOSING => closing.max(HALF_CLOSED).max(lived.min(established)),
+        _ if flow.finished & !finished::CLIENT == finished::CLIENT_RESET => {
+            closing.max(lived.min(HALF_CLOSED))
+        }
         _ => closing,
     };
     // A tick is longer than a second: what was seen in the one before may be a moment old.
     dataplane::seconds(now.since(flow.last_seen).saturating_sub(1)) >= u64::from(timeout)
 }
+
+/// A flow that has lasted for no more seconds may have been opened by packets that somebody made up.
+const BRIEF: u32 = 2;
 
 /// Least timeout of a connection that one end has closed, in seconds (RFC 5382, REQ-5).
 const HALF_CLOSED: u32 = 240;
@@ -105,9 +135,15 @@ mod tests {
 
     use super::*;
 
-    fn flow(state: FlowState, last_seen: u64) -> Flow<Ipv4Address> {
+    /// When all flows here were opened, in seconds.
+    const OPENED: u64 = 5000;
+
+    fn flow(forwarding: Forwarding, finished: u8, last_seen: u64) -> Flow<Ipv4Address> {
         let mut flow: Flow<Ipv4Address> = bytemuck::Zeroable::zeroed();
-        flow.state = state;
+        flow.state = FlowState::after(finished);
+        flow.finished = finished;
+        flow.forwarding = forwarding;
+        flow.opened = tick(OPENED);
         flow.last_seen = tick(last_seen);
         flow
     }
@@ -116,33 +152,69 @@ mod tests {
         Tick::from_nanoseconds(seconds * 1_000_000_000)
     }
 
-    #[test]
-    fn each_state_has_its_own_timeout_and_none_expires_early() {
+    fn orders(protocol: Protocol) -> Orders {
         let info = ServiceInfo {
             name: Text::new("web"),
             lifecycle: Lifecycle::Active,
             forwarding: Forwarding::FullNat,
-            protocol: Protocol::Tcp,
+            protocol,
             on_down: Fate::Keep,
             timeouts: [10, 3600, 30, 60],
             access: 0,
             affinity: 0,
         };
-        let orders = Orders { services: BTreeMap::from([(0, info)]), ..Orders::default() };
-        for (state, timeout) in [
-            (FlowState::SYN, 10),
-            (FlowState::ANSWERED, 10),
-            (FlowState::REFUSED, 10),
-            (FlowState::ESTABLISHED, 3600),
-            (FlowState::CLOSING, 240),
-            (FlowState::CLOSED, 30),
-        ] {
-            for seen in 5000..5010 {
-                let flow = flow(state, seen);
-                assert!(!is_over(&orders, &flow, tick(seen + timeout)));
-                assert!(is_over(&orders, &flow, tick(seen + timeout + 3)));
-                assert!(!is_over(&orders, &flow, tick(seen - 2)));
+        Orders { services: BTreeMap::from([(0, info)]), ..Orders::default() }
+    }
+
+    /// Demands that a flow lasts for so many seconds, and hardly longer.
+    fn demand(orders: &Orders, flow: &Flow<Ipv4Address>, timeout: u64, crowded: bool) {
+        let seen = dataplane::seconds(flow.last_seen.since(Tick::default()));
+        let is_over = |at: u64| is_over(orders, flow, tick(at), crowded);
+        assert!(!is_over(seen + timeout - 1), "{flow:?}: not for {timeout} s");
+        assert!(is_over(seen + timeout + 3), "{flow:?}: for longer than {timeout} s");
+        assert!(!is_over(seen - 2));
+    }
+
+    #[test]
+    fn each_state_has_its_own_timeout_and_none_expires_early() {
+        let orders = orders(Protocol::Tcp);
+        let nat = |finished, seen| flow(Forwarding::FullNat, finished, seen);
+        for seen in OPENED + 5..OPENED + 15 {
+            for state in [FlowState::SYN, FlowState::ANSWERED, FlowState::REFUSED] {
+                demand(&orders, &Flow { state, ..nat(0, seen) }, 10, false);
+            }
+            demand(&orders, &nat(0, seen), 3600, false);
+            demand(&orders, &nat(finished::CLIENT, seen), 240, false);
+            for closed in [finished::BOTH, finished::CLIENT_RESET, finished::BACKEND_RESET] {
+                demand(&orders, &nat(closed, seen), 30, false);
             }
         }
+    }
+
+    #[test]
+    fn what_a_stranger_may_have_ended_lasts_as_long_as_it_had_lasted() {
+        let orders = orders(Protocol::Tcp);
+        let lived = |finished, seconds| flow(Forwarding::Nat, finished, OPENED + seconds);
+        demand(&orders, &lived(finished::CLIENT_RESET, 100), 100, false);
+        demand(&orders, &lived(finished::CLIENT_RESET, 7200), 240, false);
+        demand(&orders, &lived(finished::CLIENT, 1800), 1800, false);
+        demand(&orders, &lived(finished::CLIENT, 7200), 3600, false);
+        // Of what comes from a backend, and of what both ends say, nobody else is the author.
+        demand(&orders, &lived(finished::CLIENT_RESET | finished::BACKEND_RESET, 7200), 30, false);
+        demand(&orders, &lived(finished::BOTH, 7200), 30, false);
+    }
+
+    #[test]
+    fn in_a_crowded_table_what_spoofed_packets_can_open_makes_room() {
+        let (tcp, udp) = (orders(Protocol::Tcp), orders(Protocol::Udp));
+        let brief = |forwarding| flow(forwarding, 0, OPENED + 1);
+        demand(&tcp, &brief(Forwarding::Dsr), 10, true);
+        demand(&tcp, &brief(Forwarding::Dsr), 3600, false);
+        demand(&udp, &brief(Forwarding::FullNat), 10, true);
+        demand(&udp, &brief(Forwarding::FullNat), 60, false);
+        demand(&tcp, &brief(Forwarding::FullNat), 3600, true);
+        let lasting = |forwarding| flow(forwarding, 0, OPENED + 10);
+        demand(&tcp, &lasting(Forwarding::Dsr), 3600, true);
+        demand(&udp, &lasting(Forwarding::FullNat), 60, true);
     }
 }

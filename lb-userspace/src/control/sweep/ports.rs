@@ -26,8 +26,10 @@ struct Used {
     ports: u32,
     /// A bit for each that a flow was seen to use in this round.
     now: Vec<u64>,
-    /// The same of the round before.
-    before: Option<Vec<u64>>,
+    /// The same of the round before, and a bit for each that was free at its end.
+    before: Option<(Vec<u64>, Vec<u64>)>,
+    /// A bit for each that is free at the end of this round.
+    free: Vec<u64>,
 }
 
 impl PortAudit {
@@ -38,8 +40,9 @@ impl PortAudit {
         for (pool, _, sources) in orders.backends.values().filter_map(|backend| backend.pool) {
             let ports = range * sources;
             let before = self.pools.remove(&pool).filter(|used| used.ports == ports);
-            let now = vec![0; port_words(ports) as usize];
-            let used = Used { ports, now, before: before.map(|used| used.now) };
+            let none = vec![0; port_words(ports) as usize];
+            let before = before.map(|used| (used.now, used.free));
+            let used = Used { ports, now: none.clone(), before, free: none };
             pools.entry(pool).or_insert(used);
         }
         self.pools = pools;
@@ -68,10 +71,10 @@ impl PortAudit {
     }
 
     /// Ends a round: what flows use isn't free, and what none was seen to use in two rounds is, for when all
-    /// are used that are free now.
-    pub(super) fn end(&self, memory: &PortMemory) {
+    /// are used that are free now; but not what was taken since the end of the round before.
+    pub(super) fn end(&mut self, memory: &PortMemory) {
         let words = memory.words();
-        for (pool, used) in &self.pools {
+        for (pool, used) in &mut self.pools {
             let Some(head) = words.get(*pool as usize) else { continue };
             let generation = PoolHead::from_word(head.load(Ordering::Relaxed)).generation;
             let [present, next] = [generation, generation.wrapping_add(1)]
@@ -86,11 +89,12 @@ impl PortAudit {
                     present.fetch_and(!in_use, Ordering::Relaxed);
                     next.fetch_and(!in_use, Ordering::Relaxed);
                 }
-                let Some(before) = &used.before else { continue };
+                let free = present.load(Ordering::Relaxed) | next.load(Ordering::Relaxed);
+                used.free[number] = free;
+                let Some((in_use_before, free_before)) = &used.before else { continue };
                 let exist = used.ports - number as u32 * PORTS_A_WORD;
                 let exist = if exist >= PORTS_A_WORD { u64::MAX } else { (1 << exist) - 1 };
-                let free = present.load(Ordering::Relaxed) | next.load(Ordering::Relaxed);
-                let lost = exist & !(free | in_use | before[number]);
+                let lost = exist & !(free | in_use | in_use_before[number] | free_before[number]);
                 if lost != 0 {
                     next.fetch_or(lost, Ordering::Relaxed);
                 }

@@ -17,6 +17,9 @@ use crate::netlink::FrameSender;
 /// How often a client is woken. One that hasn't answered by then is gone.
 const TIMES: u32 = 20;
 
+/// One in so many times, those are woken as well who were reset before.
+const AGAIN: u32 = 4;
+
 /// Wakes the clients of backends that are down.
 #[derive(Default)]
 pub(super) struct Waker {
@@ -46,6 +49,11 @@ impl Waker {
                 }
             }
         }
+    }
+
+    /// Whether it is time to wake those once more who were reset before, which may not have come there.
+    pub(super) fn wakes_again(&self, backend: u32) -> bool {
+        self.times.get(&backend).is_some_and(|times| times.is_multiple_of(AGAIN))
     }
 
     /// Wakes the client of a flow. Returns whether there is any use in it.
