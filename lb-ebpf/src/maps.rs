@@ -60,8 +60,9 @@ pub(crate) static FRAGMENTS: LruHashMap<FragmentKey<Ipv4Address>, Fragment> =
 pub(crate) static FRAGMENTS_IPV6: LruHashMap<FragmentKey<Ipv6Address>, Fragment> =
     LruHashMap::pinned(16_384, 0);
 
+// Each program that is loaded has its own, pinned under a name of its own, so that all parts change at once.
 #[map]
-pub(crate) static STAGES: ProgramArray = ProgramArray::pinned(Stage::ALL.len() as u32, 0);
+pub(crate) static STAGES: ProgramArray = ProgramArray::with_max_entries(Stage::ALL.len() as u32, 0);
 
 // No program runs while another does on the same CPU, and nobody else looks.
 #[map]

@@ -123,7 +123,10 @@ impl Controller {
                         // A client that hung up doesn't care.
                         let _: Result<(), Response> = answer.send(response);
                     }
-                    Event::Tidy => self.forget_path_mtus(),
+                    Event::Tidy => {
+                        self.forget_path_mtus();
+                        self.loaded.forget_earlier();
+                    }
                     Event::Swept(result) => self.take_in_sweep(result),
                     Event::Reload => match self.reload() {
                         Response::Done(text) => tracing::info!("{text}"),

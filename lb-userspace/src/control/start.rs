@@ -308,6 +308,7 @@ async fn assemble(
         &controller.network,
         &wanted,
     )?;
+    controller.loaded.retire_earlier(&controller.pins)?;
     controller.interfaces.warn_of_detours(&controller.network, &Network::default());
     Ok(controller)
 }

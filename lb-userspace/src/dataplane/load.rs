@@ -1,8 +1,11 @@
 //! Loading the program, with new maps or those that are pinned.
 
+use std::{fs, path::PathBuf};
+
 use aya::{
     EbpfError, EbpfLoader,
-    maps::{MapError, ProgramArray},
+    maps::{MapData, MapError, ProgramArray},
+    pin::PinError,
     programs::{ProgramError, ProgramFd, Xdp},
 };
 use lb_common::{
@@ -10,7 +13,7 @@ use lb_common::{
     datapath::Stage,
 };
 
-use super::{DataplaneError, Maps, Pins, maps};
+use super::{DataplaneError, Maps, Pins};
 
 /// The XDP program's object file.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));
@@ -47,6 +50,10 @@ pub struct Loaded {
     ebpf: aya::Ebpf,
     /// The maps.
     pub maps: Maps,
+    /// Where its stages are pinned.
+    stages: PathBuf,
+    /// Stages of programs that were in force before, which a packet may still be on its way through.
+    earlier: Vec<MapData>,
 }
 
 const PROGRAM: &str = "lb";
@@ -88,20 +95,30 @@ pub fn load(pins: &Pins, capacity: &Capacity) -> Result<Loaded, DataplaneError> 
         .map_err(|error| load_error(&error))?;
     // Opening the pins checks that reused maps have the layout that the program expects.
     let maps = Maps::open(pins)?;
-    load_stages(&mut ebpf, pins)?;
+    let stages = load_stages(&mut ebpf, pins)?;
     load_program(&mut ebpf, PROGRAM)?;
-    Ok(Loaded { ebpf, maps })
+    Ok(Loaded { ebpf, maps, stages, earlier: Vec::new() })
 }
 
-/// Loads the programs that the first one hands frames to, and puts them where it finds them: an
-/// earlier version's, which is still attached, finds these from then on.
-fn load_stages(ebpf: &mut aya::Ebpf, pins: &Pins) -> Result<(), DataplaneError> {
-    let mut stages: ProgramArray<_> = maps::open(pins, abi::STAGES)?;
+/// Loads the programs that the first one hands frames to, and puts them where it finds them. An earlier version's,
+/// which is still attached, goes on with its own. Returns where they are pinned: the kernel lets go of programs in such
+/// a map when nobody holds the map but a program.
+fn load_stages(ebpf: &mut aya::Ebpf, pins: &Pins) -> Result<PathBuf, DataplaneError> {
+    let missing = || DataplaneError::Load(format!("no map {} in the object", abi::STAGES));
+    let map = ebpf.map_mut(abi::STAGES).ok_or_else(missing)?;
+    let pin = pins.new_stages();
+    let pinned = |error: PinError| {
+        DataplaneError::system(pin.display().to_string())(std::io::Error::other(error))
+    };
+    map.pin(&pin).map_err(pinned)?;
     for stage in Stage::ALL {
         let program = load_program(ebpf, stage_program(stage))?;
-        stages.set(stage as u32, &program, 0).map_err(DataplaneError::map(abi::STAGES))?;
+        let map = ebpf.map_mut(abi::STAGES).ok_or_else(missing)?;
+        ProgramArray::try_from(map)
+            .and_then(|mut stages| stages.set(stage as u32, &program, 0))
+            .map_err(DataplaneError::map(abi::STAGES))?;
     }
-    Ok(())
+    Ok(pin)
 }
 
 /// The name of a stage's program in the object file.
@@ -136,6 +153,29 @@ fn load_program(ebpf: &mut aya::Ebpf, name: &str) -> Result<ProgramFd, Dataplane
 }
 
 impl Loaded {
+    /// Removes the pins of programs that were in force before, once this one is attached wherever they were. What
+    /// they lead to stays until [`Self::forget_earlier`].
+    ///
+    /// # Errors
+    ///
+    /// A pin can't be removed.
+    pub fn retire_earlier(&mut self, pins: &Pins) -> Result<(), DataplaneError> {
+        for pin in pins.stages() {
+            if pin == self.stages {
+                continue;
+            }
+            let stages = MapData::from_pin(&pin).map_err(DataplaneError::map(abi::STAGES))?;
+            self.earlier.push(stages);
+            fs::remove_file(&pin).map_err(DataplaneError::system(pin.display().to_string()))?;
+        }
+        Ok(())
+    }
+
+    /// Lets go of programs that were in force before. By now, no packet is on its way through them.
+    pub fn forget_earlier(&mut self) {
+        self.earlier.clear();
+    }
+
     /// How many instructions the verifier looked at in each program, over all its paths. 0: the
     /// kernel doesn't say.
     ///

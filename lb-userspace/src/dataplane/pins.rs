@@ -31,6 +31,7 @@ pub struct LinkPin {
 }
 
 const LINK_PREFIX: &str = "link_";
+const STAGES_PREFIX: &str = "stages_";
 
 impl Pins {
     /// The pins under `root`, which needn't exist.
@@ -104,6 +105,17 @@ impl Pins {
     /// Where a map is pinned.
     pub fn map(&self, name: &str) -> PathBuf {
         self.directory.join(name)
+    }
+
+    /// Where the stages of a program that was just loaded are to be pinned.
+    pub fn new_stages(&self) -> PathBuf {
+        self.directory.join(format!("{STAGES_PREFIX}{:08x}", fastrand::u32(..)))
+    }
+
+    /// Where stages are pinned: of the program in force, and for a moment of the one before.
+    pub fn stages(&self) -> Vec<PathBuf> {
+        let is_it = |path: &PathBuf| file_name(path).starts_with(STAGES_PREFIX);
+        entries(&self.directory).into_iter().filter(is_it).collect()
     }
 
     /// Where a new link to an interface is to be pinned. A BPF file system allows no dots in names;

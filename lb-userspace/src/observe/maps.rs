@@ -32,7 +32,12 @@ pub fn maps(pins: &Pins, maps: &Maps) -> Result<Vec<MapRecord>, DataplaneError> 
 }
 
 fn record(pins: &Pins, maps: &Maps, name: &'static str) -> Result<MapRecord, DataplaneError> {
-    let data = MapData::from_pin(pins.map(name)).map_err(DataplaneError::map(name))?;
+    let pin = match name {
+        names::STAGES => pins.stages().pop(),
+        _ => None,
+    };
+    let pin = pin.unwrap_or_else(|| pins.map(name));
+    let data = MapData::from_pin(pin).map_err(DataplaneError::map(name))?;
     let info = data.info().map_err(DataplaneError::map(name))?;
     let entries = match name {
         names::FLOWS => maps.ipv4.usage(Table::Established)?.0,
