@@ -23,10 +23,31 @@ pub(crate) const TESTS: &[Tool] = &[
     ("nft", "nftables"),
     ("nginx", "nginx-light"),
     ("ping", "iputils-ping"),
+    ("promtool", "prometheus"),
+    ("strace", "strace"),
     ("tcpdump", "tcpdump"),
     ("tshark", "tshark"),
     ("wrk", "wrk"),
 ];
+
+/// What making packages needs.
+pub(crate) const DIST: &[Tool] = &[("dpkg-deb", "dpkg"), ("gzip", "gzip")];
+
+/// What making container images needs.
+pub(crate) const IMAGE: &[Tool] = &[("buildah", "buildah")];
+
+/// Installs the standard library for another target, unless it is there.
+pub(crate) fn target(target: &str) -> Result<()> {
+    let mut rustc = Command::new("rustc");
+    rustc.current_dir(root()).args(["--print", "target-libdir", "--target", target]);
+    let output = rustc.output()?;
+    let directory = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    if output.status.success() && Path::new(&directory).is_dir() {
+        return Ok(());
+    }
+    println!("Installing the Rust standard library for {target}.");
+    succeed(Command::new("rustup").current_dir(root()).args(["target", "add", target]))
+}
 
 /// Installs the toolchain that `rust-toolchain.toml` names, with its components, unless it is there.
 pub(crate) fn toolchain() -> Result<()> {

@@ -2,6 +2,7 @@
 
 mod build;
 mod ci;
+mod dist;
 mod install;
 mod lab;
 mod privilege;
@@ -33,6 +34,8 @@ enum Command {
     Lab(lab::Arguments),
     /// Run the long forms of the random tests
     Soak(soak::Arguments),
+    /// Make what is shipped: a static binary, a Debian package, a container image
+    Dist(dist::Arguments),
     /// Check format and lints, then run every test
     Ci,
 }
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Command::Build(arguments) => build::build(arguments.debug).map(drop),
         Command::Lab(arguments) => lab::lab(arguments),
         Command::Soak(arguments) => soak::soak(&arguments),
+        Command::Dist(arguments) => dist::dist(&arguments),
         Command::Ci => ci::ci(),
     };
     match result {
