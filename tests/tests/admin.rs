@@ -27,7 +27,18 @@ fn the_pages_show_what_the_commands_do() -> Result<()> {
     ensure!(get("/healthz")?.starts_with("HTTP/1.1 200"));
     ensure!(get("/readyz")?.starts_with("HTTP/1.1 200"));
 
-    let metrics = get("/metrics")?;
+    // A reload that is refused, and a check that fails.
+    let good = std::fs::read_to_string(bed.config())?;
+    std::fs::write(bed.config(), "nonsense")?;
+    let refused = bed.lb_command(&[]).arg("--socket").arg(bed.socket()).arg("reload").output()?;
+    ensure!(refused.status.code() == Some(2), "{refused:?}");
+    std::fs::write(bed.config(), good)?;
+    bed.kill_backend("mgmt02")?;
+    bed.wait_for_state("mgmt02", "down")?;
+    let metrics = bed.client.run(
+        "curl",
+        &["-sS", "-H", "Accept: application/openmetrics-text", "http://10.91.0.10:8404/metrics"],
+    )?;
     for line in [
         "# TYPE lb_service_new_flows counter",
         "lb_service_new_flows_total{service=\"ui\"} 10",
@@ -35,9 +46,35 @@ fn the_pages_show_what_the_commands_do() -> Result<()> {
         "lb_packets_total{reason=\"opened\"} 10",
         "lb_flow_table_capacity{table=\"established\"} 131072.0",
         "lb_xdp_mode{interface=\"eth0\",mode=\"native\"} 1.0",
+        "# TYPE lb_check_duration_seconds histogram",
+        "lb_config_reloads_total{result=\"refused\"} 1",
+        "lb_config_reloads_total{result=\"applied\"} 0",
         "# EOF",
     ] {
         ensure!(metrics.lines().any(|shown| shown == line), "no {line} in {metrics}");
+    }
+    let failures = "lb_check_failures_total{service=\"ui\",backend=\"mgmt02\",cause=\"refused\"}";
+    ensure!(metrics.contains(failures), "{metrics}");
+    bed.start_backend("mgmt02")?;
+
+    // What Prometheus thinks of the older format, which anybody gets who doesn't ask for the other.
+    let text = bed.client.run("curl", &["-sS", "http://10.91.0.10:8404/metrics"])?;
+    let file = bed.config().with_extension("metrics");
+    std::fs::write(&file, &text)?;
+    let promtool = std::process::Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(std::fs::File::open(&file)?)
+        .output()?;
+    let said = [promtool.stdout, promtool.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    ensure!(promtool.status.success() && said.is_empty(), "promtool: {said}\n{text}");
+
+    for method in ["POST", "PUT", "DELETE"] {
+        for path in ["/stats", "/stats.json", "/metrics", "/healthz", "/readyz"] {
+            let url = format!("http://10.91.0.10:8404{path}");
+            let answer = bed.client.run("curl", &["-sS", "-i", "-X", method, &url])?;
+            ensure!(answer.starts_with("HTTP/1.1 405"), "{method} {path}: {answer}");
+        }
     }
 
     bed.lb_ok(&["maint", "ui/mgmt01"])?;

@@ -8,7 +8,10 @@ use std::{net::SocketAddr, time::Duration};
 use axum::{
     Router,
     extract::State,
-    http::{StatusCode, header::CONTENT_TYPE},
+    http::{
+        HeaderMap, StatusCode,
+        header::{ACCEPT, CONTENT_TYPE},
+    },
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -17,6 +20,8 @@ use tokio::{
     sync::{mpsc, oneshot},
     task, time,
 };
+
+pub use metrics::Live;
 
 use crate::{
     api::{self, Call, ControllerStatus, Request},
@@ -32,6 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 struct Source {
     pins: Pins,
     calls: mpsc::Sender<Call>,
+    live: Live,
 }
 
 /// Listens, within a tokio runtime, and serves until the process ends.
@@ -43,6 +49,7 @@ pub async fn serve(
     address: SocketAddr,
     pins: Pins,
     calls: mpsc::Sender<Call>,
+    live: Live,
 ) -> std::io::Result<()> {
     let listener = TcpListener::bind(address).await?;
     let pages = Router::new()
@@ -51,7 +58,7 @@ pub async fn serve(
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .with_state(Source { pins, calls });
+        .with_state(Source { pins, calls, live });
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, pages).await {
             tracing::error!(%error, "the admin pages are no longer served");
@@ -103,16 +110,24 @@ async fn stats_json(State(source): State<Source>) -> Result<Response, Response> 
     Ok(([(CONTENT_TYPE, "application/json")], text).into_response())
 }
 
-async fn metrics(State(source): State<Source>) -> Result<Response, Response> {
+async fn metrics(State(source): State<Source>, headers: HeaderMap) -> Result<Response, Response> {
     let (status, maps) = source.status().await?;
-    let text = task::spawn_blocking(move || metrics::render(&status, &maps))
+    let accepted = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let is_open = accepted.contains("application/openmetrics-text");
+    let render = move || metrics::render(&status, &maps, &source.live);
+    let text = task::spawn_blocking(render)
         .await
         .map_err(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())?
         .map_err(|error| {
             (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response()
         })?;
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    Ok(([(CONTENT_TYPE, kind)], text).into_response())
+    Ok(if is_open {
+        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        ([(CONTENT_TYPE, kind)], text).into_response()
+    } else {
+        let kind = "text/plain; version=0.0.4; charset=utf-8";
+        ([(CONTENT_TYPE, kind)], metrics::in_text_format(&text)).into_response()
+    })
 }
 
 async fn healthz(State(source): State<Source>) -> (StatusCode, &'static str) {

@@ -29,6 +29,8 @@ pub enum Request {
         /// What is said.
         operation: Operation,
     },
+    /// The text of the configuration in force.
+    Config,
     /// What happened lately: each event is an answer of its own.
     Events {
         /// And what happens from now on, until the client closes the connection.
@@ -75,6 +77,8 @@ pub enum Response {
     Invalid(String),
     /// How the controller is.
     Status(ControllerStatus),
+    /// The text of the configuration in force.
+    Config(String),
     /// Something that happened.
     Event(Event),
 }

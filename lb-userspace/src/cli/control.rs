@@ -145,7 +145,7 @@ fn call(place: &Place, request: &Request) -> Outcome {
         Response::Invalid(problems) => {
             Err(Failure::problems(problems, "the configuration can't be used; nothing was changed"))
         }
-        Response::Status(_) | Response::Event(_) => {
+        Response::Status(_) | Response::Config(_) | Response::Event(_) => {
             Err(Failure::failed("the controller gave another answer"))
         }
     }

@@ -1,6 +1,8 @@
 //! The command line.
 
 mod control;
+mod diff;
+mod documentation;
 mod events;
 mod list;
 mod output;
@@ -59,10 +61,16 @@ enum Command {
     Ready(control::TargetArgs),
     /// Set a backend's weight, until `ready`
     Weight(control::WeightArgs),
+    /// Show what a reload of the configuration file would change
+    Diff(diff::DiffArgs),
     /// Apply the configuration file again
     Reload,
     /// Remove the program from all interfaces, with its maps: forwarding ends
     Detach,
+    /// Print the completions of a shell
+    Completions(documentation::CompletionsArgs),
+    /// Print the manual page, or write those of all commands
+    Man(documentation::ManArgs),
 }
 
 /// Runs the command that the arguments name.
@@ -82,8 +90,11 @@ pub fn main() -> ExitCode {
         Command::Maint(arguments) => control::maint(place, &arguments),
         Command::Ready(arguments) => control::ready(place, &arguments),
         Command::Weight(arguments) => control::weight(place, &arguments),
+        Command::Diff(arguments) => diff::diff(place, &arguments),
         Command::Reload => control::reload(place),
         Command::Detach => control::detach(place),
+        Command::Completions(arguments) => documentation::completions(&arguments),
+        Command::Man(arguments) => documentation::man(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

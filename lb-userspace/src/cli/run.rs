@@ -58,17 +58,15 @@ pub(super) fn run(place: &Place, arguments: RunArgs) -> Outcome {
         socket: place.socket.clone(),
         pin_path: place.pin_path.clone(),
     };
+    let journal = Journal::new();
+    let start_log = |config: &Config| start_log(config, journal.clone());
+    let prepared = control::prepare(place.file(), overrides, start_log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(Failure::failed)?;
-    let journal = Journal::new();
-    let start_log = |config: &Config| start_log(config, journal.clone());
-    let detach_on_exit = arguments.detach_on_exit;
-    let controller =
-        control::run(place.file(), overrides, detach_on_exit, journal.clone(), start_log);
-    Ok(runtime.block_on(controller)?)
+    Ok(runtime.block_on(control::run(prepared, arguments.detach_on_exit, journal))?)
 }
 
 fn start_log(config: &Config, journal: Journal) {

@@ -24,7 +24,7 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) log_format: LogFormat,
     pub(super) hash_seed: Option<Spanned<i64>>,
-    pub(super) watch: Option<Spanned<bool>>,
+    pub(super) watch: Option<bool>,
     #[serde(default)]
     pub(super) limits: Limits,
     #[serde(default)]

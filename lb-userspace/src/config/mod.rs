@@ -1,6 +1,7 @@
 //! The configuration: read strictly, validated whole, and only then used.
 
 mod check;
+mod diff;
 mod file;
 mod problem;
 mod service;
@@ -12,9 +13,11 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
+pub use diff::{Change, Difference, diff};
 pub use problem::{Invalid, Problem};
 pub use values::{StatusRanges, is_reachable};
 
@@ -43,6 +46,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// The directory of pins.
     pub pin_path: PathBuf,
+    /// The user that the controller runs as once it has started; `None`: as whom it was started.
+    pub user: Option<String>,
     /// Which messages are logged, as a filter of tracing-subscriber.
     pub log: String,
     /// How.
@@ -63,6 +68,10 @@ pub struct Config {
     pub nat_ports: (u16, u16),
     /// Services.
     pub services: Vec<Service>,
+    /// Whether a change of the file is applied as soon as it is there.
+    pub watch: bool,
+    /// The text that all of it comes from.
+    pub text: Arc<str>,
 }
 
 /// How messages are logged.
@@ -98,7 +107,7 @@ pub struct Service {
     /// Which networks may connect, and which may not: the longest prefix decides. Empty: everyone may.
     pub access: BTreeMap<IpNet, Access>,
     /// How its backends are checked.
-    pub check: Check,
+    pub check: Arc<Check>,
     /// Its servers.
     pub backends: Vec<Backend>,
 }
@@ -229,7 +238,7 @@ impl Config {
     pub fn parse(file: &Path, text: &str) -> Result<Self, Invalid> {
         let parsed: Result<file::File, toml::de::Error> = toml::from_str(text);
         let result = match parsed {
-            Ok(parsed) => validate::validate(&parsed),
+            Ok(parsed) => validate::validate(&parsed, text),
             Err(error) => Err(vec![Problem::from_toml(&error)]),
         };
         result.map_err(|problems| Invalid::new(file, text, problems))

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::RangeInclusive,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -63,7 +64,7 @@ impl Validator {
             on_down,
             affinity: self.optional_duration(service.affinity.as_ref()),
             access: self.access(service),
-            check: self.check_of(service, protocol),
+            check: Arc::new(self.check_of(service, protocol)),
             backends: self.backends(service),
         };
         self.refuse_translation(service, &parsed);

@@ -21,9 +21,9 @@ const MOST_NAT_ADDRESSES: usize = 16;
 /// Longest name of a service or backend, in bytes: what fits into a map.
 const LONGEST_NAME: usize = 63;
 
-pub(super) fn validate(file: &file::File) -> Result<Config, Vec<Problem>> {
+pub(super) fn validate(file: &file::File, text: &str) -> Result<Config, Vec<Problem>> {
     let mut validator = Validator::default();
-    let config = validator.config(file);
+    let config = validator.config(file, text);
     if validator.problems.is_empty() { Ok(config) } else { Err(validator.problems) }
 }
 
@@ -33,10 +33,10 @@ pub(super) struct Validator {
 }
 
 impl Validator {
-    fn config(&mut self, file: &file::File) -> Config {
-        self.unavailable(file.user.as_ref().map(Spanned::span), "user", "leave it out");
-        let watch = file.watch.as_ref().filter(|watch| *watch.get_ref());
-        self.unavailable(watch.map(Spanned::span), "watch", "run `lb reload` after a change");
+    fn config(&mut self, file: &file::File, text: &str) -> Config {
+        if let Some(user) = file.user.as_ref().filter(|user| user.get_ref().is_empty()) {
+            self.problem(user.span(), "no user's name", "write one, as in \"lb\", or leave it out");
+        }
         if file.service.is_empty() {
             self.problem(0..0, "no service", "add a [[service]] with name, bind and backends");
         }
@@ -52,6 +52,7 @@ impl Validator {
             admin: self.admin(file.admin.as_ref()),
             socket: path(file.socket.as_ref(), DEFAULT_SOCKET),
             pin_path: path(file.pin_path.as_ref(), DEFAULT_PIN_PATH),
+            user: file.user.as_ref().map(|user| user.get_ref().clone()),
             log: file.log.as_ref().map_or("info", |log| log.get_ref()).to_owned(),
             log_format: file.log_format,
             hash_seed: self.number(file.hash_seed.as_ref(), 0, 0..=u32::MAX.into(), "hash_seed"),
@@ -81,6 +82,8 @@ impl Validator {
                 self.value(ports, values::port_range).unwrap_or((1024, 32_767))
             }),
             services,
+            watch: file.watch.unwrap_or(false),
+            text: text.into(),
         }
     }
 

@@ -2,7 +2,8 @@
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
+    io,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -11,34 +12,46 @@ use lb_common::abi::{CheckResult, Lifecycle, OperatorState, Text};
 
 use super::{
     controller::{Controller, Event},
+    plan::Change,
     state::{BackendState, State},
+    store,
 };
 use crate::{
     config::{self, Config},
     dataplane::{DataplaneError, Detours, attach_until_dropped},
-    health::{Checker, Passage, Report, Target, Verdict, Vip},
+    health::{Cause, Checker, Passage, Report, Target, Verdict, Vip},
     netlink::{Network, NextHop, Vantage},
 };
 
 impl Controller {
     /// Starts and stops checks, and watches addresses, as the state says.
     pub(super) fn follow_up(&mut self) {
-        let mut checkers = HashMap::new();
-        let mut addresses = Vec::new();
+        let mut checkers = HashMap::with_capacity(self.checkers.len());
+        let mut addresses = Vec::with_capacity(self.wanted.backends.len());
+        let by_name: HashMap<&str, &config::Service> =
+            self.config.services.iter().map(|service| (service.name.as_str(), service)).collect();
+        let configured: HashMap<u32, &config::Service> = self
+            .wanted
+            .services
+            .iter()
+            .filter_map(|(index, info)| Some((*index, *by_name.get(info.name.as_str())?)))
+            .collect();
+        let mut bound: HashMap<u32, Vec<SocketAddr>> = HashMap::new();
+        for (bind, service) in &self.wanted.binds {
+            bound.entry(service.index).or_default().push(bind.address);
+        }
         for (index, state) in &self.wanted.backends {
             addresses.push(state.address().ip());
-            let configured = self.wanted.services.get(&state.info.service).and_then(|service| {
-                self.config.services.iter().find(|known| known.name == service.name.as_str())
-            });
-            let Some(service) = configured else { continue };
+            let Some(service) = configured.get(&state.info.service) else { continue };
             let checked = state.info.lifecycle == Lifecycle::Active
                 && state.info.operator != OperatorState::Maint
                 && service.check.kind != config::CheckKind::None;
             if !checked {
                 continue;
             }
-            let target = self.wanted.check_target(*index, state, &self.network);
-            let wanted = (service.check.clone(), target);
+            let bound = bound.get(&state.info.service).map_or(&[][..], Vec::as_slice);
+            let target = self.wanted.check_target(*index, state, bound, &self.network);
+            let wanted = (Arc::clone(&service.check), target);
             let running = self.checkers.remove(index).filter(|(running, _)| *running == wanted);
             let running = running.unwrap_or_else(|| {
                 let events = self.events.clone();
@@ -51,7 +64,7 @@ impl Controller {
                 // The golden ratio spreads any number of backends evenly.
                 let phase = (f64::from(index) * 0.618_034).fract();
                 let checker = Checker::start(
-                    service.check.clone(),
+                    Arc::clone(&service.check),
                     wanted.1.clone(),
                     self.passage.as_ref().map(|(passage, _)| Arc::clone(passage)),
                     verdict,
@@ -68,6 +81,16 @@ impl Controller {
             });
             checkers.insert(*index, running);
         }
+        // What is left are those that are checked no longer.
+        for index in self.checkers.keys() {
+            let known = self.wanted.backends.get(index).map(|state| state.info);
+            let Some(info) = known.filter(|info| info.lifecycle == Lifecycle::Retired) else {
+                continue;
+            };
+            let service = self.wanted.services.get(&info.service);
+            let service = service.map_or("", |service| service.name.as_str());
+            self.live.forget(service, info.name.as_str(), &Cause::ALL.map(Cause::name));
+        }
         self.checkers = checkers;
         addresses.sort();
         addresses.dedup();
@@ -78,13 +101,14 @@ impl Controller {
         });
     }
 
-    /// Takes in the result of a check.
-    pub(super) fn record(&mut self, index: u32, report: &Report) {
+    /// Takes in the result of a check. Returns whether it makes a difference to packets; if not, what is shown of
+    /// it is written at once, since there may be thousands of checks a second.
+    pub(super) fn record(&mut self, index: u32, report: &Report) -> bool {
         // A check that was under way when checking ended.
         if !self.checkers.contains_key(&index) {
-            return;
+            return false;
         }
-        let Some(state) = self.wanted.backends.get_mut(&index) else { return };
+        let Some(state) = self.wanted.backends.get_mut(&index) else { return false };
         let result = match report.verdict {
             Verdict::Unknown => CheckResult::Unknown,
             Verdict::Up => CheckResult::Up,
@@ -93,33 +117,47 @@ impl Controller {
         state.info.detail = Text::new(&report.detail);
         state.info.check_microseconds =
             u32::try_from(report.duration.as_micros()).unwrap_or(u32::MAX);
+        let service = self.wanted.services.get(&state.info.service);
+        let service = service.map_or("", |service| service.name.as_str());
+        let backend = state.info.name;
+        let cause = report.cause.map(Cause::name);
+        self.live.count_check(service, backend.as_str(), report.duration, cause);
         if state.info.result != result {
             state.info.result = result;
             state.info.last_change =
                 SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-            let service = self.wanted.services.get(&state.info.service);
-            let service = service.map_or("", |service| service.name.as_str());
-            let backend = state.info.name.as_str();
+            let backend = backend.as_str();
             if result == CheckResult::Up {
                 tracing::info!(service, backend, detail = report.detail, "up");
             } else {
                 tracing::warn!(service, backend, detail = report.detail, "down");
             }
+            return true;
         }
+        let change = Change::BackendInfo(index, Box::new(state.info));
+        if self.there.backends.contains_key(&index) {
+            // If it fails, the next comparison finds it.
+            return store::apply(&change, &mut self.loaded.maps, &mut self.there).is_err();
+        }
+        true
     }
 
-    /// Sees to it that the checks which a configuration asks for can be made.
-    pub(super) fn open_passage(&mut self, config: &Config) -> Result<(), DataplaneError> {
-        let needs_it = |service: &config::Service| {
-            !service.forwarding.sees_replies() && service.check.kind != config::CheckKind::None
-        };
-        if self.passage.is_some() || !config.services.iter().any(needs_it) {
+    /// Sees to it that the checks which a configuration asks for can be made, from `vantage` if it is there.
+    pub(super) fn open_passage(
+        &mut self,
+        config: &Config,
+        vantage: Option<Vantage>,
+    ) -> Result<(), DataplaneError> {
+        if self.passage.is_some() || !needs_vantage(config) {
             return Ok(());
         }
-        let failed = DataplaneError::system(
-            "a network namespace, from which backends of direct return are checked (CAP_SYS_ADMIN)",
-        );
-        let vantage = Vantage::new().map_err(failed)?;
+        let Some(vantage) = vantage else {
+            return Err(DataplaneError::system("checks of backends by direct return")(
+                io::Error::other(
+                    "they need a network namespace, which is made when `lb run` starts: restart it",
+                ),
+            ));
+        };
         let link = attach_until_dropped(self.loaded.program()?, vantage.interface)?;
         let detours = Arc::new(Detours::open(&self.pins)?);
         self.wanted.check_interface = Some(vantage.interface);
@@ -128,20 +166,33 @@ impl Controller {
     }
 }
 
+/// Whether a configuration asks for checks that come from a namespace of their own.
+pub(super) fn needs_vantage(config: &Config) -> bool {
+    config.services.iter().any(|service| {
+        !service.forwarding.sees_replies() && service.check.kind != config::CheckKind::None
+    })
+}
+
 impl State {
     /// Where a backend is checked: by direct return, at its service's addresses, unless there is none at
     /// the moment.
-    fn check_target(&self, index: u32, state: &BackendState, network: &Network) -> Target {
+    fn check_target(
+        &self,
+        index: u32,
+        state: &BackendState,
+        bound: &[SocketAddr],
+        network: &Network,
+    ) -> Target {
         let own = state.address();
         let forwarding = state.backend.forwarding;
         if forwarding.sees_replies() {
             return Target::Own(own);
         }
         let hop = network.next_hops.get(&own.ip()).and_then(|hop| hop.as_ref().ok());
-        let binds = self.binds.iter().filter(|(_, bound)| bound.index == state.info.service);
-        let vips: Vec<Vip> = binds
-            .map(|(bind, _)| {
-                let address = bind.address;
+        let vips: Vec<Vip> = bound
+            .iter()
+            .map(|address| {
+                let address = *address;
                 let source = self.check_source(network, hop, address.is_ipv4());
                 Vip { address, source }
             })

@@ -1,6 +1,9 @@
 //! From a configuration to the state that it asks for, keeping what need not change.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::SocketAddr,
+};
 
 use ipnet::IpNet;
 use lb_common::{
@@ -66,11 +69,12 @@ impl State {
         let answers_to_client = |service: &config::Service| service.forwarding == Forwarding::Nat;
         state.settings.replies_anywhere = config.services.iter().any(answers_to_client).into();
 
-        let mut kept = Vec::new();
+        let mut places = Places::new(&state);
+        let mut kept = BTreeSet::new();
         for service in &config.services {
-            let index = state.place_service(service, room)?;
+            let index = state.place_service(service, &mut places, room)?;
             for backend in &service.backends {
-                kept.push(state.place_backend(index, service, backend, room)?);
+                kept.insert(state.place_backend(index, service, backend, &mut places, room)?);
             }
         }
         if config.services.iter().map(|service| service.binds.len()).sum::<usize>()
@@ -109,7 +113,12 @@ impl State {
         number
     }
 
-    fn place_service(&mut self, service: &config::Service, room: Room) -> Result<u32, NoRoom> {
+    fn place_service(
+        &mut self,
+        service: &config::Service,
+        places: &mut Places,
+        room: Room,
+    ) -> Result<u32, NoRoom> {
         let seconds = |duration: std::time::Duration| {
             u32::try_from(duration.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
         };
@@ -125,12 +134,12 @@ impl State {
             timeouts: [timeouts.syn, timeouts.established, timeouts.closing, timeouts.udp]
                 .map(seconds),
         };
-        let same = |known: &ServiceInfo| known.name == info.name;
-        let index = match self.services.iter().find(|(_, known)| same(known)) {
-            Some((index, _)) => *index,
-            None => (0..room.services)
+        let index = match places.services.get(&service.name) {
+            Some(index) => *index,
+            None => (places.free_service..room.services)
                 .find(|index| !self.services.contains_key(index))
-                .ok_or(NoRoom { what: "service", room: room.services })?,
+                .ok_or(NoRoom { what: "service", room: room.services })
+                .inspect(|index| places.free_service = *index + 1)?,
         };
         self.services.insert(index, info);
         Ok(index)
@@ -141,27 +150,24 @@ impl State {
         service: u32,
         configured: &config::Service,
         backend: &config::Backend,
+        places: &mut Places,
         room: Room,
     ) -> Result<u32, NoRoom> {
         let name = Text::new(&backend.name);
-        let same = |known: &BackendState| {
-            known.info.service == service
-                && known.info.name == name
-                && known.address() == backend.address
-        };
         let check = match configured.check.kind {
             config::CheckKind::None => CheckKind::None,
             config::CheckKind::Tcp => CheckKind::Tcp,
             config::CheckKind::Http(_) => CheckKind::Http,
         };
-        let known = self.backends.iter().find(|(_, known)| same(known));
+        let index = places.backends.get(&(service, name.as_str().to_owned(), backend.address));
+        let known = index.and_then(|index| Some((*index, *self.backends.get(index)?)));
         let (index, mut state) = match known {
-            Some((index, known)) => (*index, *known),
+            Some(known) => known,
             None => {
-                // Index 0 stands for no backend.
-                let index = (1..room.backends)
+                let index = (places.free_backend..room.backends)
                     .find(|index| !self.backends.contains_key(index))
                     .ok_or(NoRoom { what: "backend", room: room.backends - 1 })?;
+                places.free_backend = index + 1;
                 (index, new_backend(service, name, backend.address))
             }
         };
@@ -182,6 +188,35 @@ impl State {
         }
         self.backends.insert(index, state);
         Ok(index)
+    }
+}
+
+/// Which index is whose.
+struct Places {
+    /// By name.
+    services: HashMap<String, u32>,
+    /// By service, name and address.
+    backends: HashMap<(u32, String, SocketAddr), u32>,
+    /// No index below is free.
+    free_service: u32,
+    /// No index below is free.
+    free_backend: u32,
+}
+
+impl Places {
+    fn new(state: &State) -> Self {
+        let service = |(index, info): (&u32, &ServiceInfo)| (info.name.as_str().to_owned(), *index);
+        let backend = |(index, state): (&u32, &BackendState)| {
+            let name = state.info.name.as_str().to_owned();
+            ((state.info.service, name, state.address()), *index)
+        };
+        Self {
+            services: state.services.iter().map(service).collect(),
+            backends: state.backends.iter().map(backend).collect(),
+            free_service: 0,
+            // Index 0 stands for no backend.
+            free_backend: 1,
+        }
     }
 }
 

@@ -19,13 +19,16 @@ use super::{
     path_mtu::PathMtu,
     plan::{NoSpace, Plan, Spaces, plan},
     ring::Member,
+    service_manager::Watchdog,
     start::Source,
     state::{BackendState, State},
     store,
     sweep::{Orders, Sweeper, Swept},
     troubles::{Fullness, Troubles},
+    watch::FileWatch,
 };
 use crate::{
+    admin::Live,
     api::{Call, ControllerStatus, Request, Response},
     config::{Check, Config},
     dataplane::{DataplaneError, Loaded, Pins, XdpLink},
@@ -76,7 +79,7 @@ pub(super) struct Controller {
     pub(super) room: Room,
     /// What the rings were built of.
     pub(super) members: BTreeMap<u32, Vec<Member>>,
-    pub(super) checkers: HashMap<u32, ((Check, Target), Checker)>,
+    pub(super) checkers: HashMap<u32, ((Arc<Check>, Target), Checker)>,
     /// What checks at services' addresses take, once there are such.
     pub(super) passage: Option<(Arc<Passage>, XdpLink)>,
     pub(super) idle_sweeps: HashMap<u32, u32>,
@@ -86,7 +89,11 @@ pub(super) struct Controller {
     pub(super) events: mpsc::Sender<Event>,
     pub(super) started: Instant,
     pub(super) troubles: Troubles,
+    /// What is counted for the admin pages.
+    pub(super) live: Live,
     pub(super) fullness: Fullness,
+    /// While the file is watched.
+    pub(super) file_watch: Option<FileWatch>,
     pub(super) sweeper: Sweeper,
     /// What the sweeper knows.
     pub(super) orders: Arc<Orders>,
@@ -96,9 +103,12 @@ impl Controller {
     /// Handles events until one of them is to stop.
     pub(super) async fn run(mut self, mut events: mpsc::Receiver<Event>) -> Self {
         self.follow_up();
+        self.watch_file();
         let ticks = self.events.clone();
+        let mut watchdog = Watchdog::new();
+        let tidy = watchdog.interval().map_or(TIDY_INTERVAL, |most| most.min(TIDY_INTERVAL));
         tokio::spawn(async move {
-            let mut interval = time::interval(TIDY_INTERVAL);
+            let mut interval = time::interval(tidy);
             interval.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
             loop {
                 interval.tick().await;
@@ -113,9 +123,11 @@ impl Controller {
             if events.recv_many(&mut batch, 1024).await == 0 {
                 return self;
             }
+            let mut is_changed = false;
             for event in batch.drain(..) {
+                is_changed |= !matches!(event, Event::Checked(..));
                 match event {
-                    Event::Checked(index, report) => self.record(index, &report),
+                    Event::Checked(index, report) => is_changed |= self.record(index, &report),
                     Event::Network(network) => self.take_in(network),
                     Event::PathMtu(path_mtu) => self.learn_path_mtu(path_mtu),
                     Event::Call((request, answer)) => {
@@ -128,20 +140,26 @@ impl Controller {
                         self.loaded.forget_earlier();
                     }
                     Event::Swept(result) => self.take_in_sweep(result),
-                    Event::Reload => match self.reload() {
-                        Response::Done(text) => tracing::info!("{text}"),
+                    Event::Reload => match self.reload_counted() {
+                        // The differences were told.
+                        Response::Done(text) => {
+                            tracing::info!("{}", text.lines().next().unwrap_or_default());
+                        }
                         Response::Failed(text)
                         | Response::Refused(text)
                         | Response::Invalid(text) => {
                             tracing::error!("the configuration stays as it was: {text}");
                         }
-                        Response::Status(_) | Response::Event(_) => {}
+                        Response::Status(_) | Response::Config(_) | Response::Event(_) => {}
                     },
                     Event::Stop => return self,
                 }
             }
-            // What fails is logged there.
-            let _: Result<(), String> = self.reconcile();
+            watchdog.turn();
+            if is_changed {
+                // What fails is logged there.
+                let _: Result<(), String> = self.reconcile();
+            }
         }
     }
 
@@ -153,6 +171,7 @@ impl Controller {
     pub(super) fn reconcile(&mut self) -> Result<(), String> {
         self.wanted.settle();
         self.wanted.build_rings(&mut self.members);
+        self.wanted.share_rings(&self.there);
         let now = Instant::now();
         let Plan { changes, shortage } = plan(&self.wanted, &self.there, &mut self.spaces, now);
         let applied = changes
@@ -262,6 +281,18 @@ impl Controller {
         all
     }
 
+    /// Watches the configuration's file, or doesn't, as it says itself.
+    pub(super) fn watch_file(&mut self) {
+        if !self.config.watch {
+            self.file_watch = None;
+        } else if self.file_watch.is_none() {
+            match FileWatch::start(&self.source.file, self.events.clone()) {
+                Ok(watch) => self.file_watch = Some(watch),
+                Err(error) => tracing::error!(%error, "the configuration's file can't be watched"),
+            }
+        }
+    }
+
     fn answer(&mut self, request: Request) -> Response {
         match request {
             Request::Status => Response::Status(ControllerStatus {
@@ -271,7 +302,8 @@ impl Controller {
                 config: self.source.file.display().to_string(),
                 interfaces: self.interfaces.status(),
             }),
-            Request::Reload => self.reload(),
+            Request::Reload => self.reload_counted(),
+            Request::Config => Response::Config(self.config.text.to_string()),
             Request::Operate { service, backend, operation } => {
                 self.operate(&service, &backend, operation)
             }

@@ -15,6 +15,7 @@ pub mod plan;
 mod preflight;
 mod reach;
 pub mod ring;
+mod service_manager;
 pub mod space;
 mod start;
 pub mod state;
@@ -24,7 +25,7 @@ mod troubles;
 mod watch;
 
 pub use preflight::PreflightError;
-pub use start::{Overrides, StartError, run};
+pub use start::{Overrides, Prepared, StartError, prepare, run};
 
 /// Addresses that full NAT can send from, over the life of the maps.
 const NAT_SOURCES: u32 = 256;

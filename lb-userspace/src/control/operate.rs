@@ -5,9 +5,12 @@ use lb_common::abi::{CheckKind, CheckResult, OperatorState, Text};
 use super::{controller::Controller, preflight};
 use crate::{
     api::{Operation, Response},
-    config::Config,
+    config,
     netlink::Network,
 };
+
+/// So many differences are told after a reload; events have all of them.
+const MOST_SHOWN: usize = 40;
 
 impl Controller {
     /// Does what an operator says of a backend.
@@ -55,12 +58,20 @@ impl Controller {
     }
 
     /// Applies the configuration file again: all of it, or nothing.
-    pub(super) fn reload(&mut self) -> Response {
+    pub(super) fn reload_counted(&mut self) -> Response {
+        let response = self.reload();
+        self.live.count_reload(matches!(response, Response::Done(_)));
+        response
+    }
+
+    fn reload(&mut self) -> Response {
         let config = match self.source.read() {
             Ok(config) => config,
             Err(invalid) => return Response::Invalid(invalid.to_string()),
         };
-        if let Some(key) = fixed_key(&self.config, &config) {
+        let differences = config::diff(&self.config, &config);
+        let fixed = differences.iter().find(|difference| difference.restart);
+        if let Some(key) = fixed.and_then(|difference| difference.key) {
             return Response::Refused(format!(
                 "{key} can't be changed by a reload; nothing was changed: restart `lb run` for it"
             ));
@@ -72,7 +83,7 @@ impl Controller {
         if let Err(why) = all {
             return Response::Refused(format!("{why}; nothing was changed"));
         }
-        if let Err(error) = self.open_passage(&config) {
+        if let Err(error) = self.open_passage(&config, None) {
             return Response::Failed(format!("{error}; nothing was changed"));
         }
         let mut wanted = match self.wanted.configured(&config, self.room) {
@@ -107,39 +118,34 @@ impl Controller {
                 Err(other) => format!("{error}; and undoing it failed: {other}"),
             });
         }
+        for difference in &differences {
+            tracing::info!("reload: {difference}");
+        }
         self.config = config;
         self.wanted = wanted;
         self.members = members;
+        self.watch_file();
         if self.interfaces.indices() != before {
             self.interfaces.warn_of_detours(&self.network, &Network::default());
         }
-        let attached = self.interfaces.indices();
-        self.wanted.apply_network(&self.config, &self.network, &attached);
         let result = self.reconcile();
         self.follow_up();
         if let Err(error) = result {
             return Response::Failed(format!("reloaded, but the maps lag behind: {error}"));
         }
-        Response::Done(format!(
-            "reloaded {}: {} services, {} backends",
+        let mut text = format!(
+            "reloaded {}: {} services, {} backends, {} changes",
             self.source.file.display(),
             self.config.services.len(),
             self.config.services.iter().map(|service| service.backends.len()).sum::<usize>(),
-        ))
+            differences.len(),
+        );
+        for difference in differences.iter().take(MOST_SHOWN) {
+            text += &format!("\n{difference}");
+        }
+        if differences.len() > MOST_SHOWN {
+            text += &format!("\n... and {} more", differences.len() - MOST_SHOWN);
+        }
+        Response::Done(text)
     }
-}
-
-/// The first key that differs and that a running controller can't change.
-fn fixed_key(old: &Config, new: &Config) -> Option<&'static str> {
-    let keys = [
-        ("socket", old.socket != new.socket),
-        ("pin_path", old.pin_path != new.pin_path),
-        ("admin", old.admin != new.admin),
-        ("log", old.log != new.log || old.log_format != new.log_format),
-        ("limits.flows", old.flows != new.flows),
-        ("limits.embryonic", old.embryonic != new.embryonic),
-        ("limits.clients", old.clients != new.clients),
-        ("xdp_mode", old.xdp_mode != new.xdp_mode),
-    ];
-    keys.into_iter().find(|(_, differs)| *differs).map(|(key, _)| key)
 }

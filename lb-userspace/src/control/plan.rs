@@ -234,7 +234,7 @@ fn plan_rings(wanted: &State, there: &State, space: &mut Space, now: Instant, pl
     let mut in_force = BTreeMap::new();
     for (service, state) in &wanted.rings {
         let known = there.rings.get(service).cloned().unwrap_or_default();
-        if (&known.slots, &known.members) == (&state.slots, &state.members) {
+        if known.is_like(state) {
             in_force.insert(*service, known.ring);
             continue;
         }

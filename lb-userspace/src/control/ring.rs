@@ -8,17 +8,17 @@
 //! ring is what it was. Only a change to the configured set or to weights disturbs others, and the
 //! size is chosen so that for ten backends this stays below two in a hundred.
 
-use std::hash::Hasher;
+use std::{hash::Hasher, net::SocketAddr};
 
 use siphasher::sip::SipHasher13;
 
 /// A backend as its ring sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member {
     /// What stands in its slots.
     pub index: u32,
-    /// What it is recognised by on every balancer: its address and port.
-    pub identity: String,
+    /// Its address and port, by which it is recognised on every balancer.
+    pub address: SocketAddr,
     /// Share of the slots, relative to the others'.
     pub weight: u32,
     /// Whether new flows may go to it.
@@ -41,20 +41,25 @@ pub fn size(backends: usize) -> u32 {
 
 /// Fills a ring of `size` slots, which is prime. Empty where no member is available.
 ///
-/// The result depends on the members and their order only through index, identity, weight and
-/// availability: balancers with the same configuration build the same ring.
+/// The result depends on the members, and not on their order: balancers with the same configuration build the same ring.
 pub fn build(members: &[Member], size: u32, seed: u32) -> Vec<u32> {
-    let mut members: Vec<&Member> = members.iter().filter(|member| member.weight > 0).collect();
-    members.sort_by(|first, second| first.identity.cmp(&second.identity));
-    if !members.iter().any(|member| member.available) {
+    let mut members: Vec<(String, &Member)> = members
+        .iter()
+        .filter(|member| member.weight > 0)
+        .map(|member| (member.address.to_string(), member))
+        .collect();
+    members.sort_by(|(first, _), (second, _)| first.cmp(second));
+    if !members.iter().any(|(_, member)| member.available) {
         return Vec::new();
     }
+    let (identities, members): (Vec<String>, Vec<&Member>) = members.into_iter().unzip();
 
-    let mut permutations: Vec<Permutation> =
-        members.iter().map(|member| Permutation::new(&member.identity, size, seed)).collect();
+    let permutations =
+        || identities.iter().map(|identity| Permutation::new(identity, size, seed)).collect();
+    let mut present: Vec<Permutation> = permutations();
     let mut owners: Vec<Option<usize>> = vec![None; size as usize];
     let weights: Vec<u32> = members.iter().map(|member| member.weight).collect();
-    fill(&mut owners, &mut permutations, &shares(&weights, size));
+    fill(&mut owners, &mut present, &shares(&weights, size));
 
     // Who is left takes over, counting what they have already.
     for owner in &mut owners {
@@ -62,10 +67,7 @@ pub fn build(members: &[Member], size: u32, seed: u32) -> Vec<u32> {
     }
     let available: Vec<u32> =
         members.iter().map(|member| if member.available { member.weight } else { 0 }).collect();
-    for (permutation, member) in permutations.iter_mut().zip(&members) {
-        *permutation = Permutation::new(&member.identity, size, seed);
-    }
-    fill(&mut owners, &mut permutations, &shares(&available, size));
+    fill(&mut owners, &mut permutations(), &shares(&available, size));
 
     owners.into_iter().flatten().map(|owner| members[owner].index).collect()
 }
@@ -151,7 +153,7 @@ mod tests {
         (1..=count)
             .map(|index| Member {
                 index,
-                identity: format!("192.0.2.{index}:8080"),
+                address: SocketAddr::from(([192, 0, 2, index as u8], 8080)),
                 weight: 1,
                 available: true,
             })

@@ -4,22 +4,25 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs, io,
     net::SocketAddr,
-    path::PathBuf,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
 };
 
 use lb_common::abi::{self, pool_words};
 use nix::fcntl::{Flock, FlockArg};
+use sd_notify::NotifyState;
 use tokio::sync::{mpsc, watch};
 
 use super::{
     NAT_SOURCES, NETWORKS, SOURCES,
+    checks::needs_vantage,
     configure::{NoRoom, Room},
     controller::{Controller, Event},
     interfaces::{self, Interfaces},
     plan::NoSpace,
-    preflight, ring,
+    preflight, ring, service_manager,
     state::RingState,
     store,
     sweep::Sweeper,
@@ -27,11 +30,13 @@ use super::{
     watch::{watch_network, watch_path_mtus, watch_signals},
 };
 use crate::{
-    admin, api,
+    admin::{self, Live},
+    api,
     config::{Config, Invalid},
+    confine::{ConfineError, Identity, become_user, confine},
     dataplane::{Capacity, DataplaneError, ModeChoice, Pins, load},
     journal::Journal,
-    netlink::{NetlinkError, Network, Reader},
+    netlink::{NetlinkError, Network, Reader, Vantage},
 };
 
 /// What the command line sets instead of the file.
@@ -92,6 +97,9 @@ pub enum StartError {
     /// Rings or pools of source ports don't fit.
     #[error("{0}")]
     NoSpace(#[from] NoSpace),
+    /// Privileges that can't be given up.
+    #[error("{0}")]
+    Confine(#[from] ConfineError),
     /// The network.
     #[error("{0}")]
     Netlink(#[from] NetlinkError),
@@ -114,29 +122,100 @@ pub enum StartError {
     },
 }
 
-/// Runs the controller until SIGINT or SIGTERM. The data plane goes on without it, unless
-/// `detach_on_exit`. `prepare` is called with the configuration, and `journal` is told to who asks for it.
+/// What is done with all the privileges that there are, before anything else runs.
+pub struct Prepared {
+    source: Source,
+    config: Config,
+    pins: Pins,
+    /// Whether nothing was pinned before.
+    is_new: bool,
+    /// Keeps another controller away from the pins.
+    lock: Flock<fs::File>,
+    vantage: Option<Vantage>,
+}
+
+/// Reads the configuration, which `start_log` is called with, sees to the directories, and gives up every privilege that
+/// the controller doesn't keep. The calling thread must be the only one.
 ///
 /// # Errors
 ///
-/// It can't start, or can't detach.
-pub async fn run(
+/// The configuration has a problem, or this host does.
+pub fn prepare(
     file: PathBuf,
     overrides: Overrides,
-    detach_on_exit: bool,
-    journal: Journal,
-    prepare: impl FnOnce(&Config),
-) -> Result<(), StartError> {
+    start_log: impl FnOnce(&Config),
+) -> Result<Prepared, StartError> {
     let source = Source { file, overrides };
     let config = source.read()?;
-    prepare(&config);
+    start_log(&config);
     preflight::check(&config)?;
     let pins = Pins::new(&config.pin_path);
     let is_new = !pins.exist();
     pins.create()?;
     let lock = lock(&pins)?;
+    match give_up(&config, &source.file, &pins) {
+        Ok((held, vantage)) => Ok(Prepared { source, config, pins: held, is_new, lock, vantage }),
+        Err(error) => {
+            if is_new {
+                pins.remove()?;
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Sees to the directories, and gives up privileges. Returns how the pins are reached from then on.
+fn give_up(
+    config: &Config,
+    file: &Path,
+    pins: &Pins,
+) -> Result<(Pins, Option<Vantage>), StartError> {
+    let identity = config.user.as_deref().map(Identity::find).transpose()?;
+    let run = config.socket.parent().filter(|run| !run.as_os_str().is_empty());
+    let run = run.map_or_else(|| PathBuf::from("."), Path::to_path_buf);
+    let makes_run = !run.exists();
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(&run)
+        .map_err(|source| StartError::System { what: run.display().to_string(), source })?;
+    let mut held = pins.clone();
+    if let Some(identity) = &identity {
+        identity.give(pins.root())?;
+        if makes_run || run == Path::new(DEFAULT_RUN) {
+            identity.give(&run)?;
+        }
+        held = pins.hold()?;
+    }
+    become_user(identity.as_ref(), needs_vantage(config))?;
+    let vantage = needs_vantage(config).then(Vantage::new).transpose().map_err(|source| {
+        let what = "a network namespace, from which backends of direct return are checked \
+                    (CAP_SYS_ADMIN)";
+        StartError::System { what: what.to_owned(), source }
+    })?;
+    let of_file = file.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let of_file = of_file.map_or_else(|| PathBuf::from("."), Path::to_path_buf);
+    confine(&[config.pin_path.clone(), run], &[of_file])?;
+    Ok((held, vantage))
+}
+
+/// Where the socket is by default. It is nobody else's.
+const DEFAULT_RUN: &str = "/run/lb";
+
+/// Runs the controller until SIGINT or SIGTERM. The data plane goes on without it, unless `detach_on_exit`. `journal` is
+/// told to who asks for it.
+///
+/// # Errors
+///
+/// It can't start, or can't detach.
+pub async fn run(
+    prepared: Prepared,
+    detach_on_exit: bool,
+    journal: Journal,
+) -> Result<(), StartError> {
+    let Prepared { source, config, pins, is_new, lock, vantage } = prepared;
     let socket = config.socket.clone();
-    let result = start(source, config, &pins, journal).await;
+    let result = start(source, config, &pins, vantage, journal).await;
     let (controller, receiver) = match result {
         Ok(started) => started,
         Err(error) => {
@@ -147,7 +226,9 @@ pub async fn run(
             return Err(error);
         }
     };
+    service_manager::tell(&[NotifyState::Ready]);
     let controller = controller.run(receiver).await;
+    service_manager::tell(&[NotifyState::Stopping]);
     if let Err(error) = fs::remove_file(&socket) {
         tracing::warn!(%error, socket = %socket.display(), "removing the control socket");
     }
@@ -167,16 +248,18 @@ async fn start(
     source: Source,
     config: Config,
     pins: &Pins,
+    vantage: Option<Vantage>,
     journal: Journal,
 ) -> Result<(Controller, mpsc::Receiver<Event>), StartError> {
     let (calls, mut incoming) = mpsc::channel(64);
+    let live = Live::new();
     if let Some(address) = config.admin {
-        admin::serve(address, pins.clone(), calls.clone()).await.map_err(|source| {
-            StartError::System {
+        admin::serve(address, pins.clone(), calls.clone(), live.clone()).await.map_err(
+            |source| StartError::System {
                 what: format!("admin pages on {address} (admin = or --admin sets another address)"),
                 source,
-            }
-        })?;
+            },
+        )?;
     }
     let socket = config.socket.clone();
     api::serve(&socket, calls, journal).map_err(|source| StartError::System {
@@ -186,14 +269,15 @@ async fn start(
     let (events, receiver) = mpsc::channel(1024);
     // A signal during the start is heard after it.
     watch_signals(&events)?;
-    let controller = match assemble(source, config, pins.clone(), events.clone()).await {
-        Ok(controller) => controller,
-        Err(error) => {
-            // It was made above, and nobody is behind it.
-            let _: io::Result<()> = fs::remove_file(&socket);
-            return Err(error);
-        }
-    };
+    let controller =
+        match assemble(source, config, pins.clone(), (live, vantage), events.clone()).await {
+            Ok(controller) => controller,
+            Err(error) => {
+                // It was made above, and nobody is behind it.
+                let _: io::Result<()> = fs::remove_file(&socket);
+                return Err(error);
+            }
+        };
     let forward = events.clone();
     tokio::spawn(async move {
         while let Some(call) = incoming.recv().await {
@@ -240,6 +324,7 @@ async fn assemble(
     source: Source,
     config: Config,
     pins: Pins,
+    (live, vantage): (Live, Option<Vantage>),
     events: mpsc::Sender<Event>,
 ) -> Result<Controller, StartError> {
     let backends = config.services.iter().flat_map(|service| &service.backends);
@@ -287,14 +372,16 @@ async fn assemble(
         events,
         started: Instant::now(),
         troubles: Troubles::default(),
+        live,
         fullness: Fullness::default(),
+        file_watch: None,
         sweeper,
         orders: Arc::default(),
         network,
         loaded,
     };
     let config = controller.config.clone();
-    controller.open_passage(&config)?;
+    controller.open_passage(&config, vantage)?;
     controller.wanted.apply_network(&config, &controller.network, &indices);
     // The maps first: a program that is attached finds them filled.
     controller.wanted.settle();

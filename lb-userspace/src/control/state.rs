@@ -73,6 +73,12 @@ pub struct RingState {
 }
 
 impl RingState {
+    /// Whether both have the same contents, wherever they lie.
+    pub fn is_like(&self, other: &Self) -> bool {
+        (Arc::ptr_eq(&self.slots, &other.slots) || self.slots == other.slots)
+            && self.members == other.members
+    }
+
     /// Slots that it takes in the map of all rings.
     pub fn room(&self) -> u32 {
         Self::room_of(self.slots.len(), self.members.len())
@@ -141,6 +147,17 @@ impl State {
         }
     }
 
+    /// Shares the rings that are the same with `there`, so that it is seen at once that they are.
+    pub fn share_rings(&mut self, there: &Self) {
+        for (service, ring) in &mut self.rings {
+            let Some(known) = there.rings.get(service) else { continue };
+            if !Arc::ptr_eq(&ring.slots, &known.slots) && ring.is_like(known) {
+                ring.slots = Arc::clone(&known.slots);
+                ring.members = Arc::clone(&known.members);
+            }
+        }
+    }
+
     /// Builds the rings anew whose members have changed since `members` was filled.
     pub fn build_rings(&mut self, members: &mut BTreeMap<u32, Vec<Member>>) {
         let mut now: BTreeMap<u32, Vec<Member>> = BTreeMap::new();
@@ -156,7 +173,7 @@ impl State {
             if let Some(members) = now.get_mut(&state.info.service) {
                 members.push(Member {
                     index: *index,
-                    identity: state.address().to_string(),
+                    address: state.address(),
                     weight: state.info.weight(),
                     available: state.info.takes_new_flows(),
                 });

@@ -1,10 +1,21 @@
 //! What comes from outside, and becomes events of the controller's loop.
 
-use std::net::IpAddr;
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    net::IpAddr,
+    os::fd::OwnedFd,
+    path::Path,
+    time::Duration,
+};
 
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::{
+    io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
+    task::AbortHandle,
+    time,
 };
 
 use super::{controller::Event, path_mtu, start::StartError};
@@ -67,4 +78,78 @@ pub(super) fn watch_signals(events: &mpsc::Sender<Event>) -> Result<(), StartErr
         });
     }
     Ok(())
+}
+
+/// Watches a file until it is dropped, and asks for a reload when its text has changed.
+pub(super) struct FileWatch(AbortHandle);
+
+/// How long a file must have been left alone: an editor may write it in parts.
+const SETTLED: Duration = Duration::from_millis(200);
+
+impl FileWatch {
+    /// Starts, within a tokio runtime. It is the file's directory that is watched, since editors replace files, and
+    /// so do those who mount configurations into containers.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub(super) fn start(file: &Path, events: mpsc::Sender<Event>) -> io::Result<Self> {
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+        let directory = match file.parent() {
+            Some(directory) if !directory.as_os_str().is_empty() => directory,
+            _ => Path::new("."),
+        };
+        let changes = AddWatchFlags::IN_CLOSE_WRITE
+            | AddWatchFlags::IN_MOVED_TO
+            | AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_DELETE;
+        inotify.add_watch(directory, changes)?;
+        let inotify = File::from(OwnedFd::from(inotify));
+        // SAFETY: the file stays in there, and open, for as long as it is registered.
+        let inotify = unsafe { AsyncFd::register(inotify) }?;
+        let file = file.to_path_buf();
+        let mut known = fs::read(&file).ok();
+        let task = tokio::spawn(async move {
+            loop {
+                if let Err(error) = drain(&inotify).await {
+                    tracing::error!(%error, "the configuration's file is no longer watched");
+                    return;
+                }
+                while let Ok(result) = time::timeout(SETTLED, drain(&inotify)).await {
+                    if result.is_err() {
+                        break;
+                    }
+                }
+                // One that can't be read at the moment is about to be replaced.
+                let Ok(text) = fs::read(&file) else { continue };
+                if known.as_ref() != Some(&text) {
+                    known = Some(text);
+                    if events.send(Event::Reload).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        Ok(Self(task.abort_handle()))
+    }
+}
+
+impl Drop for FileWatch {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Waits until something has happened, and takes note of all that has.
+async fn drain(inotify: &AsyncFd<File>) -> io::Result<()> {
+    let mut ready = inotify.readable().await?;
+    // Long enough for some events; what they say is of no interest.
+    let mut buffer = [0; 4096];
+    loop {
+        match ready.try_io(|inotify| inotify.get_ref().read(&mut buffer)) {
+            Ok(read) => read.map(drop)?,
+            // There is no more.
+            Err(_) => return Ok(()),
+        }
+    }
 }

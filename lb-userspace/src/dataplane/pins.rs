@@ -2,8 +2,11 @@
 
 use std::{
     ffi::OsStr,
-    fs, io,
+    fs::{self, File},
+    io,
+    os::fd::AsRawFd,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use lb_common::abi;
@@ -17,6 +20,8 @@ use super::{DataplaneError, unlink};
 pub struct Pins {
     root: PathBuf,
     directory: PathBuf,
+    /// The root, where the way there may be closed by now.
+    held: Option<Arc<File>>,
 }
 
 /// The pin of an interface's link.
@@ -36,7 +41,26 @@ const STAGES_PREFIX: &str = "stages_";
 impl Pins {
     /// The pins under `root`, which needn't exist.
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_path_buf(), directory: root.join(format!("v{}", abi::VERSION)) }
+        let directory = root.join(format!("v{}", abi::VERSION));
+        Self { root: root.to_path_buf(), directory, held: None }
+    }
+
+    /// The same pins for a process that is about to give up the privileges to go there: the BPF file system is root's
+    /// alone on many hosts. They are gone to by way of an open directory.
+    ///
+    /// # Errors
+    ///
+    /// It can't be opened.
+    pub fn hold(&self) -> Result<Self, DataplaneError> {
+        let failed = DataplaneError::system(self.root.display().to_string());
+        let held = File::open(&self.root).map_err(failed)?;
+        let root = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
+        Ok(Self { held: Some(Arc::new(held)), ..Self::new(&root) })
+    }
+
+    /// Where the directory of this layout is.
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     /// Makes the directory.
@@ -156,6 +180,7 @@ impl Pins {
                 .map_err(DataplaneError::system(directory.display().to_string()))?;
         }
         match fs::remove_dir(&self.root) {
+            _ if self.held.is_some() => Ok(removed),
             Ok(()) => Ok(removed),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(removed),
             Err(error) => Err(DataplaneError::system(self.root.display().to_string())(error)),

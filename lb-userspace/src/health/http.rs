@@ -12,6 +12,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+use super::{Cause, Failure};
 use crate::config::HttpCheck;
 
 /// Longest header of an answer that is read, in bytes.
@@ -22,7 +23,7 @@ pub(super) async fn request(
     check: &HttpCheck,
     target: SocketAddr,
     stream: TcpStream,
-) -> Result<String, String> {
+) -> Result<String, Failure> {
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(LONGEST_HEADER)
         .handshake(TokioIo::new(stream))
@@ -35,7 +36,7 @@ pub(super) async fn request(
         .header(USER_AGENT, concat!("lb/", env!("CARGO_PKG_VERSION")))
         .header(CONNECTION, "close")
         .body(Empty::<Bytes>::new())
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| Failure::new(Cause::Local, error.to_string()))?;
 
     // The connection does its work while the answer is awaited, and is closed once it's there. It
     // may end in the very moment that it hands the answer over.
@@ -52,19 +53,19 @@ pub(super) async fn request(
     if check.expect.contains(status) {
         Ok(format!("status {status}"))
     } else {
-        Err(format!("status {status}, wanted {}", check.expect))
+        Err(Failure::new(Cause::Answer, format!("status {status}, wanted {}", check.expect)))
     }
 }
 
-fn words(error: &hyper::Error) -> String {
+fn words(error: &hyper::Error) -> Failure {
     if error.is_parse() {
-        return "the answer isn't HTTP".to_owned();
+        return Failure::new(Cause::Protocol, "the answer isn't HTTP");
     }
     if error.is_incomplete_message() {
-        return "closed without a whole answer".to_owned();
+        return Failure::new(Cause::Protocol, "closed without a whole answer");
     }
     match error.source().and_then(|source| source.downcast_ref()) {
         Some(error) => super::words(error),
-        None => error.to_string(),
+        None => Failure::new(Cause::Protocol, error.to_string()),
     }
 }

@@ -26,6 +26,8 @@ pub struct Report {
     pub verdict: Verdict,
     /// The newest result in words.
     pub detail: String,
+    /// Why the check failed, if it did.
+    pub cause: Option<Cause>,
     /// How long the check took.
     pub duration: Duration,
 }
@@ -40,7 +42,7 @@ impl Checker {
     ///
     /// `passage` is there where a target needs it. `phase`, from 0 to 1, spreads the checks of many backends over the interval.
     pub fn start<F: Future<Output = ()> + Send>(
-        check: Check,
+        check: Arc<Check>,
         target: Target,
         passage: Option<Arc<Passage>>,
         verdict: Verdict,
@@ -55,8 +57,11 @@ impl Checker {
                 let outcome = run(&check, &target, passage.as_deref()).await;
                 let duration = start.elapsed();
                 let verdict = judge.record(outcome.is_ok(), check.rise, check.fall);
-                let detail = outcome.unwrap_or_else(|failure| failure);
-                report(Report { verdict, detail, duration }).await;
+                let (detail, cause) = match outcome {
+                    Ok(detail) => (detail, None),
+                    Err(failure) => (failure.detail, Some(failure.cause)),
+                };
+                report(Report { verdict, detail, cause, duration }).await;
 
                 let mut interval = interval(&check, &judge);
                 if let Some(phase) = spread.take() {
@@ -87,8 +92,67 @@ fn interval(check: &Check, judge: &Judge) -> Duration {
     special.unwrap_or(check.interval)
 }
 
-/// One check: the result in words, as a success or a failure.
-async fn run(check: &Check, target: &Target, passage: Option<&Passage>) -> Result<String, String> {
+/// Why a check failed, in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The backend refused the connection.
+    Refused,
+    /// It reset it.
+    Reset,
+    /// It, or its network, can't be reached.
+    Unreachable,
+    /// It took too long.
+    Timeout,
+    /// It answered, but not what was wanted.
+    Answer,
+    /// What it said isn't what its protocol says.
+    Protocol,
+    /// This host couldn't do it.
+    Local,
+}
+
+impl Cause {
+    /// Every one.
+    pub const ALL: [Self; 7] = [
+        Self::Refused,
+        Self::Reset,
+        Self::Unreachable,
+        Self::Timeout,
+        Self::Answer,
+        Self::Protocol,
+        Self::Local,
+    ];
+
+    /// The word for it in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Reset => "reset",
+            Self::Unreachable => "unreachable",
+            Self::Timeout => "timeout",
+            Self::Answer => "answer",
+            Self::Protocol => "protocol",
+            Self::Local => "local",
+        }
+    }
+}
+
+/// What went wrong with a check.
+#[derive(Clone, Debug)]
+struct Failure {
+    cause: Cause,
+    /// In an operator's words.
+    detail: String,
+}
+
+impl Failure {
+    fn new(cause: Cause, detail: impl Into<String>) -> Self {
+        Self { cause, detail: detail.into() }
+    }
+}
+
+/// One check: the result in words, or a failure.
+async fn run(check: &Check, target: &Target, passage: Option<&Passage>) -> Result<String, Failure> {
     let with_port =
         |address: SocketAddr| SocketAddr::new(address.ip(), check.port.unwrap_or(address.port()));
     match target {
@@ -108,7 +172,10 @@ async fn run(check: &Check, target: &Target, passage: Option<&Passage>) -> Resul
                         passage.connect(*backend, *forwarding, vip).await?;
                     Ok((stream, detour))
                 };
-                let failed = |failure| format!("VIP {}: {failure}", vip.address.ip());
+                let failed = |failure: Failure| {
+                    let detail = format!("VIP {}: {}", vip.address.ip(), failure.detail);
+                    Failure { detail, ..failure }
+                };
                 detail = in_time(check, vip.address, connect).await.map_err(failed)?;
             }
             Ok(detail)
@@ -122,7 +189,7 @@ async fn in_time<K>(
     check: &Check,
     address: SocketAddr,
     connect: impl Future<Output = io::Result<(TcpStream, K)>>,
-) -> Result<String, String> {
+) -> Result<String, Failure> {
     let mut step = "connecting";
     let work = async {
         let (stream, _kept) = connect.await.map_err(|error| words(&error))?;
@@ -137,19 +204,21 @@ async fn in_time<K>(
     match time::timeout(check.timeout, work).await {
         Ok(result) => result,
         Err(_) => {
-            Err(format!("timeout after {} {step}", humantime::format_duration(check.timeout)))
+            let time = humantime::format_duration(check.timeout);
+            Err(Failure::new(Cause::Timeout, format!("timeout after {time} {step}")))
         }
     }
 }
 
-/// An error of a connection in an operator's words.
-fn words(error: &io::Error) -> String {
+/// An error of a connection.
+fn words(error: &io::Error) -> Failure {
     use std::io::ErrorKind;
     match error.kind() {
-        ErrorKind::ConnectionRefused => "connection refused".to_owned(),
-        ErrorKind::ConnectionReset => "connection reset".to_owned(),
-        ErrorKind::HostUnreachable => "host unreachable".to_owned(),
-        ErrorKind::NetworkUnreachable => "network unreachable".to_owned(),
-        _ => error.to_string(),
+        ErrorKind::ConnectionRefused => Failure::new(Cause::Refused, "connection refused"),
+        ErrorKind::ConnectionReset => Failure::new(Cause::Reset, "connection reset"),
+        ErrorKind::HostUnreachable => Failure::new(Cause::Unreachable, "host unreachable"),
+        ErrorKind::NetworkUnreachable => Failure::new(Cause::Unreachable, "network unreachable"),
+        ErrorKind::TimedOut => Failure::new(Cause::Timeout, "the connection timed out"),
+        _ => Failure::new(Cause::Local, error.to_string()),
     }
 }

@@ -22,6 +22,7 @@ use tokio::{
 };
 
 use super::{offloads, read};
+use crate::confine::confine;
 
 /// A place to look at services from. It goes when this does, or the process.
 #[derive(Debug)]
@@ -42,7 +43,8 @@ type Request = (IpAddr, oneshot::Sender<io::Result<TcpSocket>>);
 const INNER: &str = "eth0";
 
 impl Vantage {
-    /// Makes one. Blocks for as long as that takes, some milliseconds.
+    /// Makes one, which takes `CAP_SYS_ADMIN`; its thread gives that up once it is done. Blocks for as long as that
+    /// takes, some milliseconds.
     ///
     /// # Errors
     ///
@@ -55,6 +57,7 @@ impl Vantage {
             let result = runtime.and_then(|runtime| {
                 runtime.block_on(async {
                     let (inside, cable) = set_up().await?;
+                    confine(&[], &[]).map_err(io::Error::other)?;
                     // Whoever waits for this is there until it comes.
                     let _: Result<(), _> = sender.send(Ok(cable.outer));
                     serve(&inside, cable.inner, incoming).await;

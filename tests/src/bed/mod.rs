@@ -250,6 +250,11 @@ impl Bed {
         Ok(fs::write(self.config(), text)?)
     }
 
+    /// From now on, runs this program.
+    pub fn set_lb(&mut self, lb: &str) {
+        self.lb = lb.into();
+    }
+
     /// Starts the controller, and waits until it answers.
     ///
     /// # Errors

@@ -1,0 +1,292 @@
+//! What differs between two configurations.
+
+use std::{collections::HashMap, fmt, time::Duration};
+
+use lb_common::abi::Access;
+use serde::Serialize;
+
+use super::{Backend, Check, CheckKind, Config, Service};
+
+/// One thing that differs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// How.
+    pub change: Change,
+    /// The service, or `SERVICE/BACKEND`; `None`: what holds for all.
+    pub name: Option<String>,
+    /// The key whose value differs; `None` of what was added or removed as a whole.
+    pub key: Option<&'static str>,
+    /// Its value before.
+    pub from: Option<String>,
+    /// Its value now.
+    pub to: Option<String>,
+    /// Whether it takes a restart of the controller.
+    pub restart: bool,
+}
+
+/// How something differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Change {
+    /// It wasn't there.
+    Added,
+    /// It isn't there any longer.
+    Removed,
+    /// It has another value.
+    Changed,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sign = match self.change {
+            Change::Added => '+',
+            Change::Removed => '-',
+            Change::Changed => '~',
+        };
+        write!(formatter, "{sign}")?;
+        if let Some(name) = &self.name {
+            let what = if name.contains('/') { "backend" } else { "service" };
+            write!(formatter, " {what} {name}")?;
+        }
+        if let Some(key) = self.key {
+            write!(formatter, " {key}")?;
+        }
+        match (&self.from, &self.to) {
+            (Some(from), Some(to)) => write!(formatter, ": {from} -> {to}")?,
+            (Some(value), None) | (None, Some(value)) => write!(formatter, ": {value}")?,
+            (None, None) => {}
+        }
+        if self.restart { formatter.write_str(" (takes a restart of `lb run`)") } else { Ok(()) }
+    }
+}
+
+/// Everything that differs, in the order of the new configuration; what was removed comes last.
+pub fn diff(old: &Config, new: &Config) -> Vec<Difference> {
+    let mut differences = Vec::new();
+    compare(&mut differences, None, &settings(old), &settings(new));
+    let before: HashMap<&str, &Service> =
+        old.services.iter().map(|service| (service.name.as_str(), service)).collect();
+    let after: HashMap<&str, ()> =
+        new.services.iter().map(|service| (service.name.as_str(), ())).collect();
+    for service in &new.services {
+        match before.get(service.name.as_str()) {
+            Some(known) if *known == service => {}
+            Some(known) => compare_services(&mut differences, known, service),
+            None => {
+                let count = format!("{} backends", service.backends.len());
+                differences.push(whole(Change::Added, service.name.clone(), count));
+            }
+        }
+    }
+    for service in old.services.iter().filter(|known| !after.contains_key(known.name.as_str())) {
+        let count = format!("{} backends", service.backends.len());
+        differences.push(whole(Change::Removed, service.name.clone(), count));
+    }
+    differences
+}
+
+fn compare_services(differences: &mut Vec<Difference>, old: &Service, new: &Service) {
+    let mut keys = service_keys(old);
+    keys.extend(check_keys(&old.check));
+    let mut new_keys = service_keys(new);
+    new_keys.extend(check_keys(&new.check));
+    compare(differences, Some(&new.name), &keys, &new_keys);
+
+    // Another address makes another backend of it.
+    let key = |backend: &Backend| (backend.name.clone(), backend.address);
+    let before: HashMap<_, &Backend> =
+        old.backends.iter().map(|backend| (key(backend), backend)).collect();
+    let after: HashMap<_, ()> = new.backends.iter().map(|backend| (key(backend), ())).collect();
+    let name = |backend: &Backend| format!("{}/{}", new.name, backend.name);
+    for backend in &new.backends {
+        match before.get(&key(backend)) {
+            Some(known) => compare(
+                differences,
+                Some(&name(backend)),
+                &backend_keys(known),
+                &backend_keys(backend),
+            ),
+            None => {
+                differences.push(whole(Change::Added, name(backend), backend.address.to_string()));
+            }
+        }
+    }
+    for backend in old.backends.iter().filter(|backend| !after.contains_key(&key(backend))) {
+        differences.push(whole(Change::Removed, name(backend), backend.address.to_string()));
+    }
+}
+
+fn whole(change: Change, name: String, what: String) -> Difference {
+    let (from, to) =
+        if change == Change::Removed { (Some(what), None) } else { (None, Some(what)) };
+    Difference { change, name: Some(name), key: None, from, to, restart: false }
+}
+
+/// A key, its value, and whether a running controller can't change it.
+type Key = (&'static str, String, bool);
+
+fn compare(differences: &mut Vec<Difference>, name: Option<&str>, old: &[Key], new: &[Key]) {
+    for ((key, from, _), (_, to, restart)) in old.iter().zip(new) {
+        if from != to {
+            differences.push(Difference {
+                change: Change::Changed,
+                name: name.map(str::to_owned),
+                key: Some(*key),
+                from: Some(from.clone()),
+                to: Some(to.clone()),
+                restart: *restart,
+            });
+        }
+    }
+}
+
+/// Every key but those of services. The same ones of every configuration, in the same order.
+fn settings(config: &Config) -> Vec<Key> {
+    let fixed = |key, value: String| (key, value, true);
+    let free = |key, value: String| (key, value, false);
+    let (first, last) = config.nat_ports;
+    vec![
+        free("interfaces", list(&config.interfaces)),
+        fixed("xdp_mode", format!("{:?}", config.xdp_mode).to_lowercase()),
+        fixed("admin", optional(config.admin.as_ref())),
+        fixed("socket", config.socket.display().to_string()),
+        fixed("pin_path", config.pin_path.display().to_string()),
+        fixed("user", optional(config.user.as_ref())),
+        fixed("log", config.log.clone()),
+        fixed("log_format", format!("{:?}", config.log_format).to_lowercase()),
+        free("hash_seed", config.hash_seed.to_string()),
+        fixed("limits.flows", config.flows.to_string()),
+        fixed("limits.embryonic", config.embryonic.to_string()),
+        fixed("limits.clients", config.clients.to_string()),
+        free("limits.syn_rate_per_source", optional(config.syn_rate_per_source.as_ref())),
+        free("nat.addresses", list(&config.nat_addresses)),
+        free("nat.ports", format!("{first}-{last}")),
+        free("watch", config.watch.to_string()),
+    ]
+}
+
+fn service_keys(service: &Service) -> Vec<Key> {
+    let networks = |wanted: Access| {
+        let listed = service.access.iter().filter(|(_, access)| **access == wanted);
+        list(&listed.map(|(network, _)| network).collect::<Vec<_>>())
+    };
+    let timeouts = &service.timeouts;
+    let keys = [
+        ("bind", list(&service.binds)),
+        ("protocol", service.protocol.name().to_owned()),
+        ("forwarding", service.forwarding.name().to_owned()),
+        ("mss", optional(service.maximum_segment.as_ref())),
+        ("on_down", service.on_down.name().to_owned()),
+        ("affinity", service.affinity.map_or_else(none, time)),
+        ("allow", networks(Access::Allowed)),
+        ("deny", networks(Access::Denied)),
+        ("timeouts.syn", time(timeouts.syn)),
+        ("timeouts.established", time(timeouts.established)),
+        ("timeouts.closing", time(timeouts.closing)),
+        ("timeouts.udp", time(timeouts.udp)),
+    ];
+    keys.map(|(key, value)| (key, value, false)).to_vec()
+}
+
+fn check_keys(check: &Check) -> Vec<Key> {
+    let (kind, http) = match &check.kind {
+        CheckKind::None => ("none", None),
+        CheckKind::Tcp => ("tcp", None),
+        CheckKind::Http(http) => ("http", Some(http)),
+    };
+    let keys = [
+        ("check.type", kind.to_owned()),
+        ("check.method", optional(http.map(|http| &http.method))),
+        ("check.path", optional(http.map(|http| &http.path))),
+        ("check.host", optional(http.and_then(|http| http.host.as_ref()))),
+        ("check.expect", optional(http.map(|http| &http.expect))),
+        ("check.interval", time(check.interval)),
+        ("check.fast_interval", check.fast_interval.map_or_else(none, time)),
+        ("check.down_interval", check.down_interval.map_or_else(none, time)),
+        ("check.timeout", time(check.timeout)),
+        ("check.rise", check.rise.to_string()),
+        ("check.fall", check.fall.to_string()),
+        ("check.port", optional(check.port.as_ref())),
+    ];
+    keys.map(|(key, value)| (key, value, false)).to_vec()
+}
+
+fn backend_keys(backend: &Backend) -> Vec<Key> {
+    vec![("weight", backend.weight.to_string(), false)]
+}
+
+fn none() -> String {
+    "none".to_owned()
+}
+
+fn optional(value: Option<&impl ToString>) -> String {
+    value.map_or_else(none, ToString::to_string)
+}
+
+fn time(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string()
+}
+
+fn list<T: ToString>(items: &[T]) -> String {
+    let items: Vec<String> = items.iter().map(ToString::to_string).collect();
+    format!("[{}]", items.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const TEXT: &str = r#"
+[[service]]
+name = "ui"
+bind = ["192.0.2.1:80"]
+[[service.backend]]
+name = "a"
+address = "192.0.2.11:80"
+[[service.backend]]
+name = "b"
+address = "192.0.2.12:80"
+
+[[service]]
+name = "agents"
+bind = ["192.0.2.1:8250"]
+[[service.backend]]
+name = "a"
+address = "192.0.2.11:8250"
+"#;
+
+    fn config(text: &str) -> Config {
+        Config::parse(Path::new("lb.toml"), text).expect("a configuration")
+    }
+
+    #[test]
+    fn what_differs_is_said_and_nothing_else() {
+        let old = config(TEXT);
+        assert_eq!(diff(&old, &old), []);
+        let new = TEXT
+            .replace("192.0.2.12:80", "192.0.2.13:80")
+            .replace("name = \"agents\"", "name = \"agents\"\nforwarding = \"nat\"")
+            .replace("\"192.0.2.11:8250\"", "\"192.0.2.11:8250\"\nweight = 3");
+        let new = format!(
+            "admin = \"\"\n{new}\n[service.check]\ninterval = \"3s\"\n\n[[service]]\nname = \"new\"\n\
+             bind = [\"192.0.2.1:81\"]\n[[service.backend]]\nname = \"a\"\naddress = \"192.0.2.11:81\"\n"
+        );
+        let said: Vec<String> = diff(&old, &config(&new)).iter().map(ToString::to_string).collect();
+        assert_eq!(
+            said,
+            [
+                "~ admin: 127.0.0.1:8404 -> none (takes a restart of `lb run`)",
+                "+ backend ui/b: 192.0.2.13:80",
+                "- backend ui/b: 192.0.2.12:80",
+                "~ service agents forwarding: full-nat -> nat",
+                "~ service agents check.interval: 2s -> 3s",
+                "~ backend agents/a weight: 1 -> 3",
+                "+ service new: 1 backends",
+            ]
+        );
+        let gone = diff(&config(&new), &old).pop().map(|last| last.to_string());
+        assert_eq!(gone.as_deref(), Some("- service new: 1 backends"));
+    }
+}
