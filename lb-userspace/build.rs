@@ -23,8 +23,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let manifest_dir = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").ok_or("no manifest dir")?);
     let workspace = manifest_dir.parent().ok_or("no workspace")?.to_path_buf();
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").ok_or("no out dir")?);
-    // OUT_DIR is TARGET/PROFILE/build/PACKAGE-HASH/out.
-    let target_dir = out_dir.ancestors().nth(4).ok_or("OUT_DIR isn't where it is expected")?;
+    // OUT_DIR is TARGET/PROFILE/build/PACKAGE-HASH/out, or in a directory of TARGET's that is named after the platform.
+    let platform = env::var_os("TARGET").ok_or("no platform")?;
+    let above = out_dir.ancestors().skip(4);
+    let mut above = above.skip_while(|path| path.file_name() == Some(&platform));
+    let target_dir = above.next().ok_or("OUT_DIR isn't where it is expected")?;
 
     for source in ["lb-ebpf/src", "lb-ebpf/Cargo.toml", "lb-common/src", "lb-common/Cargo.toml"] {
         println!("cargo:rerun-if-changed={}", workspace.join(source).display());

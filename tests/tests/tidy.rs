@@ -86,7 +86,7 @@ fn each_program_is_one_function_within_its_budget() {
         ("lb", 3500),
         ("lb_ipv6", 4500),
         ("lb_icmp", 3200),
-        ("lb_icmpv6", 4000),
+        ("lb_icmpv6", 4500),
         ("lb_tagged", 200),
         ("lb_ipv4", 3500),
         ("lb_fragment", 2000),

@@ -13,6 +13,7 @@ mod operate;
 mod path_mtu;
 pub mod plan;
 mod preflight;
+mod prepare;
 mod reach;
 pub mod ring;
 mod service_manager;
@@ -25,7 +26,8 @@ mod troubles;
 mod watch;
 
 pub use preflight::PreflightError;
-pub use start::{Overrides, Prepared, StartError, prepare, run};
+pub use prepare::{Overrides, Prepared, prepare};
+pub use start::{StartError, run};
 
 /// Addresses that full NAT can send from, over the life of the maps.
 const NAT_SOURCES: u32 = 256;

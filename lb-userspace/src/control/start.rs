@@ -3,26 +3,24 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs, io,
-    net::SocketAddr,
-    os::unix::fs::DirBuilderExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::Instant,
 };
 
 use lb_common::abi::{self, pool_words};
-use nix::fcntl::{Flock, FlockArg};
 use sd_notify::NotifyState;
 use tokio::sync::{mpsc, watch};
 
 use super::{
     NAT_SOURCES, NETWORKS, SOURCES,
-    checks::needs_vantage,
     configure::{NoRoom, Room},
     controller::{Controller, Event},
     interfaces::{self, Interfaces},
     plan::NoSpace,
-    preflight, ring, service_manager,
+    preflight::PreflightError,
+    prepare::{Prepared, Source},
+    ring, service_manager,
     state::RingState,
     store,
     sweep::Sweeper,
@@ -33,48 +31,11 @@ use crate::{
     admin::{self, Live},
     api,
     config::{Config, Invalid},
-    confine::{ConfineError, Identity, become_user, confine},
-    dataplane::{Capacity, DataplaneError, ModeChoice, Pins, load},
+    confine::ConfineError,
+    dataplane::{Capacity, DataplaneError, Pins, load},
     journal::Journal,
     netlink::{NetlinkError, Network, Reader, Vantage},
 };
-
-/// What the command line sets instead of the file.
-#[derive(Clone, Debug, Default)]
-pub struct Overrides {
-    /// Interfaces.
-    pub interfaces: Vec<String>,
-    /// How the program is attached.
-    pub xdp_mode: Option<ModeChoice>,
-    /// Where the admin pages are served; `Some(None)`: nowhere.
-    pub admin: Option<Option<SocketAddr>>,
-    /// The control socket.
-    pub socket: Option<PathBuf>,
-    /// The directory of pins.
-    pub pin_path: Option<PathBuf>,
-}
-
-/// Where the configuration comes from, at the start and at each reload.
-#[derive(Clone, Debug)]
-pub(super) struct Source {
-    pub(super) file: PathBuf,
-    overrides: Overrides,
-}
-
-impl Source {
-    pub(super) fn read(&self) -> Result<Config, Invalid> {
-        let mut config = Config::read(&self.file)?;
-        let overrides = self.overrides.clone();
-        if !overrides.interfaces.is_empty() {
-            config.interfaces = overrides.interfaces;
-        }
-        config.xdp_mode = overrides.xdp_mode.unwrap_or(config.xdp_mode);
-        config.admin = overrides.admin.unwrap_or(config.admin);
-        config.socket = overrides.socket.unwrap_or(config.socket);
-        config.pin_path = overrides.pin_path.unwrap_or(config.pin_path);
-        Ok(config)
-    }
-}
 
 /// Why the controller doesn't start.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +48,7 @@ pub enum StartError {
     Unusable(String),
     /// This host.
     #[error("{0}")]
-    Preflight(#[from] preflight::PreflightError),
+    Preflight(#[from] PreflightError),
     /// The program or its maps.
     #[error("{0}")]
     Dataplane(#[from] DataplaneError),
@@ -121,86 +82,6 @@ pub enum StartError {
         source: io::Error,
     },
 }
-
-/// What is done with all the privileges that there are, before anything else runs.
-pub struct Prepared {
-    source: Source,
-    config: Config,
-    pins: Pins,
-    /// Whether nothing was pinned before.
-    is_new: bool,
-    /// Keeps another controller away from the pins.
-    lock: Flock<fs::File>,
-    vantage: Option<Vantage>,
-}
-
-/// Reads the configuration, which `start_log` is called with, sees to the directories, and gives up every privilege that
-/// the controller doesn't keep. The calling thread must be the only one.
-///
-/// # Errors
-///
-/// The configuration has a problem, or this host does.
-pub fn prepare(
-    file: PathBuf,
-    overrides: Overrides,
-    start_log: impl FnOnce(&Config),
-) -> Result<Prepared, StartError> {
-    let source = Source { file, overrides };
-    let config = source.read()?;
-    start_log(&config);
-    preflight::check(&config)?;
-    let pins = Pins::new(&config.pin_path);
-    let is_new = !pins.exist();
-    pins.create()?;
-    let lock = lock(&pins)?;
-    match give_up(&config, &source.file, &pins) {
-        Ok((held, vantage)) => Ok(Prepared { source, config, pins: held, is_new, lock, vantage }),
-        Err(error) => {
-            if is_new {
-                pins.remove()?;
-            }
-            Err(error)
-        }
-    }
-}
-
-/// Sees to the directories, and gives up privileges. Returns how the pins are reached from then on.
-fn give_up(
-    config: &Config,
-    file: &Path,
-    pins: &Pins,
-) -> Result<(Pins, Option<Vantage>), StartError> {
-    let identity = config.user.as_deref().map(Identity::find).transpose()?;
-    let run = config.socket.parent().filter(|run| !run.as_os_str().is_empty());
-    let run = run.map_or_else(|| PathBuf::from("."), Path::to_path_buf);
-    let makes_run = !run.exists();
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(&run)
-        .map_err(|source| StartError::System { what: run.display().to_string(), source })?;
-    let mut held = pins.clone();
-    if let Some(identity) = &identity {
-        identity.give(pins.root())?;
-        if makes_run || run == Path::new(DEFAULT_RUN) {
-            identity.give(&run)?;
-        }
-        held = pins.hold()?;
-    }
-    become_user(identity.as_ref(), needs_vantage(config))?;
-    let vantage = needs_vantage(config).then(Vantage::new).transpose().map_err(|source| {
-        let what = "a network namespace, from which backends of direct return are checked \
-                    (CAP_SYS_ADMIN)";
-        StartError::System { what: what.to_owned(), source }
-    })?;
-    let of_file = file.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let of_file = of_file.map_or_else(|| PathBuf::from("."), Path::to_path_buf);
-    confine(&[config.pin_path.clone(), run], &[of_file])?;
-    Ok((held, vantage))
-}
-
-/// Where the socket is by default. It is nobody else's.
-const DEFAULT_RUN: &str = "/run/lb";
 
 /// Runs the controller until SIGINT or SIGTERM. The data plane goes on without it, unless `detach_on_exit`. `journal` is
 /// told to who asks for it.
@@ -294,29 +175,6 @@ async fn start(
         "ready"
     );
     Ok((controller, receiver))
-}
-
-/// Keeps a second controller away from the same pins, for as long as the lock lives.
-fn lock(pins: &Pins) -> Result<Flock<fs::File>, StartError> {
-    let system = |source: io::Error| StartError::System {
-        what: pins.directory().display().to_string(),
-        source,
-    };
-    let directory = fs::File::open(pins.directory()).map_err(system)?;
-    Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
-        if error != nix::errno::Errno::EWOULDBLOCK {
-            return system(error.into());
-        }
-        StartError::Running { path: pins.directory().to_path_buf(), pid: controller_pid(pins) }
-    })
-}
-
-/// The process that wrote the maps last; 0 where it isn't known.
-fn controller_pid(pins: &Pins) -> u32 {
-    crate::dataplane::Maps::open(pins)
-        .ok()
-        .and_then(|maps| maps.settings.get(&0, 0).ok())
-        .map_or(0, |settings| settings.controller)
 }
 
 /// Loads the program, brings the maps to what the configuration says, and attaches.
