@@ -8,6 +8,7 @@
 //! * [`bed`] is a network of namespaces with a balancer in it, and [`client`] its clients;
 //!   [`capture`] reads what crosses it.
 //! * [`modes`] is such a network with every way of forwarding.
+//! * [`podman`] runs containers.
 //! * [`variant`] is another version of the program under test, and [`rivals`] are what it is compared with.
 //! * [`connection`] plays a TCP connection from both ends, and [`random`] makes random frames.
 
@@ -24,6 +25,7 @@ pub mod modes;
 mod nginx;
 pub mod object;
 pub mod pair;
+pub mod podman;
 pub mod random;
 pub mod rivals;
 pub mod seen;

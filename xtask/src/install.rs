@@ -18,12 +18,16 @@ pub(crate) const LAB: &[Tool] =
 
 /// What the tests need beside that.
 pub(crate) const TESTS: &[Tool] = &[
+    ("buildah", "buildah"),
     ("curl", "curl"),
     ("haproxy", "haproxy"),
+    ("mmdebstrap", "mmdebstrap"),
     ("nft", "nftables"),
     ("nginx", "nginx-light"),
     ("ping", "iputils-ping"),
+    ("podman", "podman"),
     ("promtool", "prometheus"),
+    ("runc", "runc"),
     ("strace", "strace"),
     ("tcpdump", "tcpdump"),
     ("tshark", "tshark"),

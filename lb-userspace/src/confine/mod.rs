@@ -6,9 +6,9 @@ mod system_calls;
 
 use std::{
     ffi::CString,
-    fs,
+    fs::{self, Metadata, Permissions},
     io::{self, ErrorKind},
-    os::unix::fs::{MetadataExt, chown},
+    os::unix::fs::{MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
 };
 
@@ -73,24 +73,56 @@ impl Identity {
         Ok(Self { name: name.to_owned(), user: user.uid, group: user.gid })
     }
 
-    /// Gives a directory and everything in it to the user.
+    /// Lets the user's group write to a directory and to everything in it. They stay root's as well, who may lack the
+    /// privileges to touch what is another's when the controller starts again.
     ///
     /// # Errors
     ///
     /// The kernel refuses.
-    pub fn give(&self, path: &Path) -> Result<(), ConfineError> {
-        let failed = || ConfineError::system(path.display().to_string());
-        let metadata = fs::symlink_metadata(path).map_err(failed())?;
-        if metadata.uid() != self.user.as_raw() || metadata.gid() != self.group.as_raw() {
-            chown(path, Some(self.user.as_raw()), Some(self.group.as_raw())).map_err(failed())?;
-        }
-        if metadata.is_dir() {
-            for entry in fs::read_dir(path).map_err(failed())? {
-                self.give(&entry.map_err(failed())?.path())?;
+    pub fn share(&self, path: &Path) -> Result<(), ConfineError> {
+        for_each(path, &mut |path, metadata| {
+            if metadata.gid() != self.group.as_raw() {
+                chown(path, None, Some(self.group.as_raw()))?;
             }
-        }
-        Ok(())
+            let mode = metadata.mode() & 0o777;
+            let shared = mode | if metadata.is_dir() { 0o770 } else { 0o660 };
+            if shared == mode || metadata.uid() == self.user.as_raw() {
+                return Ok(());
+            }
+            fs::set_permissions(path, Permissions::from_mode(shared))
+        })
     }
+}
+
+/// Gives a directory and everything in it back to root, if this is root: it may have been another user's controller that
+/// made them.
+///
+/// # Errors
+///
+/// The kernel refuses.
+pub fn take_back(path: &Path) -> Result<(), ConfineError> {
+    if !unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    for_each(path, &mut |path, metadata| match metadata.uid() {
+        0 => Ok(()),
+        _ => chown(path, Some(0), Some(0)),
+    })
+}
+
+/// Does something with everything in a directory, and then with itself.
+fn for_each(
+    path: &Path,
+    work: &mut impl FnMut(&Path, &Metadata) -> io::Result<()>,
+) -> Result<(), ConfineError> {
+    let failed = || ConfineError::system(path.display().to_string());
+    let metadata = fs::symlink_metadata(path).map_err(failed())?;
+    if metadata.is_dir() {
+        for entry in fs::read_dir(path).map_err(failed())? {
+            for_each(&entry.map_err(failed())?.path(), work)?;
+        }
+    }
+    work(path, &metadata).map_err(failed())
 }
 
 /// Becomes that user, if there is one and this is root, and gives up all capabilities but those that the controller

@@ -13,7 +13,7 @@ use nix::fcntl::{Flock, FlockArg};
 use super::{checks::needs_vantage, preflight, start::StartError};
 use crate::{
     config::{Config, Invalid},
-    confine::{Identity, become_user, confine},
+    confine::{Identity, become_user, confine, take_back},
     dataplane::{Maps, ModeChoice, Pins},
     netlink::Vantage,
 };
@@ -91,7 +91,7 @@ pub fn prepare(
         Ok((held, vantage)) => Ok(Prepared { source, config, pins: held, is_new, lock, vantage }),
         Err(error) => {
             if is_new {
-                pins.remove()?;
+                pins.remove_after_failure();
             }
             Err(error)
         }
@@ -115,11 +115,13 @@ fn give_up(
         .map_err(|source| StartError::System { what: run.display().to_string(), source })?;
     let mut held = pins.clone();
     if let Some(identity) = &identity {
-        identity.give(pins.root())?;
+        identity.share(pins.root())?;
         if makes_run || run == Path::new(DEFAULT_RUN) {
-            identity.give(&run)?;
+            identity.share(&run)?;
         }
         held = pins.hold()?;
+    } else {
+        take_back(pins.root())?;
     }
     become_user(identity.as_ref(), needs_vantage(config))?;
     let vantage = needs_vantage(config).then(Vantage::new).transpose().map_err(|source| {

@@ -102,7 +102,7 @@ pub async fn run(
         Err(error) => {
             if is_new {
                 // Nothing was forwarded before, and half a data plane is of no use.
-                pins.remove()?;
+                pins.remove_after_failure();
             }
             return Err(error);
         }

@@ -157,6 +157,13 @@ impl Pins {
         entries(&self.directory).into_iter().filter_map(parse).collect()
     }
 
+    /// Removes every pin, as [`Self::remove`], since something failed, which is what there is to be told.
+    pub fn remove_after_failure(&self) {
+        if let Err(error) = self.remove() {
+            tracing::warn!(%error, "removing the pins");
+        }
+    }
+
     /// Removes every pin, of whatever layout, and the directory. Returns how many there were.
     ///
     /// # Errors

@@ -90,6 +90,8 @@ fn ethtool<T>(interface: &str, argument: &mut T) -> io::Result<()> {
     request.ifr_ifru.ifru_data = std::ptr::from_mut(argument).cast();
     // SAFETY: the request and what it points to outlive the call, and the structure is as large as
     // the command's.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
+    let result = unsafe {
+        libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as libc::Ioctl, &raw mut request)
+    };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
