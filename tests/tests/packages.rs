@@ -199,7 +199,7 @@ fn serve_from_image(arguments: &[&str], is_confined: bool) -> Result<()> {
     };
     let started = wait_until("the backends are up", || {
         let is_up = |name: &&str| bed.shown(name).is_ok_and(|shown| shown["state"] == "up");
-        Ok(["mgmt01", "mgmt02"].iter().all(|name| is_up(name)))
+        Ok(["mgmt01", "mgmt02"].iter().all(is_up))
     });
     started.with_context(logs)?;
     let pid = podman.run(&["inspect", "--format={{.State.Pid}}", "lb"])?;

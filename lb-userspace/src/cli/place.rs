@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Place, output::Failure};
 use crate::{
-    config::{Config, DEFAULT_FILE, DEFAULT_PIN_PATH, DEFAULT_SOCKET},
+    config::{self, DEFAULT_FILE, DEFAULT_PIN_PATH, DEFAULT_SOCKET},
     dataplane::{Maps, Pins},
 };
 
@@ -16,12 +16,12 @@ impl Place {
 
     /// The control socket.
     pub(super) fn socket(&self) -> Result<PathBuf, Failure> {
-        self.find(&self.socket, |config| config.socket, DEFAULT_SOCKET)
+        self.find(&self.socket, "socket", DEFAULT_SOCKET)
     }
 
     /// The pins.
     pub(super) fn pins(&self) -> Result<Pins, Failure> {
-        let path = self.find(&self.pin_path, |config| config.pin_path, DEFAULT_PIN_PATH)?;
+        let path = self.find(&self.pin_path, "pin_path", DEFAULT_PIN_PATH)?;
         Ok(Pins::new(&path))
     }
 
@@ -34,18 +34,13 @@ impl Place {
 
     /// What a flag says, else a configuration that is named or in the usual place, else the
     /// default.
-    fn find(
-        &self,
-        flag: &Option<PathBuf>,
-        key: impl FnOnce(Config) -> PathBuf,
-        default: &str,
-    ) -> Result<PathBuf, Failure> {
+    fn find(&self, flag: &Option<PathBuf>, key: &str, default: &str) -> Result<PathBuf, Failure> {
         if let Some(path) = flag {
             return Ok(path.clone());
         }
         if self.config.is_none() && !Path::new(DEFAULT_FILE).exists() {
             return Ok(PathBuf::from(default));
         }
-        Ok(key(Config::read(&self.file())?))
+        Ok(config::path_in(&self.file(), key)?.unwrap_or_else(|| PathBuf::from(default)))
     }
 }

@@ -218,6 +218,19 @@ pub struct HttpCheck {
     pub expect: StatusRanges,
 }
 
+/// The path that a file gives under a key, whatever else in it is wrong: who looks after a running controller may just
+/// have made a mistake there.
+///
+/// # Errors
+///
+/// It can't be read, or isn't TOML.
+pub fn path_in(file: &Path, key: &str) -> Result<Option<PathBuf>, Invalid> {
+    let text = std::fs::read_to_string(file).map_err(|error| Invalid::unreadable(file, &error))?;
+    let table: toml::Table = toml::from_str(&text)
+        .map_err(|error| Invalid::new(file, &text, vec![Problem::from_toml(&error)]))?;
+    Ok(table.get(key).and_then(toml::Value::as_str).map(PathBuf::from))
+}
+
 impl Config {
     /// Reads and validates a file.
     ///

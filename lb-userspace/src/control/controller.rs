@@ -136,6 +136,8 @@ impl Controller {
                         let _: Result<(), Response> = answer.send(response);
                     }
                     Event::Tidy => {
+                        let pinned = self.demand_pins();
+                        self.troubles.note("pins", pinned);
                         self.forget_path_mtus();
                         self.loaded.forget_earlier();
                     }
@@ -279,6 +281,18 @@ impl Controller {
                 .map_err(|error| error.to_string())?;
         }
         all
+    }
+
+    /// Demands that the maps are still pinned.
+    fn demand_pins(&self) -> Result<(), String> {
+        if self.pins.exist() {
+            return Ok(());
+        }
+        Err(format!(
+            "the pins at {} are gone, since somebody removed them or unmounted the BPF file system: forwarding \
+             goes on as long as this controller runs, and ends with it; restart it to begin afresh",
+            self.config.pin_path.display()
+        ))
     }
 
     /// Watches the configuration's file, or doesn't, as it says itself.

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use aya::programs::links::PinnedLink;
+
 use crate::{
     api::InterfaceStatus,
     config::Config,
@@ -47,6 +49,8 @@ pub(super) fn present(
 #[derive(Debug, Default)]
 pub(super) struct Interfaces {
     attached: BTreeMap<u32, InterfaceStatus>,
+    /// The links that this process made.
+    links: BTreeMap<u32, PinnedLink>,
 }
 
 impl Interfaces {
@@ -71,6 +75,9 @@ impl Interfaces {
             let current = network.links.get(index).and_then(|link| link.xdp);
             let attached =
                 attach(loaded.program()?, pins, (*index, name), config.xdp_mode, current)?;
+            if let Some(link) = attached.link {
+                self.links.insert(*index, link);
+            }
             let mode = attached.mode.name();
             tracing::info!(interface = name, mode, taken_over = attached.adopted, "attached");
             if let Some(cause) = &attached.fallback_cause {
@@ -99,6 +106,7 @@ impl Interfaces {
             );
         }
         let keep: Vec<u32> = wanted.iter().map(|(index, _)| *index).collect();
+        self.links.retain(|index, _| keep.contains(index));
         for interface in detach(pins, |index| !keep.contains(&index))? {
             tracing::info!(interface, "detached");
         }

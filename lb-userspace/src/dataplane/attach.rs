@@ -48,8 +48,11 @@ pub enum ModeChoice {
 }
 
 /// What attaching came to.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Attached {
+    /// A link that was made, to be held: its pin goes when somebody unmounts the BPF file system, and with the last that
+    /// holds it the program.
+    pub link: Option<PinnedLink>,
     /// The mode in force.
     pub mode: Mode,
     /// Whether a link that was there was taken over.
@@ -77,28 +80,25 @@ pub fn attach(
         && (choice == ModeChoice::Auto || choice.mode() == Some(mode))
         && pins.links().iter().any(|pin| pin.index == index && adopt(program, pin))
     {
-        return Ok(Attached { mode, adopted: true, fallback_cause: None });
+        return Ok(Attached { link: None, mode, adopted: true, fallback_cause: None });
     }
     detach(pins, |attached| attached == index)?;
     let failed = |error: &ProgramError, mode| DataplaneError::Attach {
         interface: name.to_owned(),
         why: cause(error, name, mode),
     };
-    let (mode, fallback_cause) = match choice.mode() {
-        Some(mode) => {
-            attach_new(program, pins, interface, mode).map_err(|error| failed(&error, mode))?;
-            (mode, None)
-        }
-        None => match attach_new(program, pins, interface, Mode::Native) {
-            Ok(()) => (Mode::Native, None),
+    let mut attach = |mode| attach_new(program, pins, interface, mode);
+    let (link, mode, fallback_cause) = match choice.mode() {
+        Some(mode) => (attach(mode).map_err(|error| failed(&error, mode))?, mode, None),
+        None => match attach(Mode::Native) {
+            Ok(link) => (link, Mode::Native, None),
             Err(native) => {
-                attach_new(program, pins, interface, Mode::Generic)
-                    .map_err(|error| failed(&error, Mode::Generic))?;
-                (Mode::Generic, Some(cause(&native, name, Mode::Native)))
+                let link = attach(Mode::Generic).map_err(|error| failed(&error, Mode::Generic))?;
+                (link, Mode::Generic, Some(cause(&native, name, Mode::Native)))
             }
         },
     };
-    Ok(Attached { mode, adopted: false, fallback_cause })
+    Ok(Attached { link: Some(link), mode, adopted: false, fallback_cause })
 }
 
 /// Attaches the program to an interface, in generic mode, until what is returned is dropped.
@@ -149,7 +149,7 @@ fn adopt(program: &mut Xdp, pin: &LinkPin) -> bool {
     let Ok(link) = XdpLink::try_from(FdLink::from(pinned)) else {
         return false;
     };
-    // The pin keeps the link alive; this process needs no handle of its own.
+    // The program holds the link from now on, beside the pin.
     program.attach_to_link(link).is_ok()
 }
 
@@ -158,13 +158,12 @@ fn attach_new(
     pins: &Pins,
     (index, name): (u32, &str),
     mode: Mode,
-) -> Result<(), ProgramError> {
+) -> Result<PinnedLink, ProgramError> {
     let id = program.attach_to_if_index(index, mode.flags())?;
     let link: FdLink = program.take_link(id)?.try_into().map_err(|error: LinkError| {
         ProgramError::IOError(std::io::Error::other(error.to_string()))
     })?;
     link.pin(pins.new_link(index, name))
-        .map(drop)
         .map_err(|error| ProgramError::IOError(std::io::Error::other(error.to_string())))
 }
 

@@ -6,7 +6,7 @@ mod shown;
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
@@ -88,8 +88,7 @@ impl Bed {
             directory,
         };
         bed.connect(&bed.client, "client", &["10.91.0.1/24"])?;
-        bed.connect(&bed.balancer, "lb", &["10.91.0.10/24", "10.91.0.100/32"])?;
-        bed.balancer.run("ethtool", &["-K", "eth0", "gro", "off"])?;
+        bed.reconnect_balancer()?;
         for number in 1..=backends {
             let name = format!("mgmt{number:02}");
             let namespace = namespace(&name)?;
@@ -99,6 +98,18 @@ impl Bed {
             bed.start_backend(&name)?;
         }
         Ok(bed)
+    }
+
+    /// Gives the balancer its interface, if it has none.
+    ///
+    /// # Errors
+    ///
+    /// It can't be made.
+    pub fn reconnect_balancer(&self) -> Result<()> {
+        self.connect(&self.balancer, "lb", &["10.91.0.10/24", "10.91.0.100/32"])?;
+        // As of a real one, which keeps it.
+        self.balancer.ip(&["link", "set", "eth0", "address", "02:5b:00:00:00:0a"])?;
+        self.balancer.run("ethtool", &["-K", "eth0", "gro", "off"]).map(drop)
     }
 
     fn connect(&self, namespace: &Namespace, port: &str, addresses: &[&str]) -> Result<()> {
@@ -264,8 +275,16 @@ impl Bed {
         let log = fs::File::options().create(true).append(true).open(self.log())?;
         let mut command = self.balancer.command(&self.lb);
         command.args(["run", "-c"]).arg(self.config()).args(arguments);
-        self.controller =
-            Some(command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?);
+        self.spawn_controller(command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log))
+    }
+
+    /// The same by a command that runs it.
+    ///
+    /// # Errors
+    ///
+    /// It ends instead.
+    pub fn spawn_controller(&mut self, command: &mut Command) -> Result<()> {
+        self.controller = Some(command.spawn()?);
         let result = wait_until("the controller answers", || {
             if let Some(controller) = &mut self.controller
                 && let Some(status) = controller.try_wait()?
