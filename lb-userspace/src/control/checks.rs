@@ -1,7 +1,7 @@
 //! Health checks: which there are to be, and what their results mean.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -40,6 +40,7 @@ impl Controller {
         for (bind, service) in &self.wanted.binds {
             bound.entry(service.index).or_default().push(bind.address);
         }
+        let all_bound = self.wanted.bound_addresses();
         for (index, state) in &self.wanted.backends {
             addresses.push(state.address().ip());
             let Some(service) = configured.get(&state.info.service) else { continue };
@@ -50,6 +51,7 @@ impl Controller {
                 continue;
             }
             let bound = bound.get(&state.info.service).map_or(&[][..], Vec::as_slice);
+            let bound = (bound, &all_bound);
             let target = self.wanted.check_target(*index, state, bound, &self.network);
             let wanted = (Arc::clone(&service.check), target);
             let running = self.checkers.remove(index).filter(|(running, _)| *running == wanted);
@@ -180,7 +182,7 @@ impl State {
         &self,
         index: u32,
         state: &BackendState,
-        bound: &[SocketAddr],
+        (bound, all_bound): (&[SocketAddr], &HashSet<IpAddr>),
         network: &Network,
     ) -> Target {
         let own = state.address();
@@ -193,7 +195,7 @@ impl State {
             .iter()
             .map(|address| {
                 let address = *address;
-                let source = self.check_source(network, hop, address.is_ipv4());
+                let source = self.check_source(network, hop, address.is_ipv4(), all_bound);
                 Vip { address, source }
             })
             .collect();
@@ -210,12 +212,13 @@ impl State {
         network: &Network,
         hop: Option<&NextHop>,
         is_ipv4: bool,
+        bound: &HashSet<IpAddr>,
     ) -> Option<IpAddr> {
         if let Some(hop) = hop.filter(|hop| hop.source.is_ipv4() == is_ipv4) {
-            return Some(self.own_source(network, hop));
+            return Some(self.own_source(network, hop, bound));
         }
         let leads_there = |interface| hop.is_some_and(|hop| hop.interface == interface);
-        let mut any = self.unbound(network, is_ipv4).peekable();
+        let mut any = self.unbound(network, is_ipv4, bound).peekable();
         let first = any.peek().copied();
         any.find(|(interface, _)| leads_there(*interface)).or(first).map(|(_, ip)| ip)
     }

@@ -1,15 +1,14 @@
 //! What has to be changed so that what is there becomes what is wanted: a pure diff.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
     time::Instant,
 };
 
 use ipnet::IpNet;
 use lb_common::abi::{
-    Access, Backend, BackendInfo, LocalMac, Protocol, Ring, Service, ServiceInfo, Settings,
-    pool_words,
+    Access, Backend, BackendInfo, LocalMac, Ring, Service, ServiceInfo, Settings, pool_words,
 };
 
 use super::{
@@ -143,10 +142,10 @@ fn networks(state: &State) -> impl Iterator<Item = (u32, IpNet, Access)> {
 
 /// What a pool of source ports is for: whatever sends to the same address and port from the same addresses
 /// and ports shares one.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
+#[derive(PartialEq, Eq, Hash)]
 struct PoolKey {
     backend: SocketAddr,
-    protocol: Protocol,
+    protocol: u8,
     sources: (u32, u32),
     ports: (u32, u32),
 }
@@ -156,7 +155,7 @@ impl PoolKey {
         let service = state.services.get(&backend.info.service)?;
         backend.has_pool().then(|| Self {
             backend: backend.address(),
-            protocol: service.protocol,
+            protocol: service.protocol.number(),
             sources: (backend.backend.nat_source, backend.backend.nat_sources),
             ports: (state.settings.nat_port_first, state.settings.nat_port_count),
         })
@@ -172,7 +171,7 @@ fn plan_pools(
     plan: &mut Plan,
 ) -> BTreeMap<u32, u32> {
     let known = |state: &BackendState| Some((PoolKey::new(there, state)?, state.backend.ports));
-    let mut pools: BTreeMap<PoolKey, u32> = there.backends.values().filter_map(known).collect();
+    let mut pools: HashMap<PoolKey, u32> = there.backends.values().filter_map(known).collect();
     let mut places = BTreeMap::new();
     for (index, state) in &wanted.backends {
         let Some(key) = PoolKey::new(wanted, state) else { continue };

@@ -1,7 +1,7 @@
 //! What of the state depends on the network around this host.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -24,6 +24,7 @@ impl State {
     /// go on, and its checks will tell if it is gone.
     pub fn apply_network(&mut self, config: &Config, network: &Network, attached: &[u32]) {
         self.bind(config, network, attached);
+        let bound = self.bound_addresses();
         let indices: Vec<u32> = self.backends.keys().copied().collect();
         for index in indices {
             let Some(state) = self.backends.get(&index) else { continue };
@@ -44,7 +45,7 @@ impl State {
             let mut sources: Vec<IpAddr> =
                 config.nat_addresses.iter().filter(of_family).copied().collect();
             if sources.is_empty() {
-                sources.push(self.own_source(network, hop));
+                sources.push(self.own_source(network, hop, &bound));
             }
             let nat_source = self.place_sources(&sources);
             if let Some(state) = self.backends.get_mut(&index) {
@@ -101,11 +102,16 @@ impl State {
     /// The address to send from on the way to a backend: the one that the kernel picks, unless that
     /// is a service's and the interface has another. IPv6 likes a VIP that resembles the backend's
     /// address (RFC 6724, rule 8), but a VIP may move away.
-    pub(super) fn own_source(&self, network: &Network, hop: &NextHop) -> IpAddr {
-        if !self.is_bound(hop.source) {
+    pub(super) fn own_source(
+        &self,
+        network: &Network,
+        hop: &NextHop,
+        bound: &HashSet<IpAddr>,
+    ) -> IpAddr {
+        if !bound.contains(&hop.source) {
             return hop.source;
         }
-        let mut others = self.unbound(network, hop.source.is_ipv4());
+        let mut others = self.unbound(network, hop.source.is_ipv4(), bound);
         let other = others.find(|(interface, _)| *interface == hop.interface);
         other.map_or(hop.source, |(_, ip)| ip)
     }
@@ -119,8 +125,9 @@ impl State {
         }
     }
 
-    fn is_bound(&self, ip: IpAddr) -> bool {
-        self.binds.keys().any(|bind| bind.address.ip() == ip)
+    /// The addresses that services are bound to.
+    pub(super) fn bound_addresses(&self) -> HashSet<IpAddr> {
+        self.binds.keys().map(|bind| bind.address.ip()).collect()
     }
 
     /// This host's addresses of a family that aren't a service's, with their interfaces.
@@ -128,9 +135,10 @@ impl State {
         &self,
         network: &Network,
         is_ipv4: bool,
+        bound: &HashSet<IpAddr>,
     ) -> impl Iterator<Item = (u32, IpAddr)> {
         network.addresses.iter().copied().filter(move |(_, ip)| {
-            ip.is_ipv4() == is_ipv4 && config::is_reachable(*ip) && !self.is_bound(*ip)
+            ip.is_ipv4() == is_ipv4 && config::is_reachable(*ip) && !bound.contains(ip)
         })
     }
 

@@ -2,7 +2,7 @@
 //! and of that of all pools of source ports.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -14,12 +14,16 @@ pub const GRACE: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub struct Space {
     room: u32,
-    ranges: Vec<Range>,
+    /// By where they begin.
+    ranges: BTreeMap<u32, Range>,
+    /// Nothing below is free, as far as is known.
+    full_below: u32,
+    /// How many are resting.
+    resting: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Range {
-    offset: u32,
     size: u32,
     /// `None` while in use.
     freed: Option<Instant>,
@@ -28,43 +32,60 @@ struct Range {
 impl Space {
     /// A map with room for so many, all of it free.
     pub const fn new(room: u32) -> Self {
-        Self { room, ranges: Vec::new() }
+        Self { room, ranges: BTreeMap::new(), full_below: 0, resting: 0 }
     }
 
     /// Marks a range as in use that was given out by an earlier controller, perhaps not for the
     /// first time.
     pub fn adopt(&mut self, offset: u32, size: u32) {
-        if self.ranges.iter().any(|range| range.offset == offset) {
-            return;
-        }
-        self.ranges.push(Range { offset, size, freed: None });
-        self.ranges.sort_by_key(|range| range.offset);
+        self.ranges.entry(offset).or_insert(Range { size, freed: None });
     }
 
     /// Gives out the first range of that size that is free at `now`.
     pub fn allocate(&mut self, size: u32, now: Instant) -> Option<u32> {
-        self.ranges.retain(|range| {
-            range.freed.is_none_or(|freed| now.saturating_duration_since(freed) < GRACE)
-        });
-        let mut offset = 0u32;
-        for range in &self.ranges {
-            if range.offset.saturating_sub(offset) >= size {
-                break;
+        if self.resting > 0 {
+            let rests = |range: &Range| {
+                range.freed.is_none_or(|freed| now.saturating_duration_since(freed) < GRACE)
+            };
+            let before = self.ranges.len();
+            self.ranges.retain(|_, range| rests(range));
+            let rested = before - self.ranges.len();
+            if rested > 0 {
+                self.resting -= rested;
+                self.full_below = 0;
             }
-            offset = offset.max(range.offset + range.size);
         }
-        if u64::from(offset) + u64::from(size) > u64::from(self.room) {
-            return None;
+        let from = self.full_below;
+        let offset = self.first_free(from, size).or_else(|| match from {
+            0 => None,
+            // A smaller one than that which led there may fit before it.
+            _ => self.first_free(0, size),
+        })?;
+        if offset == from {
+            self.full_below = offset + size;
         }
         self.adopt(offset, size);
         Some(offset)
     }
 
+    /// Where the first gap of that size begins from `start` on, which lies in no range.
+    fn first_free(&self, start: u32, size: u32) -> Option<u32> {
+        let mut offset = start;
+        for (begin, range) in self.ranges.range(start..) {
+            if begin.saturating_sub(offset) >= size {
+                break;
+            }
+            offset = offset.max(begin + range.size);
+        }
+        (u64::from(offset) + u64::from(size) <= u64::from(self.room)).then_some(offset)
+    }
+
     /// Takes back the ranges that don't begin at any of `used`; they rest from `now` on.
     pub fn keep(&mut self, used: &BTreeSet<u32>, now: Instant) {
-        for range in &mut self.ranges {
-            if !used.contains(&range.offset) {
-                range.freed.get_or_insert(now);
+        for (offset, range) in &mut self.ranges {
+            if range.freed.is_none() && !used.contains(offset) {
+                range.freed = Some(now);
+                self.resting += 1;
             }
         }
     }
