@@ -281,6 +281,8 @@ fn plan_departures(wanted: &State, there: &State, changes: &mut Vec<Change>) {
 mod tests {
     use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
+    use lb_common::abi::Protocol;
+
     use super::*;
 
     const fn bind(last: u8) -> Bind {
