@@ -17,6 +17,8 @@ pub(crate) struct Arguments {
     minutes: u64,
 }
 
+/// Seconds that mutated input is fed in one round, to each that takes some.
+const MUTATIONS: u64 = 600;
 /// Random packets of one round.
 const PACKETS: u64 = 10_000_000;
 
@@ -26,8 +28,9 @@ pub(crate) fn soak(arguments: &Arguments) -> Result<()> {
     loop {
         let mut command = cargo();
         command.args(["test", "--locked", "--release", "--package", "lb-tests"]);
-        command.args(["--test", "random_packets", "--", "--nocapture"]);
+        command.args(["--test", "random_packets", "--test", "mutations", "--", "--nocapture"]);
         command.env("LB_RANDOM_PACKETS", PACKETS.to_string());
+        command.env("LB_MUTATION_SECONDS", (arguments.minutes * 60).min(MUTATIONS).to_string());
         privilege::run_as_root(&mut command);
         succeed(&mut command)?;
         if Instant::now() >= end {

@@ -17,7 +17,7 @@ use super::{
     configure::Room,
     interfaces::{self, Interfaces},
     path_mtu::PathMtu,
-    plan::{NoSpace, Plan, Spaces, plan},
+    plan::{self, NoSpace, Plan, Spaces, plan},
     prepare::Source,
     ring::Member,
     service_manager::Watchdog,
@@ -194,17 +194,16 @@ impl Controller {
         result
     }
 
-    /// Demands that rings and pools of a state which has its rings find a place. That is found out on a copy, in
-    /// which new backends have their pools already.
+    /// Demands that rings and pools of a state which has its rings find a place, also those of backends that aren't
+    /// reached yet.
     ///
     /// # Errors
     ///
     /// One doesn't.
     pub(super) fn demand_room(&self, wanted: &State, config: &Config) -> Result<(), NoSpace> {
-        let mut complete = wanted.clone();
-        complete.assume_sources(config);
-        let plan = plan(&complete, &self.there, &mut self.spaces.clone(), Instant::now());
-        plan.shortage.map_or(Ok(()), Err)
+        let sources = config.nat_addresses.len().max(1) as u32;
+        let (there, spaces) = (&self.there, self.spaces.clone());
+        plan::shortage(wanted, there, spaces, Instant::now(), sources).map_or(Ok(()), Err)
     }
 
     /// Takes in what the network looks like now.

@@ -8,7 +8,8 @@ use std::{
 
 use ipnet::IpNet;
 use lb_common::abi::{
-    Access, Backend, BackendInfo, LocalMac, Ring, Service, ServiceInfo, Settings, pool_words,
+    Access, Backend, BackendInfo, Forwarding, LocalMac, Ring, Service, ServiceInfo, Settings,
+    pool_words,
 };
 
 use super::{
@@ -131,6 +132,29 @@ pub fn plan(wanted: &State, there: &State, spaces: &mut Spaces, now: Instant) ->
     plan
 }
 
+/// What would find no place, if every backend that isn't reached yet had `sources` addresses to be sent to from.
+pub fn shortage(
+    wanted: &State,
+    there: &State,
+    mut spaces: Spaces,
+    now: Instant,
+    sources: u32,
+) -> Option<NoSpace> {
+    let mut plan = Plan::default();
+    plan_rings(wanted, there, &mut spaces.rings, now, &mut plan);
+    plan_pools(wanted, there, &mut spaces.pools, now, &mut plan);
+    let is_unreached = |state: &&BackendState| {
+        state.backend.forwarding == Forwarding::FullNat && state.backend.nat_sources == 0
+    };
+    let ports = wanted.settings.nat_port_count * sources;
+    for _ in wanted.backends.values().filter(is_unreached) {
+        if spaces.pools.allocate(pool_words(ports), now).is_none() {
+            return Some(NoSpace { what: "a pool of source ports", size: ports });
+        }
+    }
+    plan.shortage
+}
+
 /// Everything that lists say.
 fn networks(state: &State) -> impl Iterator<Item = (u32, IpNet, Access)> {
     let of_list = |(list, networks): (&u32, &BTreeMap<IpNet, Access>)| {
@@ -171,10 +195,18 @@ fn plan_pools(
     plan: &mut Plan,
 ) -> BTreeMap<u32, u32> {
     let known = |state: &BackendState| Some((PoolKey::new(there, state)?, state.backend.ports));
-    let mut pools: HashMap<PoolKey, u32> = there.backends.values().filter_map(known).collect();
+    let mut shared: Option<HashMap<PoolKey, u32>> = None;
     let mut places = BTreeMap::new();
     for (index, state) in &wanted.backends {
         let Some(key) = PoolKey::new(wanted, state) else { continue };
+        // Most have theirs already.
+        let own = there.backends.get(index).and_then(known).filter(|(own, _)| *own == key);
+        if let Some((_, place)) = own {
+            places.insert(*index, place);
+            continue;
+        }
+        let pools =
+            shared.get_or_insert_with(|| there.backends.values().filter_map(known).collect());
         let place = match pools.get(&key) {
             Some(place) => *place,
             None => {

@@ -116,15 +116,6 @@ impl State {
         other.map_or(hop.source, |(_, ip)| ip)
     }
 
-    /// Lets backends that aren't reached yet have as many source addresses as they will, so that there is room for
-    /// their ports.
-    pub(super) fn assume_sources(&mut self, config: &Config) {
-        let count = config.nat_addresses.len().max(1) as u32;
-        for state in self.backends.values_mut().filter(|state| state.backend.nat_sources == 0) {
-            state.backend.nat_sources = count;
-        }
-    }
-
     /// The addresses that services are bound to.
     pub(super) fn bound_addresses(&self) -> HashSet<IpAddr> {
         self.binds.keys().map(|bind| bind.address.ip()).collect()
