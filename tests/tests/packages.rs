@@ -75,6 +75,9 @@ fn the_package_runs_under_systemd_with_few_privileges() -> Result<()> {
     let root = debian(podman.directory())?;
     fs::copy(&package, root.join("lb.deb"))?;
     let network = Podman::network(&bed.balancer);
+    // As systemd mounts it: nobody but root gets there.
+    let pins = Mount::bpf(podman.directory().join("bpf"))?;
+    let volume = format!("--volume={}:/sys/fs/bpf", pins.0.display());
     let root = root.to_str().context("UTF-8")?;
     podman.run(&[
         "run",
@@ -84,7 +87,7 @@ fn the_package_runs_under_systemd_with_few_privileges() -> Result<()> {
         "--privileged",
         "--network",
         &network,
-        "--volume=/sys/fs/bpf:/sys/fs/bpf",
+        &volume,
         "--rootfs",
         root,
         "/sbin/init",
@@ -169,8 +172,32 @@ fn the_package_runs_under_systemd_with_few_privileges() -> Result<()> {
     }
     run(&["dpkg", "--remove", "lb"])?;
     ensure!(!Path::new(root).join("usr/bin/lb").exists());
-    ensure!(!bed.pins().exists(), "it leaves pins behind");
+    let own = bed.pins().file_name().context("a name")?;
+    ensure!(!pins.0.join(own).exists(), "it leaves pins behind");
+    podman.run(&["rm", "--force", "--time=1", "host"])?;
     Ok(())
+}
+
+/// A BPF file system of its own, which only root may enter.
+struct Mount(PathBuf);
+
+impl Mount {
+    fn bpf(path: PathBuf) -> Result<Self> {
+        fs::create_dir(&path)?;
+        let mut mount = Command::new("mount");
+        let status = mount.args(["-t", "bpf", "-o", "mode=0700", "bpf"]).arg(&path).status()?;
+        ensure!(status.success(), "mount: {status}");
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        match Command::new("umount").arg("-l").arg(&self.0).status() {
+            Ok(status) if status.success() => {}
+            other => eprintln!("umount: {other:?}"),
+        }
+    }
 }
 
 /// Runs the image as `lb run`, with those arguments of podman's, and has it serve.

@@ -6,8 +6,10 @@ use anyhow::{Context, Result, ensure};
 use fastrand::Rng;
 use lb_common::datapath::Reason;
 use lb_tests::{
+    connection::Connection,
     frame::{Segment, flags},
     host::Host,
+    pair::Pair,
     seen::Seen,
     world::{BACKENDS, CLIENT, Socket, VIP, World, backend_address, backend_mac},
 };
@@ -157,4 +159,37 @@ fn a_port_is_used_again_only_when_all_others_were() -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[test]
+fn a_port_that_only_seems_free_is_passed_over() -> Result<()> {
+    const PORTS: u32 = 8;
+    let mut world = world(PORTS);
+    for slot in world.slots_mut().filter(|slot| BACKENDS.contains(slot)) {
+        *slot = BACKENDS[0];
+    }
+    let mut pair = Pair::new(&world)?;
+    let mut all = Vec::new();
+    for port in 0..PORTS as u16 {
+        let connection = Connection::open_from(&mut pair, (CLIENT.0, 20_000 + port), VIP)?;
+        connection.establish(&mut pair)?;
+        all.push(connection);
+    }
+    // The first ones' ports are given back, though they go on: somebody else had sent the resets.
+    for connection in &all[..3] {
+        connection.request(&mut pair, "RST", &connection.from_client(flags::RST))?;
+        connection.request(&mut pair, "data", &connection.from_client(flags::ACK))?;
+    }
+    let last = &all[PORTS as usize - 1];
+    let fin = flags::FIN | flags::ACK;
+    last.request(&mut pair, "FIN", &last.from_client(fin))?;
+    last.reply(&mut pair, "FIN", &last.from_backend(fin))?;
+    let another = Connection::open_from(&mut pair, (CLIENT.0, 30_000), VIP)?;
+    ensure!(another.nat == last.nat, "{another:?} {last:?}");
+    another.establish(&mut pair)?;
+    for connection in &all[..3] {
+        connection.request(&mut pair, "data", &connection.from_client(flags::ACK))?;
+        connection.reply(&mut pair, "data", &connection.from_backend(flags::ACK))?;
+    }
+    pair.compare_tables()
 }

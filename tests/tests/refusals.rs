@@ -243,6 +243,33 @@ fn an_unreachable_backend_is_left_with_the_next_syn() -> Result<()> {
 }
 
 #[test]
+fn a_port_that_is_used_again_after_a_reset_leaves_a_backend_that_does_not_answer() -> Result<()> {
+    for vip in [VIP, VIP_IPV6] {
+        for answers in [false, true] {
+            let mut pair = Pair::new(&World::default())?;
+            let connection = Connection::open(&mut pair, vip)?;
+            connection.establish(&mut pair)?;
+            connection.request(&mut pair, "RST", &connection.from_client(flags::RST))?;
+            let host = &pair.host;
+            let at = |seconds: u64| {
+                host.set_now(Moment::from_nanoseconds(u64::MAX / 2 + seconds * 1_000_000_000));
+                host.run(&Segment::syn(connection.client, vip).build())
+            };
+            ensure!(at(0).reason == Reason::ToBackend, "the backend may have it still");
+            if answers {
+                // Somebody else had sent reset and SYN.
+                let challenge = host.run(&connection.from_backend(flags::ACK).build());
+                ensure!(challenge.reason == Reason::ToClient);
+            }
+            let wanted = if answers { Reason::ToBackend } else { Reason::Opened };
+            let again = at(3);
+            ensure!(again.reason == wanted, "{answers}: {again:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn by_direct_return_a_backend_is_left_with_the_second_syn_that_is_sent_again() -> Result<()> {
     let (_, vip, _) = OTHER_FORWARDINGS[1];
     let host = Host::new(&World::default().with_twins());

@@ -92,6 +92,8 @@ pub mod finished {
     pub const CLIENT_RESET: u8 = 4;
     /// The newest that came from the backend was RST.
     pub const BACKEND_RESET: u8 = 8;
+    /// The client has sent SYN since it was closed by a reset, and the backend nothing since then.
+    pub const UNANSWERED: u8 = 16;
 }
 
 impl<A: Address> Flow<A> {
@@ -136,6 +138,7 @@ impl FlowState {
     /// Where a connection stands whose handshake is complete, by the bits of [`finished`].
     #[inline(always)]
     pub const fn after(finished: u8) -> Self {
+        let finished = finished & !finished::UNANSWERED;
         if finished & finished::BOTH == finished::BOTH || finished > finished::BOTH {
             Self::CLOSED
         } else if finished != 0 {

@@ -46,7 +46,7 @@ pub(super) fn follow<A: Family, T: FamilyTables<A>>(
 ///
 /// A reset in the client's name may have been sent by anybody: then it is the backend that judges whether the
 /// connection is over. One that the backend has reset itself is, but goes on there as long as the backend takes new
-/// flows, and hasn't just refused one.
+/// flows, and hasn't just refused one. One that doesn't answer such a SYN is left with the next.
 #[inline(always)]
 pub(super) fn begins_anew<A: Family, T: FamilyTables<A>>(
     tables: &T,
@@ -59,6 +59,8 @@ pub(super) fn begins_anew<A: Family, T: FamilyTables<A>>(
     if flow.forwarding.sees_replies() {
         let backend = tables.backend(flow.backend);
         flow.finished & finished::BOTH == finished::BOTH
+            || (flow.finished & finished::UNANSWERED != 0
+                && tables.now().tick().since(flow.last_seen) > 0)
             || (flow.finished & finished::BACKEND_RESET != 0
                 && (backend.is_none_or(|backend| backend.takes_new_flows == 0)
                     || choice::is_spared(tables, flow.backend)))
@@ -124,6 +126,9 @@ fn follow_state<A: Family, T: FamilyTables<A>>(
         Direction::ToClient => (finished::BACKEND, finished::BACKEND_RESET),
     };
     let mut ended = flow.finished;
+    if direction == Direction::ToClient {
+        ended &= !finished::UNANSWERED;
+    }
     if segment.flags.has(TcpFlags::RST) {
         ended |= reset;
     } else if !segment.flags.opens() {

@@ -55,6 +55,8 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     // number of them.
     let Scratch { segment, flow, reply_key, longest, memory, .. } = hint::black_box(scratch);
     let segment = &*segment;
+    // The other direction's, where a port was tried in vain.
+    flow.direction = Direction::ToBackend as u8;
     let backend = transmit::backend(tables, segment, flow, longest)?;
     let backend = backend.ok_or(Reason::TablesIncomplete)?;
     flow.number = 0;

@@ -90,6 +90,13 @@ fn go_on<A: Family, P: Packet, T: FamilyTables<A>>(
     }
     let backend = transmit::backend(tables, segment, flow, longest)?;
     established::learn_link(tables, segment, Table::Established, entry, flow)?;
+    if segment.opens() && flow.state == FlowState::CLOSED {
+        let ended = flow.finished | finished::UNANSWERED;
+        entry.set_state(FlowState::CLOSED, ended);
+        if let Some(peer) = find_peer(tables, Table::Established, &segment.key, flow) {
+            peer.set_state(FlowState::CLOSED, ended);
+        }
+    }
     entry.touch(tables.now().tick());
     transmit::send(packet, tables, segment, flow, backend, Reason::ToBackend, Edits::NONE)
 }

@@ -159,18 +159,22 @@ pub fn become_user(
 /// Gives up what isn't needed once everything is set up: to make network namespaces, to get more privileges than
 /// there are, to touch other files than those that are named, and system calls that the controller doesn't do.
 ///
-/// `writable` are the directories that it writes to, and `readable` files and directories that it reads beside the
-/// usual ones.
+/// `writable` are the directories that it writes to, `emptied` those that it may remove directories from, and
+/// `readable` files and directories that it reads beside the usual ones.
 ///
 /// # Errors
 ///
 /// The kernel refuses. One that doesn't know Landlock refuses nothing.
-pub fn confine(writable: &[PathBuf], readable: &[PathBuf]) -> Result<(), ConfineError> {
+pub fn confine(
+    writable: &[PathBuf],
+    emptied: &[PathBuf],
+    readable: &[PathBuf],
+) -> Result<(), ConfineError> {
     let mut kept = capabilities(CapSet::Permitted)?;
     kept.remove(&NAMESPACES);
     keep(&kept)?;
     prctl::set_no_new_privs().map_err(ConfineError::system("no_new_privs"))?;
-    files::confine(writable, readable)?;
+    files::confine(writable, emptied, readable)?;
     system_calls::confine()
 }
 

@@ -43,6 +43,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_set_tid_address,
     libc::SYS_sigaltstack,
     libc::SYS_tgkill,
+    libc::SYS_tkill,
     // Whose process it is, and what it may do.
     libc::SYS_capget,
     libc::SYS_capset,

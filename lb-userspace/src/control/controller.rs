@@ -108,7 +108,7 @@ impl Controller {
         let mut watchdog = Watchdog::new();
         let tidy = watchdog.interval().map_or(TIDY_INTERVAL, |most| most.min(TIDY_INTERVAL));
         tokio::spawn(async move {
-            let mut interval = time::interval(tidy);
+            let mut interval = time::interval_at(time::Instant::now() + tidy, tidy);
             interval.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
             loop {
                 interval.tick().await;
@@ -203,6 +203,7 @@ impl Controller {
     pub(super) fn demand_room(&self, wanted: &State, config: &Config) -> Result<(), NoSpace> {
         let sources = config.nat_addresses.len().max(1) as u32;
         let (there, spaces) = (&self.there, self.spaces.clone());
+        plan::demand_entries(wanted, there, &self.room)?;
         plan::shortage(wanted, there, spaces, Instant::now(), sources).map_or(Ok(()), Err)
     }
 
@@ -299,7 +300,7 @@ impl Controller {
         if !self.config.watch {
             self.file_watch = None;
         } else if self.file_watch.is_none() {
-            match FileWatch::start(&self.source.file, self.events.clone()) {
+            match FileWatch::start(&self.source.file, &self.config.text, self.events.clone()) {
                 Ok(watch) => self.file_watch = Some(watch),
                 Err(error) => tracing::error!(%error, "the configuration's file can't be watched"),
             }

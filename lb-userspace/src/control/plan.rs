@@ -1,7 +1,7 @@
 //! What has to be changed so that what is there becomes what is wanted: a pure diff.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     time::Instant,
 };
@@ -13,6 +13,7 @@ use lb_common::abi::{
 };
 
 use super::{
+    configure::Room,
     space::Space,
     state::{BackendState, Bind, RingState, State},
 };
@@ -130,6 +131,25 @@ pub fn plan(wanted: &State, there: &State, spaces: &mut Spaces, now: Instant) ->
     plan_rings(wanted, there, &mut spaces.rings, now, &mut plan);
     plan_departures(wanted, there, &mut plan.changes);
     plan
+}
+
+/// Demands that there is room for what is wanted beside what is there: of what is replaced, both are for a moment.
+///
+/// # Errors
+///
+/// There isn't.
+pub fn demand_entries(wanted: &State, there: &State, room: &Room) -> Result<(), NoSpace> {
+    let lists = |state: &State| -> BTreeSet<(u32, IpNet)> {
+        networks(state).map(|(list, network, _)| (list, network)).collect()
+    };
+    let demand = |count: usize, room: u32, what| match u32::try_from(count) {
+        Ok(size) if size <= room => Ok(()),
+        size => Err(NoSpace { what, size: size.unwrap_or(u32::MAX) }),
+    };
+    let both = lists(wanted).union(&lists(there)).count();
+    demand(both, room.networks, "lists of networks, old and new side by side,")?;
+    let binds = wanted.binds.keys().chain(there.binds.keys()).collect::<BTreeSet<_>>();
+    demand(binds.len(), room.binds, "addresses of services, old and new side by side,")
 }
 
 /// What would find no place, if every backend that isn't reached yet had `sources` addresses to be sent to from.

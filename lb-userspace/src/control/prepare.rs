@@ -129,9 +129,16 @@ fn give_up(
                     (CAP_SYS_ADMIN)";
         StartError::System { what: what.to_owned(), source }
     })?;
+    // What it is a link to may lie elsewhere.
+    let target = fs::canonicalize(file).ok();
+    let target = target.as_deref().and_then(Path::parent).map(Path::to_path_buf);
     let of_file = file.parent().filter(|parent| !parent.as_os_str().is_empty());
     let of_file = of_file.map_or_else(|| PathBuf::from("."), Path::to_path_buf);
-    confine(&[config.pin_path.clone(), run], &[of_file])?;
+    let around: Vec<PathBuf> =
+        config.pin_path.parent().map(Path::to_path_buf).into_iter().collect();
+    let emptied = if identity.is_none() { &around[..] } else { &[] };
+    let readable: Vec<PathBuf> = target.into_iter().chain([of_file]).collect();
+    confine(&[held.root().to_path_buf(), run], emptied, &readable)?;
     Ok((held, vantage))
 }
 

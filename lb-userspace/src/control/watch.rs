@@ -90,10 +90,12 @@ impl FileWatch {
     /// Starts, within a tokio runtime. It is the file's directory that is watched, since editors replace files, and
     /// so do those who mount configurations into containers.
     ///
+    /// `text` is what was read of it last.
+    ///
     /// # Errors
     ///
     /// The kernel refuses.
-    pub(super) fn start(file: &Path, events: mpsc::Sender<Event>) -> io::Result<Self> {
+    pub(super) fn start(file: &Path, text: &str, events: mpsc::Sender<Event>) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         let directory = match file.parent() {
             Some(directory) if !directory.as_os_str().is_empty() => directory,
@@ -108,7 +110,7 @@ impl FileWatch {
         // SAFETY: the file stays in there, and open, for as long as it is registered.
         let inotify = unsafe { AsyncFd::register(inotify) }?;
         let file = file.to_path_buf();
-        let mut known = fs::read(&file).ok();
+        let mut known = text.as_bytes().to_vec();
         let task = tokio::spawn(async move {
             loop {
                 if let Err(error) = drain(&inotify).await {
@@ -120,10 +122,17 @@ impl FileWatch {
                         break;
                     }
                 }
-                // One that can't be read at the moment is about to be replaced.
-                let Ok(text) = fs::read(&file) else { continue };
-                if known.as_ref() != Some(&text) {
-                    known = Some(text);
+                let text = match fs::read(&file) {
+                    Ok(text) => text,
+                    // It is about to be replaced.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    Err(error) => {
+                        tracing::error!(%error, file = %file.display(), "reading what has changed");
+                        continue;
+                    }
+                };
+                if known != text {
+                    known = text;
                     if events.send(Event::Reload).await.is_err() {
                         return;
                     }

@@ -1,6 +1,9 @@
 //! Loading the program, with new maps or those that are pinned.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use aya::{
     EbpfError, EbpfLoader,
@@ -52,6 +55,8 @@ pub struct Loaded {
     pub maps: Maps,
     /// Where its stages are pinned.
     stages: PathBuf,
+    /// Whether it may be attached somewhere by now.
+    in_force: bool,
     /// Stages of programs that were in force before, which a packet may still be on its way through.
     earlier: Vec<MapData>,
 }
@@ -95,22 +100,26 @@ pub fn load(pins: &Pins, capacity: &Capacity) -> Result<Loaded, DataplaneError> 
         .map_err(|error| load_error(&error))?;
     // Opening the pins checks that reused maps have the layout that the program expects.
     let maps = Maps::open(pins)?;
-    let stages = load_stages(&mut ebpf, pins)?;
-    load_program(&mut ebpf, PROGRAM)?;
-    Ok(Loaded { ebpf, maps, stages, earlier: Vec::new() })
+    let stages = pins.new_stages();
+    let loaded = load_stages(&mut ebpf, &stages);
+    if let Err(error) = loaded.and_then(|()| load_program(&mut ebpf, PROGRAM).map(drop)) {
+        // Perhaps it isn't there.
+        let _: std::io::Result<()> = fs::remove_file(&stages);
+        return Err(error);
+    }
+    Ok(Loaded { ebpf, maps, stages, in_force: false, earlier: Vec::new() })
 }
 
 /// Loads the programs that the first one hands frames to, and puts them where it finds them. An earlier version's,
-/// which is still attached, goes on with its own. Returns where they are pinned: the kernel lets go of programs in such
-/// a map when nobody holds the map but a program.
-fn load_stages(ebpf: &mut aya::Ebpf, pins: &Pins) -> Result<PathBuf, DataplaneError> {
+/// which is still attached, goes on with its own. The map is pinned: the kernel lets go of programs in such a map when
+/// nobody holds the map but a program.
+fn load_stages(ebpf: &mut aya::Ebpf, pin: &Path) -> Result<(), DataplaneError> {
     let missing = || DataplaneError::Load(format!("no map {} in the object", abi::STAGES));
     let map = ebpf.map_mut(abi::STAGES).ok_or_else(missing)?;
-    let pin = pins.new_stages();
     let pinned = |error: PinError| {
         DataplaneError::system(pin.display().to_string())(std::io::Error::other(error))
     };
-    map.pin(&pin).map_err(pinned)?;
+    map.pin(pin).map_err(pinned)?;
     for stage in Stage::ALL {
         let program = load_program(ebpf, stage_program(stage))?;
         let map = ebpf.map_mut(abi::STAGES).ok_or_else(missing)?;
@@ -118,7 +127,7 @@ fn load_stages(ebpf: &mut aya::Ebpf, pins: &Pins) -> Result<PathBuf, DataplaneEr
             .and_then(|mut stages| stages.set(stage as u32, &program, 0))
             .map_err(DataplaneError::map(abi::STAGES))?;
     }
-    Ok(pin)
+    Ok(())
 }
 
 /// The name of a stage's program in the object file.
@@ -192,13 +201,24 @@ impl Loaded {
         names.map(verified).collect()
     }
 
-    /// The first program.
+    /// The first program, to be attached.
     ///
     /// # Errors
     ///
     /// The object file has none of the name.
     pub fn program(&mut self) -> Result<&mut Xdp, DataplaneError> {
+        self.in_force = true;
         xdp(&mut self.ebpf, PROGRAM)
+    }
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        if !self.in_force
+            && let Err(error) = fs::remove_file(&self.stages)
+        {
+            tracing::warn!(%error, pin = %self.stages.display(), "removing a pin");
+        }
     }
 }
 

@@ -57,7 +57,7 @@ impl Vantage {
             let result = runtime.and_then(|runtime| {
                 runtime.block_on(async {
                     let (inside, cable) = set_up().await?;
-                    confine(&[], &[]).map_err(io::Error::other)?;
+                    confine(&[], &[], &[]).map_err(io::Error::other)?;
                     // Whoever waits for this is there until it comes.
                     let _: Result<(), _> = sender.send(Ok(cable.outer));
                     serve(&inside, cable.inner, incoming).await;

@@ -106,7 +106,9 @@ pub(super) fn is_over<A: Address>(
         // One end may still wait for the other's answer. And FIN and RST may be somebody else's, which the next
         // segment shows: a connection that has lasted may take its time with that.
         FlowState::CLOSING => closing.max(HALF_CLOSED).max(lived.min(established)),
-        _ if flow.finished & !finished::CLIENT == finished::CLIENT_RESET => {
+        _ if flow.finished & !(finished::CLIENT | finished::UNANSWERED)
+            == finished::CLIENT_RESET =>
+        {
             closing.max(lived.min(HALF_CLOSED))
         }
         _ => closing,
