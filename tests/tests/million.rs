@@ -1,4 +1,6 @@
 //! A million flows at once in the loaded program, and what is done with them.
+//!
+//! `LB_LIST_WITH` names another `lb` that lists them, such as one that is built with optimisation.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -13,6 +15,7 @@ use lb_tests::{
     frame::{Segment, flags},
     kernel::Kernel,
     seen::Seen,
+    setting,
     world::{BACKENDS, Socket, VIP, World, backend_address, backend_mac},
 };
 
@@ -108,7 +111,7 @@ fn each_of_a_million_flows_stays_on_its_backend_through_a_thousand_rings() -> Re
         (&["--state", "closed"], 0),
     ] {
         let start = Instant::now();
-        let mut command = Command::new(LB);
+        let mut command = Command::new(setting("LB_LIST_WITH", LB.to_owned()));
         command.arg("--pin-path").arg(&pins).args(["list", "flows", "--json"]).args(filters);
         let output = command.output()?;
         let error = String::from_utf8_lossy(&output.stderr);

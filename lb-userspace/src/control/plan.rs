@@ -127,8 +127,9 @@ pub fn plan(wanted: &State, there: &State, spaces: &mut Spaces, now: Instant) ->
         }
     }
     let pools = plan_pools(wanted, there, &mut spaces.pools, now, &mut plan);
-    plan_infos(wanted, there, &pools, &mut plan.changes);
+    let shown = plan_infos(wanted, there, &pools, &mut plan.changes);
     plan_rings(wanted, there, &mut spaces.rings, now, &mut plan);
+    plan.changes.extend(shown);
     plan_departures(wanted, there, &mut plan.changes);
     plan
 }
@@ -246,12 +247,15 @@ fn plan_pools(
     places
 }
 
+/// Returns the changes to what is shown of backends that are there already: they come after the rings, so that nobody
+/// is told that a backend is up before its first connection can come.
 fn plan_infos(
     wanted: &State,
     there: &State,
     pools: &BTreeMap<u32, u32>,
     changes: &mut Vec<Change>,
-) {
+) -> Vec<Change> {
+    let mut shown = Vec::new();
     for (index, info) in &wanted.services {
         let known = there.services.get(index);
         if known.is_none() {
@@ -274,10 +278,14 @@ fn plan_infos(
         if known.map(|known| known.backend) != Some(backend) {
             changes.push(Change::Backend(*index, backend));
         }
-        if known.map(|known| &known.info) != Some(&state.info) {
-            changes.push(Change::BackendInfo(*index, Box::new(state.info)));
+        let change = || Change::BackendInfo(*index, Box::new(state.info));
+        match known.map(|known| known.info) {
+            Some(info) if info == state.info => {}
+            Some(info) if info.lifecycle == state.info.lifecycle => shown.push(change()),
+            _ => changes.push(change()),
         }
     }
+    shown
 }
 
 fn plan_rings(wanted: &State, there: &State, space: &mut Space, now: Instant, plan: &mut Plan) {
