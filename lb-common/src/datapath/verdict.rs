@@ -278,7 +278,8 @@ mod tests {
                 Kind::Refused => {
                     // Only an answer to the sender is transmitted.
                     let answers =
-                        [Reason::NeedsFragmentation, Reason::BackendDown].contains(reason);
+                        [Reason::NeedsFragmentation, Reason::BackendDown, Reason::FlowTableFull]
+                            .contains(reason);
                     (reason.action() == Action::Transmit) == answers
                 }
                 Kind::Error => reason.action() == Action::Drop,
