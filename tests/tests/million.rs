@@ -114,10 +114,11 @@ fn each_of_a_million_flows_stays_on_its_backend_through_a_thousand_rings() -> Re
         let mut command = Command::new(setting("LB_LIST_WITH", LB.to_owned()));
         command.arg("--pin-path").arg(&pins).args(["list", "flows", "--json"]).args(filters);
         let output = command.output()?;
+        let took = start.elapsed();
         let error = String::from_utf8_lossy(&output.stderr);
         let flows: Vec<serde_json::Value> =
             serde_json::from_slice(&output.stdout).with_context(|| error.into_owned())?;
-        println!("lb list flows {}: {:?}", filters.join(" "), start.elapsed());
+        println!("lb list flows {}: {took:?}", filters.join(" "));
         ensure!(flows.len() == wanted, "{filters:?}: {} flows", flows.len());
     }
 
