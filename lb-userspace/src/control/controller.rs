@@ -17,9 +17,10 @@ use super::{
     configure::Room,
     interfaces::{self, Interfaces},
     path_mtu::PathMtu,
-    plan::{self, NoSpace, Plan, Spaces, plan},
+    plan::{NoSpace, Plan, Spaces, plan},
     prepare::Source,
     ring::Member,
+    room,
     service_manager::Watchdog,
     state::{BackendState, State},
     store,
@@ -203,8 +204,8 @@ impl Controller {
     pub(super) fn demand_room(&self, wanted: &State, config: &Config) -> Result<(), NoSpace> {
         let sources = config.nat_addresses.len().max(1) as u32;
         let (there, spaces) = (&self.there, self.spaces.clone());
-        plan::demand_entries(wanted, there, &self.room)?;
-        plan::shortage(wanted, there, spaces, Instant::now(), sources).map_or(Ok(()), Err)
+        room::demand_entries(wanted, there, &self.room)?;
+        room::shortage(wanted, there, spaces, Instant::now(), sources).map_or(Ok(()), Err)
     }
 
     /// Takes in what the network looks like now.

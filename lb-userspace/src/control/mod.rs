@@ -16,6 +16,7 @@ mod preflight;
 mod prepare;
 mod reach;
 pub mod ring;
+mod room;
 mod service_manager;
 pub mod space;
 mod start;

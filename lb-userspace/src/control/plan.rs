@@ -1,19 +1,17 @@
 //! What has to be changed so that what is there becomes what is wanted: a pure diff.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
     time::Instant,
 };
 
 use ipnet::IpNet;
 use lb_common::abi::{
-    Access, Backend, BackendInfo, Forwarding, LocalMac, Ring, Service, ServiceInfo, Settings,
-    pool_words,
+    Access, Backend, BackendInfo, LocalMac, Ring, Service, ServiceInfo, Settings, pool_words,
 };
 
 use super::{
-    configure::Room,
     space::Space,
     state::{BackendState, Bind, RingState, State},
 };
@@ -71,8 +69,10 @@ pub enum Change {
      again"
 )]
 pub struct NoSpace {
-    what: &'static str,
-    size: u32,
+    /// For what.
+    pub what: &'static str,
+    /// How much that takes.
+    pub size: u32,
 }
 
 /// What is free of the maps that hold many things of different sizes.
@@ -134,50 +134,8 @@ pub fn plan(wanted: &State, there: &State, spaces: &mut Spaces, now: Instant) ->
     plan
 }
 
-/// Demands that there is room for what is wanted beside what is there: of what is replaced, both are for a moment.
-///
-/// # Errors
-///
-/// There isn't.
-pub fn demand_entries(wanted: &State, there: &State, room: &Room) -> Result<(), NoSpace> {
-    let lists = |state: &State| -> BTreeSet<(u32, IpNet)> {
-        networks(state).map(|(list, network, _)| (list, network)).collect()
-    };
-    let demand = |count: usize, room: u32, what| match u32::try_from(count) {
-        Ok(size) if size <= room => Ok(()),
-        size => Err(NoSpace { what, size: size.unwrap_or(u32::MAX) }),
-    };
-    let both = lists(wanted).union(&lists(there)).count();
-    demand(both, room.networks, "lists of networks, old and new side by side,")?;
-    let binds = wanted.binds.keys().chain(there.binds.keys()).collect::<BTreeSet<_>>();
-    demand(binds.len(), room.binds, "addresses of services, old and new side by side,")
-}
-
-/// What would find no place, if every backend that isn't reached yet had `sources` addresses to be sent to from.
-pub fn shortage(
-    wanted: &State,
-    there: &State,
-    mut spaces: Spaces,
-    now: Instant,
-    sources: u32,
-) -> Option<NoSpace> {
-    let mut plan = Plan::default();
-    plan_rings(wanted, there, &mut spaces.rings, now, &mut plan);
-    plan_pools(wanted, there, &mut spaces.pools, now, &mut plan);
-    let is_unreached = |state: &&BackendState| {
-        state.backend.forwarding == Forwarding::FullNat && state.backend.nat_sources == 0
-    };
-    let ports = wanted.settings.nat_port_count * sources;
-    for _ in wanted.backends.values().filter(is_unreached) {
-        if spaces.pools.allocate(pool_words(ports), now).is_none() {
-            return Some(NoSpace { what: "a pool of source ports", size: ports });
-        }
-    }
-    plan.shortage
-}
-
 /// Everything that lists say.
-fn networks(state: &State) -> impl Iterator<Item = (u32, IpNet, Access)> {
+pub(super) fn networks(state: &State) -> impl Iterator<Item = (u32, IpNet, Access)> {
     let of_list = |(list, networks): (&u32, &BTreeMap<IpNet, Access>)| {
         let list = *list;
         networks.clone().into_iter().map(move |(network, access)| (list, network, access))
@@ -208,7 +166,7 @@ impl PoolKey {
 }
 
 /// Places the pools of source ports that aren't there yet. Returns where each backend's lies.
-fn plan_pools(
+pub(super) fn plan_pools(
     wanted: &State,
     there: &State,
     space: &mut Space,
@@ -288,7 +246,13 @@ fn plan_infos(
     shown
 }
 
-fn plan_rings(wanted: &State, there: &State, space: &mut Space, now: Instant, plan: &mut Plan) {
+pub(super) fn plan_rings(
+    wanted: &State,
+    there: &State,
+    space: &mut Space,
+    now: Instant,
+    plan: &mut Plan,
+) {
     let changes = &mut plan.changes;
     let mut in_force = BTreeMap::new();
     for (service, state) in &wanted.rings {
