@@ -30,8 +30,10 @@ pub mod random;
 pub mod rivals;
 pub mod seen;
 mod settings;
+mod traffic;
 pub mod variant;
 pub mod wait;
 pub mod world;
 
 pub use settings::setting;
+pub use traffic::under_traffic;

@@ -15,10 +15,23 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// # Errors
 ///
 /// It doesn't hold in time, or can't be found out.
-pub fn wait_until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+pub fn wait_until(what: &str, holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    wait_within(PATIENCE, what, holds)
+}
+
+/// The same with another patience, for what takes its time.
+///
+/// # Errors
+///
+/// It doesn't hold in time, or can't be found out.
+pub fn wait_within(
+    patience: Duration,
+    what: &str,
+    mut holds: impl FnMut() -> Result<bool>,
+) -> Result<()> {
     let start = Instant::now();
     while !holds()? {
-        ensure!(start.elapsed() < PATIENCE, "waited in vain: {what}");
+        ensure!(start.elapsed() < patience, "waited in vain: {what}");
         thread::sleep(Duration::from_millis(20));
     }
     Ok(())

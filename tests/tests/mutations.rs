@@ -23,7 +23,7 @@ use lb_tests::setting;
 use lb_userspace::{
     api::{self, Request, Response},
     config::Config,
-    health::{Checker, Target, Verdict},
+    health::{Checker, Target, Turn, Verdict},
     journal::Journal,
 };
 use tokio::sync::mpsc;
@@ -224,7 +224,8 @@ fn checks_judge_mutated_answers_and_go_on() -> Result<()> {
         let count = Arc::clone(&counts[usize::from(number)]);
         let phase = f64::from(number) / f64::from(CHECKERS);
         let check = Arc::clone(&config.services[0].check);
-        Checker::start(check, Target::Own(address), None, Verdict::Unknown, phase, move |report| {
+        let turn = Turn { phase, first_round: check.interval };
+        Checker::start(check, Target::Own(address), None, Verdict::Unknown, turn, move |report| {
             assert!(!report.detail.is_empty());
             count.fetch_add(1, Ordering::Relaxed);
             async {}

@@ -1,6 +1,7 @@
 //! The control socket: requests and answers, an object a line.
 
 mod client;
+mod peer;
 mod server;
 
 use std::fmt;
@@ -50,6 +51,19 @@ pub enum Operation {
     Ready,
     /// Another weight, 0 to 256.
     Weight(u16),
+}
+
+impl Request {
+    /// Whether it changes what the controller does; in words.
+    fn change(&self) -> Option<String> {
+        match self {
+            Self::Reload => Some("reload".to_owned()),
+            Self::Operate { service, backend, operation } => {
+                Some(format!("{operation} {service}/{backend}"))
+            }
+            Self::Status | Self::Config | Self::Events { .. } => None,
+        }
+    }
 }
 
 impl fmt::Display for Operation {

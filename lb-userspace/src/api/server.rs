@@ -4,6 +4,7 @@ use std::{
     fs, io,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -14,7 +15,7 @@ use tokio::{
     time,
 };
 
-use super::{Request, Response};
+use super::{Request, Response, peer::Peer};
 use crate::journal::Journal;
 
 /// Longest request, in bytes.
@@ -26,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub type Call = (Request, oneshot::Sender<Response>);
 
 /// Listens on a socket, with mode 0660, within a tokio runtime; requests go to `calls`, but those for events
-/// are answered from the journal. A socket that nobody listens on any longer is replaced: the caller makes sure that nobody does.
+/// are answered from the journal, and changes are only for those whose the socket is. A socket that nobody listens on any longer is replaced: the caller makes sure that nobody does.
 ///
 /// # Errors
 ///
@@ -41,13 +42,15 @@ pub fn serve(path: &Path, calls: mpsc::Sender<Call>, journal: Journal) -> io::Re
     }
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+    let path: Arc<Path> = path.into();
     tokio::spawn(async move {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let (calls, journal) = (calls.clone(), journal.clone());
+                    let path = Arc::clone(&path);
                     tokio::spawn(async move {
-                        if let Err(error) = answer(stream, &calls, &journal).await {
+                        if let Err(error) = answer(stream, &path, &calls, &journal).await {
                             tracing::debug!(%error, "a client of the control socket");
                         }
                     });
@@ -64,27 +67,37 @@ pub fn serve(path: &Path, calls: mpsc::Sender<Call>, journal: Journal) -> io::Re
 
 async fn answer(
     mut stream: UnixStream,
+    socket: &Path,
     calls: &mpsc::Sender<Call>,
     journal: &Journal,
 ) -> io::Result<()> {
+    let peer = Peer::of(&stream)?;
     let (reader, mut writer) = stream.split();
     let mut line = String::new();
     let mut reader = BufReader::new(reader.take(LONGEST_REQUEST));
     time::timeout(PATIENCE, reader.read_line(&mut line)).await??;
-    let response = match serde_json::from_str(&line) {
+    let request = match serde_json::from_str::<Request>(&line) {
         Ok(Request::Events { follow }) => {
             return tell(&mut reader, &mut writer, journal, follow).await;
         }
-        Ok(request) => {
-            let (sender, receiver) = oneshot::channel();
-            match calls.send((request, sender)).await {
-                Ok(()) => receiver
-                    .await
-                    .unwrap_or_else(|_| Response::Failed("the controller is stopping".to_owned())),
-                Err(_) => Response::Failed("the controller is stopping".to_owned()),
-            }
+        Ok(request) => request,
+        Err(error) => {
+            let refused = Response::Refused(format!("no such request: {error}"));
+            return write(&mut writer, &refused).await;
         }
-        Err(error) => Response::Refused(format!("no such request: {error}")),
+    };
+    if let Some(change) = request.change() {
+        if let Err(refused) = peer.demand_may_change(socket) {
+            tracing::warn!(%change, "{refused}");
+            return write(&mut writer, &Response::Refused(refused)).await;
+        }
+        tracing::info!(%change, "asked for by {peer}");
+    }
+    let (sender, receiver) = oneshot::channel();
+    let stopping = || Response::Failed("the controller is stopping".to_owned());
+    let response = match calls.send((request, sender)).await {
+        Ok(()) => receiver.await.unwrap_or_else(|_| stopping()),
+        Err(_) => stopping(),
     };
     write(&mut writer, &response).await
 }

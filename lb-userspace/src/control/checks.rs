@@ -5,7 +5,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use lb_common::abi::{CheckResult, Lifecycle, OperatorState, Text};
@@ -19,14 +19,18 @@ use super::{
 use crate::{
     config::{self, Config},
     dataplane::{DataplaneError, Detours, attach_until_dropped},
-    health::{Cause, Checker, Passage, Report, Target, Verdict, Vip},
+    health::{Cause, Checker, Passage, Report, Target, Turn, Verdict, Vip},
     netlink::{Network, NextHop, Vantage},
 };
+
+/// Where many backends begin to be checked, they take turns: one in so long.
+const FIRST_PACE: Duration = Duration::from_micros(200);
 
 impl Controller {
     /// Starts and stops checks, and watches addresses, as the state says.
     pub(super) fn follow_up(&mut self) {
         let mut checkers = HashMap::with_capacity(self.checkers.len());
+        let mut started = Vec::new();
         let mut addresses = Vec::with_capacity(self.wanted.backends.len());
         let by_name: HashMap<&str, &config::Service> =
             self.config.services.iter().map(|service| (service.name.as_str(), service)).collect();
@@ -54,34 +58,35 @@ impl Controller {
             let bound = (bound, &all_bound);
             let target = self.wanted.check_target(*index, state, bound, &self.network);
             let wanted = (Arc::clone(&service.check), target);
-            let running = self.checkers.remove(index).filter(|(running, _)| *running == wanted);
-            let running = running.unwrap_or_else(|| {
-                let events = self.events.clone();
-                let index = *index;
-                let verdict = match state.info.result {
-                    CheckResult::Up => Verdict::Up,
-                    CheckResult::Down => Verdict::Down,
-                    _ => Verdict::Unknown,
-                };
+            match self.checkers.remove(index).filter(|(running, _)| *running == wanted) {
+                Some(running) => drop(checkers.insert(*index, running)),
+                None => started.push((*index, wanted, state.info.result)),
+            }
+        }
+        let pace = FIRST_PACE * u32::try_from(started.len()).unwrap_or(u32::MAX);
+        for (index, (check, target), result) in started {
+            let verdict = match result {
+                CheckResult::Up => Verdict::Up,
+                CheckResult::Down => Verdict::Down,
+                _ => Verdict::Unknown,
+            };
+            let turn = Turn {
                 // The golden ratio spreads any number of backends evenly.
-                let phase = (f64::from(index) * 0.618_034).fract();
-                let checker = Checker::start(
-                    Arc::clone(&service.check),
-                    wanted.1.clone(),
-                    self.passage.as_ref().map(|(passage, _)| Arc::clone(passage)),
-                    verdict,
-                    phase,
-                    move |report| {
-                        let events = events.clone();
-                        async move {
-                            // Fails only while the controller stops.
-                            let _: Result<(), _> = events.send(Event::Checked(index, report)).await;
-                        }
-                    },
-                );
-                (wanted, checker)
-            });
-            checkers.insert(*index, running);
+                phase: (f64::from(index) * 0.618_034).fract(),
+                first_round: pace.min(check.interval),
+            };
+            let events = self.events.clone();
+            let passage = self.passage.as_ref().map(|(passage, _)| Arc::clone(passage));
+            let (its_check, its_target) = (Arc::clone(&check), target.clone());
+            let report = move |report| {
+                let events = events.clone();
+                async move {
+                    // Fails only while the controller stops.
+                    let _: Result<(), _> = events.send(Event::Checked(index, report)).await;
+                }
+            };
+            let checker = Checker::start(its_check, its_target, passage, verdict, turn, report);
+            checkers.insert(index, ((check, target), checker));
         }
         // What is left are those that are checked no longer.
         for index in self.checkers.keys() {

@@ -8,7 +8,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    sys::resource::{Resource, getrlimit, setrlimit},
+};
 
 use super::{checks::needs_vantage, preflight, start::StartError};
 use crate::{
@@ -83,6 +87,7 @@ pub fn prepare(
     let config = source.read()?;
     start_log(&config);
     preflight::check(&config)?;
+    raise_open_files(&config)?;
     let pins = Pins::new(&config.pin_path);
     let is_new = !pins.exist();
     pins.create()?;
@@ -96,6 +101,26 @@ pub fn prepare(
             Err(error)
         }
     }
+}
+
+/// Lets this process have as many files open as it may: each check that is under way has one.
+fn raise_open_files(config: &Config) -> Result<(), StartError> {
+    /// For everything else, maps for the most part.
+    const OTHERS: u64 = 128;
+    let system =
+        |errno: Errno| StartError::System { what: "open files".to_owned(), source: errno.into() };
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(system)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).map_err(system)?;
+    let backends: usize = config.services.iter().map(|service| service.backends.len()).sum();
+    if backends as u64 + OTHERS > most {
+        tracing::warn!(
+            most,
+            backends,
+            "checks may fail for lack of open files while many wait for an answer: raise their number (ulimit -Hn, \
+             LimitNOFILE)"
+        );
+    }
+    Ok(())
 }
 
 /// Sees to the directories, and gives up privileges. Returns how the pins are reached from then on.
@@ -153,7 +178,7 @@ fn lock(pins: &Pins) -> Result<Flock<File>, StartError> {
     };
     let directory = File::open(pins.directory()).map_err(system)?;
     Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
-        if error != nix::errno::Errno::EWOULDBLOCK {
+        if error != Errno::EWOULDBLOCK {
             return system(error.into());
         }
         StartError::Running { path: pins.directory().to_path_buf(), pid: controller_pid(pins) }

@@ -258,6 +258,9 @@ async fn assemble(
     Ok(controller)
 }
 
+/// From so many pools of source ports on, there isn't room for as many again.
+const MANY_POOLS: usize = 1000;
+
 /// Room for twice what is configured, and for some more services and backends in any case.
 fn capacity(config: &Config) -> Capacity {
     let double = |count: usize, least: u32| {
@@ -275,6 +278,8 @@ fn capacity(config: &Config) -> Capacity {
     let ports = (u32::from(last) - u32::from(first) + 1) * sources;
     let pools =
         count(|service| if service.forwarding.hides_client() { service.backends.len() } else { 0 });
+    // Of very many, only a quarter more: each takes 16 KB.
+    let pools = pools + pools.min(MANY_POOLS).max(pools / 4);
     Capacity {
         flows: config.flows,
         embryonic: config.embryonic,
@@ -284,7 +289,9 @@ fn capacity(config: &Config) -> Capacity {
         // Twice again: while a ring is replaced, both are there.
         ring_slots: double(slots * 2, 1 << 20),
         nat_sources: NAT_SOURCES,
-        port_words: double(pools * pool_words(ports) as usize, 1 << 16),
+        port_words: u32::try_from(pools * pool_words(ports) as usize)
+            .unwrap_or(u32::MAX)
+            .max(1 << 16),
         networks: NETWORKS,
         clients: config.clients,
         sources: SOURCES,

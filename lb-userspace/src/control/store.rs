@@ -310,15 +310,22 @@ fn fill_pool(memory: &PortMemory, pool: u32, ports: u32, first: u32) {
     let words = &memory.words()[pool as usize..][..pool_words(ports) as usize];
     let [present, next] =
         [0, 1].map(|generation| (generation_start(pool, ports, generation) - pool) as usize);
-    for (word, start) in (0..port_words(ports)).map(|word| (word, word * PORTS_A_WORD)) {
-        let bits = |range: std::ops::Range<u32>| {
-            let within = |port: &u32| range.contains(&(start + port));
-            (0..PORTS_A_WORD).filter(within).fold(0u64, |bits, port| bits | 1 << port)
-        };
-        words[present + word as usize].store(bits(first..ports), Ordering::Relaxed);
-        words[next + word as usize].store(bits(0..first), Ordering::Relaxed);
+    for word in 0..port_words(ports) {
+        let bits = free_bits(word, ports, first);
+        words[present + word as usize].store(bits[0], Ordering::Relaxed);
+        words[next + word as usize].store(bits[1], Ordering::Relaxed);
     }
     words[0].store(PoolHead::default().word(), Ordering::Relaxed);
+}
+
+/// What a word of such a pool says in the present and in the next generation.
+fn free_bits(word: u32, ports: u32, first: u32) -> [u64; 2] {
+    let below = |port: u32| match port.saturating_sub(word * PORTS_A_WORD) {
+        bits if bits < PORTS_A_WORD => (1 << bits) - 1,
+        _ => u64::MAX,
+    };
+    let (all, later) = (below(ports), below(first));
+    [all & !later, all & later]
 }
 
 fn done(result: Result<(), MapError>, name: &'static str) -> Result<(), DataplaneError> {
@@ -345,4 +352,21 @@ fn clear(
     let cpus = counters.get(&index, 0)?.len();
     let zeroes = vec![Counters::default(); cpus].try_into().map_err(MapError::IoError)?;
     counters.set(index, zeroes, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_port_of_a_new_pool_is_free_in_one_generation() {
+        for (ports, first) in [(1, 0), (64, 63), (130, 0), (130, 64), (130, 100), (200, 199)] {
+            for port in 0..256 {
+                let bits = free_bits(port / PORTS_A_WORD, ports, first);
+                let free = bits.map(|bits| bits >> (port % PORTS_A_WORD) & 1 == 1);
+                let expected = [port >= first && port < ports, port < first];
+                assert_eq!(free, expected, "port {port} of {ports}, from {first} on");
+            }
+        }
+    }
 }

@@ -32,27 +32,52 @@ pub struct Report {
     pub duration: Duration,
 }
 
+/// When a backend is checked, among others.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Turn {
+    /// Its place among them, from 0 to 1.
+    pub phase: f64,
+    /// How long it takes until each of them has been checked for the first time. From then on they are spread over the
+    /// interval.
+    pub first_round: Duration,
+}
+
+impl Turn {
+    /// Until the first check.
+    fn first(self) -> Duration {
+        self.first_round.mul_f64(self.phase)
+    }
+
+    /// From the first check to the second.
+    fn second(self, interval: Duration) -> Duration {
+        let rest = interval.saturating_sub(self.first_round);
+        (self.first_round + rest.mul_f64(self.phase)).clamp(interval / 20, interval)
+    }
+}
+
 /// Checks one backend again and again, until it is dropped.
 #[derive(Debug)]
 pub struct Checker(AbortHandle);
 
 impl Checker {
-    /// Starts to check, at once and from then on at intervals, within a tokio runtime. `report` is
+    /// Starts to check at intervals, when it is its `turn`, within a tokio runtime. `report` is
     /// called after every check; `verdict` is what was thought before.
     ///
-    /// `passage` is there where a target needs it. `phase`, from 0 to 1, spreads the checks of many backends over the interval.
+    /// `passage` is there where a target needs it.
     pub fn start<F: Future<Output = ()> + Send>(
         check: Arc<Check>,
         target: Target,
         passage: Option<Arc<Passage>>,
         verdict: Verdict,
-        phase: f64,
+        turn: Turn,
         report: impl Fn(Report) -> F + Send + 'static,
     ) -> Self {
         let task = tokio::spawn(async move {
             let mut judge = Judge::new(verdict);
-            let mut spread = Some(phase);
+            let mut is_first = true;
+            let mut due = time::Instant::now() + turn.first();
             loop {
+                time::sleep_until(due).await;
                 let start = Instant::now();
                 let outcome = run(&check, &target, passage.as_deref()).await;
                 let duration = start.elapsed();
@@ -63,11 +88,11 @@ impl Checker {
                 };
                 report(Report { verdict, detail, cause, duration }).await;
 
-                let mut interval = interval(&check, &judge);
-                if let Some(phase) = spread.take() {
-                    interval = interval.mul_f64(phase.clamp(0.05, 1.0));
-                }
-                time::sleep(interval.saturating_sub(duration)).await;
+                let interval = interval(&check, &judge);
+                let gap = if is_first { turn.second(interval) } else { interval };
+                is_first = false;
+                // Counted from when it was due, so that each keeps its place among the others.
+                due = (due + gap).max(time::Instant::now());
             }
         });
         Self(task.abort_handle())
@@ -220,5 +245,28 @@ fn words(error: &io::Error) -> Failure {
         ErrorKind::NetworkUnreachable => Failure::new(Cause::Unreachable, "network unreachable"),
         ErrorKind::TimedOut => Failure::new(Cause::Timeout, "the connection timed out"),
         _ => Failure::new(Cause::Local, error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_are_checked_at_once_and_spread_from_then_on() {
+        let second = Duration::from_secs(1);
+        let few = |phase| Turn { phase, first_round: Duration::ZERO };
+        assert_eq!(few(0.5).first(), Duration::ZERO);
+        assert_eq!(few(0.5).second(second), second / 2);
+        assert_eq!(few(0.0).second(second), second / 20, "but not twice in a moment");
+    }
+
+    #[test]
+    fn many_keep_the_places_of_their_first_round() {
+        let second = Duration::from_secs(1);
+        let many = |phase| Turn { phase, first_round: second };
+        assert_eq!(many(0.25).first(), second / 4);
+        assert_eq!(many(0.25).second(second), second);
+        assert_eq!(many(0.25).second(second / 10), second / 10, "unless they hurry");
     }
 }

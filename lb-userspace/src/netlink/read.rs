@@ -5,11 +5,16 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use futures_util::{StreamExt, TryStreamExt, stream::BoxStream};
+use futures_util::{
+    StreamExt, TryStreamExt,
+    stream::{self, BoxStream},
+};
 use lb_common::wire::{MacAddress, Vlan};
 use rtnetlink::{
     Handle, MulticastGroup, RouteMessageBuilder, new_connection, new_multicast_connection,
+    packet_core::{NetlinkMessage, NetlinkPayload},
     packet_route::{
+        RouteNetlinkMessage,
         address::{AddressAttribute, AddressMessage},
         link::{
             InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
@@ -37,10 +42,58 @@ pub enum NetlinkError {
 /// A connection to the kernel.
 pub struct Reader {
     handle: Handle,
+    /// What [`Self::read`] found last.
+    routes: BTreeMap<IpAddr, Result<Route, Unresolved>>,
 }
 
-/// A stream with an item for each change to interfaces, addresses, routes or neighbours.
-pub(super) type Changes = BoxStream<'static, ()>;
+/// The way to an address: the next station on it, the interface that leads there, and the address that this host
+/// sends from.
+#[derive(Clone, Copy, Debug)]
+struct Route {
+    gateway: IpAddr,
+    interface: u32,
+    source: IpAddr,
+}
+
+/// What has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Change {
+    /// A neighbour.
+    Neighbour,
+    /// An interface, an address or a route.
+    Other,
+    /// Nobody knows: the kernel had more to say than there was room for.
+    Lost,
+}
+
+/// Requests that are on their way at a time; their answers fit the socket's buffer.
+const REQUESTS_AT_ONCE: usize = 32;
+
+/// A stream of changes.
+///
+/// # Errors
+///
+/// The kernel refuses.
+pub(super) fn changes() -> Result<BoxStream<'static, Change>, NetlinkError> {
+    // Nothing is asked on this connection, since what it may lose would be awaited in vain.
+    let (connection, _, messages) = new_multicast_connection(&[
+        MulticastGroup::Link,
+        MulticastGroup::Neigh,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv6Route,
+    ])?;
+    tokio::spawn(connection);
+    let change = |message: &NetlinkMessage<RouteNetlinkMessage>| match message.payload {
+        NetlinkPayload::Overrun(_) => Change::Lost,
+        NetlinkPayload::InnerMessage(
+            RouteNetlinkMessage::NewNeighbour(_) | RouteNetlinkMessage::DelNeighbour(_),
+        ) => Change::Neighbour,
+        _ => Change::Other,
+    };
+    Ok(messages.map(move |(message, _)| change(&message)).boxed())
+}
 
 impl Reader {
     /// Connects, within a tokio runtime.
@@ -51,20 +104,7 @@ impl Reader {
     pub fn connect() -> Result<Self, NetlinkError> {
         let (connection, handle, _) = new_connection()?;
         tokio::spawn(connection);
-        Ok(Self { handle })
-    }
-
-    pub(super) fn connect_with_changes() -> Result<(Self, Changes), NetlinkError> {
-        let (connection, handle, messages) = new_multicast_connection(&[
-            MulticastGroup::Link,
-            MulticastGroup::Neigh,
-            MulticastGroup::Ipv4Ifaddr,
-            MulticastGroup::Ipv4Route,
-            MulticastGroup::Ipv6Ifaddr,
-            MulticastGroup::Ipv6Route,
-        ])?;
-        tokio::spawn(connection);
-        Ok((Self { handle }, messages.map(|_| ()).boxed()))
+        Ok(Self { handle, routes: BTreeMap::new() })
     }
 
     /// Reads everything, and how each of the addresses is reached. Where a neighbour isn't known,
@@ -74,30 +114,52 @@ impl Reader {
     ///
     /// The kernel refuses.
     pub async fn read(
-        &self,
+        &mut self,
         addresses: impl IntoIterator<Item = IpAddr>,
     ) -> Result<Network, NetlinkError> {
         let mut network = Network { links: self.links().await?, ..Network::default() };
         network.default_interface = self.default_interface().await?;
         network.addresses = self.addresses().await?;
-        let neighbours = self.neighbours().await?;
-        for address in addresses {
-            let next_hop = match self.route(address).await {
-                Ok((gateway, interface, source)) => match neighbours.get(&(interface, gateway)) {
-                    Some(station) => {
-                        let router = (gateway != address).then_some(gateway);
-                        Ok(NextHop { interface, station: *station, source, router })
-                    }
-                    None => {
-                        self.find_neighbour(interface, gateway).await;
-                        Err(Unresolved::NoNeighbour(gateway))
-                    }
-                },
-                Err(unresolved) => Err(unresolved),
-            };
-            network.next_hops.insert(address, next_hop);
-        }
+        let addresses: Vec<IpAddr> = addresses.into_iter().collect();
+        let handle = &self.handle;
+        let ask = move |address| async move { (address, route(handle, address).await) };
+        let asked = stream::iter(addresses).map(ask).buffer_unordered(REQUESTS_AT_ONCE);
+        self.routes = asked.collect().await;
+        network.next_hops = self.next_hops().await?;
         Ok(network)
+    }
+
+    /// How each of the addresses is reached that [`Self::read`] was asked for last, if nothing but neighbours has
+    /// changed since then. Those that aren't known are asked for as there.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub(super) async fn next_hops(
+        &self,
+    ) -> Result<BTreeMap<IpAddr, Result<NextHop, Unresolved>>, NetlinkError> {
+        let neighbours = self.neighbours().await?;
+        let mut next_hops = BTreeMap::new();
+        for (address, route) in &self.routes {
+            let next_hop = match route {
+                Ok(Route { gateway, interface, source }) => {
+                    let (gateway, interface, source) = (*gateway, *interface, *source);
+                    match neighbours.get(&(interface, gateway)) {
+                        Some(station) => {
+                            let router = (gateway != *address).then_some(gateway);
+                            Ok(NextHop { interface, station: *station, source, router })
+                        }
+                        None => {
+                            self.find_neighbour(interface, gateway).await;
+                            Err(Unresolved::NoNeighbour(gateway))
+                        }
+                    }
+                }
+                Err(unresolved) => Err(unresolved.clone()),
+            };
+            next_hops.insert(*address, next_hop);
+        }
+        Ok(next_hops)
     }
 
     async fn links(&self) -> Result<BTreeMap<u32, Link>, NetlinkError> {
@@ -170,38 +232,6 @@ impl Reader {
         Ok(found)
     }
 
-    /// The next station on the way to an address, the interface that leads there, and the address
-    /// that this host sends from.
-    async fn route(&self, address: IpAddr) -> Result<(IpAddr, u32, IpAddr), Unresolved> {
-        let request = match address {
-            IpAddr::V4(address) => {
-                RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build()
-            }
-            IpAddr::V6(address) => {
-                RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128).build()
-            }
-        };
-        let mut routes = std::pin::pin!(self.handle.route().get(request).execute());
-        let route = routes.try_next().await.ok().flatten().ok_or(Unresolved::NoRoute)?;
-        match route.header.kind {
-            RouteType::Unicast => {}
-            RouteType::Local => return Err(Unresolved::Own),
-            _ => return Err(Unresolved::NoRoute),
-        }
-        let interface = output_interface(&route).ok_or(Unresolved::NoRoute)?;
-        let mut gateway = address;
-        let mut source = None;
-        for attribute in &route.attributes {
-            match attribute {
-                RouteAttribute::Gateway(router) => gateway = ip(router).unwrap_or(gateway),
-                RouteAttribute::Via(RouteVia::Inet6(router)) => gateway = IpAddr::V6(*router),
-                RouteAttribute::PrefSource(own) => source = ip(own),
-                _ => {}
-            }
-        }
-        Ok((gateway, interface, source.ok_or(Unresolved::NoRoute)?))
-    }
-
     /// Has the kernel find a neighbour's hardware address (`NTF_USE`: as if a packet were sent).
     async fn find_neighbour(&self, interface: u32, address: IpAddr) {
         let request = self
@@ -215,6 +245,37 @@ impl Reader {
             tracing::debug!(%address, %error, "asking for a neighbour");
         }
     }
+}
+
+/// The way to an address.
+async fn route(handle: &Handle, address: IpAddr) -> Result<Route, Unresolved> {
+    let request = match address {
+        IpAddr::V4(address) => {
+            RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build()
+        }
+        IpAddr::V6(address) => {
+            RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128).build()
+        }
+    };
+    let mut routes = std::pin::pin!(handle.route().get(request).execute());
+    let route = routes.try_next().await.ok().flatten().ok_or(Unresolved::NoRoute)?;
+    match route.header.kind {
+        RouteType::Unicast => {}
+        RouteType::Local => return Err(Unresolved::Own),
+        _ => return Err(Unresolved::NoRoute),
+    }
+    let interface = output_interface(&route).ok_or(Unresolved::NoRoute)?;
+    let mut gateway = address;
+    let mut source = None;
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Gateway(router) => gateway = ip(router).unwrap_or(gateway),
+            RouteAttribute::Via(RouteVia::Inet6(router)) => gateway = IpAddr::V6(*router),
+            RouteAttribute::PrefSource(own) => source = ip(own),
+            _ => {}
+        }
+    }
+    Ok(Route { gateway, interface, source: source.ok_or(Unresolved::NoRoute)? })
 }
 
 pub(super) fn link(message: &LinkMessage) -> Link {

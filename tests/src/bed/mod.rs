@@ -19,7 +19,11 @@ use nix::{
 use tempfile::TempDir;
 use xtask::netns::{Namespace, Port, Switch};
 
-use crate::{kernel::pin_directory, nginx, wait::wait_until};
+use crate::{
+    kernel::pin_directory,
+    nginx,
+    wait::{PATIENCE, wait_until, wait_within},
+};
 
 /// The service's address and port.
 pub const SERVICE: &str = "10.91.0.100:8080";
@@ -285,7 +289,8 @@ impl Bed {
     /// It ends instead.
     pub fn spawn_controller(&mut self, command: &mut Command) -> Result<()> {
         self.controller = Some(command.spawn()?);
-        let result = wait_until("the controller answers", || {
+        // With a large configuration that takes its time; should it end, that is seen.
+        let result = wait_within(PATIENCE * 6, "the controller answers", || {
             if let Some(controller) = &mut self.controller
                 && let Some(status) = controller.try_wait()?
             {

@@ -24,12 +24,33 @@ pub(super) struct PortAudit {
 struct Used {
     /// How many it has.
     ports: u32,
-    /// A bit for each that a flow was seen to use in this round.
-    now: Vec<u64>,
-    /// The same of the round before, and a bit for each that was free at its end.
-    before: Option<(Vec<u64>, Vec<u64>)>,
-    /// A bit for each that is free at the end of this round.
-    free: Vec<u64>,
+    /// Those that a flow was seen to use in this round.
+    now: Bits,
+    /// The same of the round before, and those that weren't free at its end.
+    before: Option<(Bits, Bits)>,
+    /// Those that aren't free at the end of this round.
+    taken: Bits,
+}
+
+/// A bit for each port. Most pools have few ports in use, if any: without any, there is nothing to hold.
+#[derive(Debug, Default)]
+struct Bits(Vec<u64>);
+
+impl Bits {
+    /// The bits of a word's ports.
+    fn word(&self, number: usize) -> u64 {
+        self.0.get(number).copied().unwrap_or(0)
+    }
+
+    /// Sets more bits of a word.
+    fn add(&mut self, number: usize, bits: u64) {
+        if bits != 0 {
+            if self.0.len() <= number {
+                self.0.resize(number + 1, 0);
+            }
+            self.0[number] |= bits;
+        }
+    }
 }
 
 impl PortAudit {
@@ -40,10 +61,9 @@ impl PortAudit {
         for (pool, _, sources) in orders.backends.values().filter_map(|backend| backend.pool) {
             let ports = range * sources;
             let before = self.pools.remove(&pool).filter(|used| used.ports == ports);
-            let none = vec![0; port_words(ports) as usize];
-            let before = before.map(|used| (used.now, used.free));
-            let used = Used { ports, now: none.clone(), before, free: none };
-            pools.entry(pool).or_insert(used);
+            let before = before.map(|used| (used.now, used.taken));
+            let (now, taken) = (Bits::default(), Bits::default());
+            pools.entry(pool).or_insert(Used { ports, now, before, taken });
         }
         self.pools = pools;
     }
@@ -66,7 +86,7 @@ impl PortAudit {
         }
         let number = source * range + port;
         if let Some(used) = self.pools.get_mut(&pool) {
-            used.now[(number / PORTS_A_WORD) as usize] |= 1 << (number % PORTS_A_WORD);
+            used.now.add((number / PORTS_A_WORD) as usize, 1 << (number % PORTS_A_WORD));
         }
     }
 
@@ -79,22 +99,25 @@ impl PortAudit {
             let generation = PoolHead::from_word(head.load(Ordering::Relaxed)).generation;
             let [present, next] = [generation, generation.wrapping_add(1)]
                 .map(|generation| generation_start(*pool, used.ports, generation) as usize);
-            for (number, in_use) in used.now.iter().enumerate() {
+            for number in 0..port_words(used.ports) as usize {
                 let (Some(present), Some(next)) =
                     (words.get(present + number), words.get(next + number))
                 else {
                     break;
                 };
-                if *in_use != 0 {
+                let in_use = used.now.word(number);
+                if in_use != 0 {
                     present.fetch_and(!in_use, Ordering::Relaxed);
                     next.fetch_and(!in_use, Ordering::Relaxed);
                 }
-                let free = present.load(Ordering::Relaxed) | next.load(Ordering::Relaxed);
-                used.free[number] = free;
-                let Some((in_use_before, free_before)) = &used.before else { continue };
                 let exist = used.ports - number as u32 * PORTS_A_WORD;
                 let exist = if exist >= PORTS_A_WORD { u64::MAX } else { (1 << exist) - 1 };
-                let lost = exist & !(free | in_use | in_use_before[number] | free_before[number]);
+                let free = present.load(Ordering::Relaxed) | next.load(Ordering::Relaxed);
+                let taken = exist & !free;
+                used.taken.add(number, taken);
+                let Some((in_use_before, taken_before)) = &used.before else { continue };
+                let lost =
+                    taken & taken_before.word(number) & !(in_use | in_use_before.word(number));
                 if lost != 0 {
                     next.fetch_or(lost, Ordering::Relaxed);
                 }
