@@ -107,6 +107,26 @@ impl Connection {
         segment
     }
 
+    /// A segment from the backend that acknowledges the client's FIN, which comes with the usual payload.
+    pub fn last_from_backend(&self, flags: u8) -> Segment {
+        let mut segment = self.from_backend(flags);
+        let fin = self.from_client(flags);
+        segment.acknowledgement = fin.sequence + fin.payload.len() as u32 + 1;
+        segment
+    }
+
+    /// Closes the connection, the backend first.
+    ///
+    /// # Errors
+    ///
+    /// A segment isn't forwarded as it should be.
+    pub fn close(&self, pair: &mut Pair) -> Result<()> {
+        let fin = flags::ACK | flags::FIN;
+        self.reply(pair, "FIN", &self.from_backend(fin))?;
+        self.request(pair, "FIN", &self.from_client(fin))?;
+        self.reply(pair, "last ACK", &self.last_from_backend(flags::ACK))
+    }
+
     /// Demands that a client's segment reaches the backend, and that the backend sees it come from
     /// us.
     ///

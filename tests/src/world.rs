@@ -166,7 +166,7 @@ fn backend(index: u32) -> Backend {
         takes_new_flows: 1,
         remembers_clients: 0,
         fate: Fate::Keep,
-        reserved: 0,
+        is_down: 0,
     }
 }
 

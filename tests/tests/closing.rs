@@ -38,7 +38,7 @@ fn a_half_closed_connection_carries_the_other_direction() -> Result<()> {
             connection.request(&mut pair, "ACK", &connection.from_client(flags::ACK))?;
         }
         ensure!(states(&pair) == [FlowState::CLOSING; 2]);
-        connection.reply(&mut pair, "FIN", &connection.from_backend(FIN))?;
+        connection.reply(&mut pair, "FIN", &connection.last_from_backend(FIN))?;
         ensure!(states(&pair) == [FlowState::CLOSED; 2]);
         pair.compare_tables()?;
     }
@@ -51,7 +51,7 @@ fn both_ends_may_close_at_once() -> Result<()> {
     connection.request(&mut pair, "FIN", &connection.from_client(FIN))?;
     connection.reply(&mut pair, "FIN", &connection.from_backend(FIN))?;
     connection.request(&mut pair, "last ACK", &connection.from_client(flags::ACK))?;
-    connection.reply(&mut pair, "last ACK", &connection.from_backend(flags::ACK))?;
+    connection.reply(&mut pair, "last ACK", &connection.last_from_backend(flags::ACK))?;
     ensure!(states(&pair) == [FlowState::CLOSED; 2]);
     pair.compare_tables()
 }
@@ -71,8 +71,7 @@ fn a_reset_closes_and_the_port_opens_another_connection() -> Result<()> {
 fn a_port_that_is_used_again_in_time_wait_starts_afresh_by_another_port() -> Result<()> {
     for vip in [VIP, VIP_IPV6] {
         let (mut pair, first) = established(vip)?;
-        first.reply(&mut pair, "FIN", &first.from_backend(FIN))?;
-        first.request(&mut pair, "FIN", &first.from_client(FIN))?;
+        first.close(&mut pair)?;
         let second = Connection::open(&mut pair, vip)?;
         ensure!(second.nat != first.nat, "{second:?}");
         let late = first.from_backend(flags::ACK).build();

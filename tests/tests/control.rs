@@ -1,6 +1,11 @@
 //! The controller under an operator's hands: reloads, wrong configurations, and starts that fail.
 
-use std::{collections::HashMap, fs, os::unix::net::UnixListener, process::Stdio};
+use std::{
+    collections::HashMap,
+    fs,
+    os::unix::{fs::PermissionsExt, net::UnixListener},
+    process::Stdio,
+};
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::{
@@ -85,7 +90,7 @@ fn a_reload_with_a_wrong_file_changes_nothing() -> Result<()> {
         ("10.91.0.101:8080", "10.91.0.101:70000", "out of range"),
         ("10.91.0.102:8080", "10.91.0.101:8080", "given twice"),
         ("\"eth0\"", "\"eth9\"", "no such interface: eth9; there are"),
-        ("flows = 65536", "flows = 70000", "limits.flows can't be changed by a reload"),
+        ("flows = 65536", "flows = 70000", "can't be changed by a reload: ~ limits.flows"),
         ("[limits]", "[nat]\nports = \"32768-60999\"\n\n[limits]", "overlaps net.ipv4"),
     ];
     for (old, new, wanted) in wrong {
@@ -142,7 +147,7 @@ fn starts_that_cannot_be_say_why_in_one_line() -> Result<()> {
     let readable = fs::read_to_string(bed.config())?;
     let open = tempfile::NamedTempFile::new_in("/tmp")?;
     fs::write(open.path(), readable)?;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    let mode = PermissionsExt::from_mode(0o644);
     fs::set_permissions(open.path(), mode)?;
     let copy = std::env::temp_dir().join(format!("lb-unprivileged-{}", std::process::id()));
     fs::copy(LB, &copy)?;
@@ -257,7 +262,6 @@ fn every_list_shows_what_there_is() -> Result<()> {
     ensure!(nat.starts_with("10.91.0.10:"), "{flows}");
     for (filter, count) in [
         (&["--service", "ui"][..], 1),
-        (&["--service", "other"], 0),
         (&["--backend", &name], 1),
         (&["--client", "10.91.0.0/24"], 1),
         (&["--client", "192.0.2.1"], 0),
@@ -285,5 +289,71 @@ fn every_list_shows_what_there_is() -> Result<()> {
         status.contains("running, process") && status.contains("eth0, native mode"),
         "{status}"
     );
+    Ok(())
+}
+
+#[test]
+fn only_those_whose_the_socket_is_change_anything() -> Result<()> {
+    /// A group that nobody is in.
+    const GROUP: u32 = 54_321;
+    let bed = Bed::new(LB, "native", 1)?;
+    let directory = bed.socket();
+    let directory = directory.parent().context("a directory")?;
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o755))?;
+    fs::set_permissions(bed.config(), fs::Permissions::from_mode(0o644))?;
+    // As somebody might who wants to look from everywhere.
+    fs::set_permissions(bed.socket(), fs::Permissions::from_mode(0o666))?;
+    std::os::unix::fs::chown(bed.socket(), None, Some(GROUP))?;
+    let program = directory.join("lb");
+    fs::copy(LB, &program)?;
+    let nobody = |groups: &[&str], arguments: &[&str]| -> Result<(bool, String)> {
+        let mut command = bed.balancer.command("setpriv");
+        command.args(["--reuid", "65534", "--regid", "65534"]).args(groups).arg(&program);
+        let output = command.arg("-c").arg(bed.config()).args(arguments).output()?;
+        Ok((output.status.success(), String::from_utf8(output.stderr)?))
+    };
+    let events = nobody(&["--clear-groups"], &["events"])?;
+    ensure!(events.0, "{events:?}");
+    for request in [&["reload"][..], &["drain", "ui/mgmt01"]] {
+        let (done, said) = nobody(&["--clear-groups"], request)?;
+        ensure!(!done && said.contains("user 65534 (process") && said.contains("54321"), "{said}");
+        let (done, said) = nobody(&["--groups", "54321"], request)?;
+        ensure!(done, "{said}");
+    }
+    ensure!(bed.shown("mgmt01")?["state"] == "drain");
+    let events = bed.lb_ok(&["events"])?;
+    ensure!(events.contains("asked for by user 65534 (process"), "{events}");
+    Ok(())
+}
+
+#[test]
+fn what_a_restart_does_not_change_is_said() -> Result<()> {
+    let mut bed = Bed::new(LB, "native", 1)?;
+    let text = fs::read_to_string(bed.config())?.replace("flows = 65536", "flows = 70000");
+    fs::write(bed.config(), text)?;
+    let said = bed.lb_ok(&["diff"])?;
+    ensure!(said.contains("65536 -> 70000 (takes `lb detach`"), "{said}");
+    bed.stop_controller(Signal::SIGTERM)?;
+    bed.start_controller(&[])?;
+    let log = fs::read_to_string(bed.log())?;
+    ensure!(log.contains("limits.flows is 70000") && log.contains("made for 65536"), "{log}");
+    Ok(())
+}
+
+#[test]
+fn flows_of_what_there_is_not_are_an_error() -> Result<()> {
+    let bed = Bed::new(LB, "native", 1)?;
+    let _held = bed.open()?;
+    for (filter, name) in
+        [("--service", "nosuch"), ("--backend", "nosuch"), ("--backend", "nosuch/mgmt01")]
+    {
+        let output = bed.lb(&["list", "flows", filter, name])?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(1) && error.contains("nosuch"), "{output:?}");
+    }
+    for backend in ["mgmt01", "ui/mgmt01"] {
+        let shown = bed.json(&["list", "flows", "--backend", backend, "--json"])?;
+        ensure!(shown.as_array().is_some_and(|flows| flows.len() == 1), "{shown}");
+    }
     Ok(())
 }

@@ -112,6 +112,8 @@ fn nat_refuses_a_second_connection_from_one_port_to_one_backend_while_the_first_
     pair.expect("a SYN by the other service", &second, Reason::TupleInUse)?;
 
     pair.expect("RST", &from_client(vip, flags::RST).build(), Reason::ToBackend)?;
+    pair.expect("though that may be a stranger's", &second, Reason::TupleInUse)?;
+    pair.expect("RST", &from_backend(backend, flags::RST).build(), Reason::ToClient)?;
     pair.expect("now that the first is over", &second, Reason::Opened)?;
     let outcome = pair.expect("SYN-ACK", &syn_ack, Reason::ToClient)?;
     ensure!(Seen::new(&outcome.frame).source == other, "{outcome:?}");
@@ -177,7 +179,11 @@ fn direct_return_keeps_established_connections_when_the_ring_changes() -> Result
     let fin = from_client(vip, flags::ACK | flags::FIN);
     delivered(&mut pair, "FIN", &fin, Reason::ToBackend, other)?;
     delivered(&mut pair, "the rest", &from_client(vip, flags::ACK), Reason::ToBackend, other)?;
-    delivered(&mut pair, "the port in use again", &syn, Reason::Opened, backend)?;
+    // For all that is known, a stranger sent FIN.
+    delivered(&mut pair, "the port in use again", &syn, Reason::ToBackend, other)?;
+    delivered(&mut pair, "FIN", &fin, Reason::ToBackend, other)?;
+    pair.change_backend(other, |backend| backend.is_down = 1)?;
+    delivered(&mut pair, "and once more", &syn, Reason::Opened, backend)?;
     pair.compare_tables()
 }
 

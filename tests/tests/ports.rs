@@ -39,7 +39,8 @@ fn from_backend(tuple: Tuple, bits: u8) -> Vec<u8> {
     let mut segment = Segment::syn(tuple.0, tuple.1).with_flags(bits);
     let index = BACKENDS.into_iter().find(|index| backend_address(*index) == tuple.0);
     segment.source_mac = backend_mac(index.expect("a backend"));
-    (segment.sequence, segment.acknowledgement) = (5000, 1001);
+    // The FIN that a client may have sent, too.
+    (segment.sequence, segment.acknowledgement) = (5000, 1002);
     segment.build()
 }
 
@@ -70,8 +71,13 @@ fn close(host: &Host, open: &Open, way: u8) {
         1 => {
             host.run(&from_backend(open.tuple, fin));
             host.run(&from_client(open, fin));
+            host.run(&from_backend(open.tuple, flags::ACK));
         }
-        2 => drop(host.run(&from_client(open, flags::RST))),
+        2 => {
+            // Which anybody may send; but not what the backend answers to data.
+            host.run(&from_client(open, flags::RST));
+            host.run(&from_backend(open.tuple, flags::RST));
+        }
         _ => drop(host.run(&from_backend(open.tuple, flags::RST | flags::ACK))),
     }
 }
@@ -175,15 +181,14 @@ fn a_port_that_only_seems_free_is_passed_over() -> Result<()> {
         connection.establish(&mut pair)?;
         all.push(connection);
     }
-    // The first ones' ports are given back, though they go on: somebody else had sent the resets.
+    // The first ones' ports are given back, though they go on: their clients use theirs again.
     for connection in &all[..3] {
-        connection.request(&mut pair, "RST", &connection.from_client(flags::RST))?;
-        connection.request(&mut pair, "data", &connection.from_client(flags::ACK))?;
+        connection.reply(&mut pair, "RST", &connection.from_backend(flags::RST))?;
+        connection.request(&mut pair, "SYN", &Segment::syn(connection.client, VIP))?;
+        connection.reply(&mut pair, "SYN-ACK", &connection.syn_ack())?;
     }
     let last = &all[PORTS as usize - 1];
-    let fin = flags::FIN | flags::ACK;
-    last.request(&mut pair, "FIN", &last.from_client(fin))?;
-    last.reply(&mut pair, "FIN", &last.from_backend(fin))?;
+    last.close(&mut pair)?;
     let another = Connection::open_from(&mut pair, (CLIENT.0, 30_000), VIP)?;
     ensure!(another.nat == last.nat, "{another:?} {last:?}");
     another.establish(&mut pair)?;

@@ -252,7 +252,7 @@ fn a_port_that_is_used_again_after_a_reset_leaves_a_backend_that_does_not_answer
             connection.request(&mut pair, "RST", &connection.from_client(flags::RST))?;
             let host = &pair.host;
             let at = |seconds: u64| {
-                host.set_now(Moment::from_nanoseconds(u64::MAX / 2 + seconds * 1_000_000_000));
+                host.set_now(Moment::from_nanoseconds((1 << 60) + seconds * 1_000_000_000));
                 host.run(&Segment::syn(connection.client, vip).build())
             };
             ensure!(at(0).reason == Reason::ToBackend, "the backend may have it still");

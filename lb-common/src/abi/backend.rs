@@ -51,8 +51,8 @@ pub struct Backend {
     pub remembers_clients: u8,
     /// What becomes of its flows.
     pub fate: Fate,
-    /// Zero.
-    pub reserved: u8,
+    /// 1: its checks say that it is down.
+    pub is_down: u8,
 }
 
 impl Backend {

@@ -60,6 +60,14 @@ impl<A: Address> Entry<'_, Flow<A>> {
         unsafe { (&raw mut (*self.0.as_ptr()).opened).write_volatile(now) };
     }
 
+    /// Notes, in the direction to the client, the number by which the backend acknowledges the client's FIN:
+    /// [`Flow::end_of_client`].
+    #[inline(always)]
+    pub fn set_end_of_client(self, number: u32) {
+        // SAFETY: a field of a value that is valid by the contract of `new`; a tick is such a number.
+        unsafe { (&raw mut (*self.0.as_ptr()).opened).cast::<u32>().write_volatile(number) };
+    }
+
     /// Notes where the client is reached, and how long a datagram to it may be, in bytes.
     #[inline(always)]
     pub fn set_link(self, link: Link, maximum_datagram: u16) {

@@ -45,7 +45,8 @@ pub struct Flow<A> {
     pub backend: u32,
     /// Index of the service.
     pub service: u32,
-    /// When the flow's first packet came.
+    /// When the flow's first packet came. In the direction to the client, once the client of a TCP connection has sent FIN:
+    /// the number by which the backend acknowledges that, see [`Self::end_of_client`].
     pub opened: Tick,
     /// When this direction's newest packet came.
     pub last_seen: Tick,
@@ -86,14 +87,24 @@ pub mod finished {
     pub const CLIENT: u8 = 1;
     /// The backend has sent FIN.
     pub const BACKEND: u8 = 2;
-    /// Both have.
-    pub const BOTH: u8 = CLIENT | BACKEND;
     /// The newest that came from the client was RST.
     pub const CLIENT_RESET: u8 = 4;
     /// The newest that came from the backend was RST.
     pub const BACKEND_RESET: u8 = 8;
-    /// The client has sent SYN since it was closed by a reset, and the backend nothing since then.
+    /// The client has sent SYN since it was closed by a reset, and the backend nothing since then, though it had
+    /// been silent for long enough to answer.
     pub const UNANSWERED: u8 = 16;
+    /// The backend has acknowledged the client's FIN.
+    pub const CLIENT_ACKNOWLEDGED: u8 = 32;
+    /// What nobody but the ends themselves can have brought about, by either bit: the backend has sent FIN, and
+    /// acknowledged the client's.
+    pub const BOTH_SURELY: u8 = BACKEND | CLIENT_ACKNOWLEDGED;
+
+    /// Whether a connection is over that is at `finished`, whoever may have sent segments in its client's name.
+    #[inline(always)]
+    pub const fn surely(finished: u8) -> bool {
+        finished & BACKEND_RESET != 0 || finished & BOTH_SURELY == BOTH_SURELY
+    }
 }
 
 impl<A: Address> Flow<A> {
@@ -101,6 +112,19 @@ impl<A: Address> Flow<A> {
     #[inline(always)]
     pub const fn timestamp_shift(&self) -> u32 {
         if self.forwarding.hides_client() { self.number } else { 0 }
+    }
+
+    /// In the direction to the client, once the client has sent FIN: the number by which the backend acknowledges it
+    /// (RFC 9293, section 3.4).
+    #[inline(always)]
+    pub const fn end_of_client(&self) -> u32 {
+        self.opened.number()
+    }
+
+    /// Whether the connection is over, whoever may have sent segments in its client's name.
+    #[inline(always)]
+    pub const fn is_surely_over(&self) -> bool {
+        !self.state.is_half_open() && finished::surely(self.finished)
     }
 
     /// The key under which the other direction is tracked: the answer to what this one becomes.
@@ -128,7 +152,7 @@ impl FlowState {
     pub const ESTABLISHED: Self = Self(2);
     /// One end has sent FIN.
     pub const CLOSING: Self = Self(3);
-    /// Both ends have sent FIN, or one of them RST.
+    /// Both ends have sent FIN, and the backend has acknowledged the client's; or one of them RST.
     pub const CLOSED: Self = Self(4);
     /// The backend has answered the client's SYN; the handshake isn't complete.
     pub const ANSWERED: Self = Self(5);
@@ -138,8 +162,8 @@ impl FlowState {
     /// Where a connection stands whose handshake is complete, by the bits of [`finished`].
     #[inline(always)]
     pub const fn after(finished: u8) -> Self {
-        let finished = finished & !finished::UNANSWERED;
-        if finished & finished::BOTH == finished::BOTH || finished > finished::BOTH {
+        let resets = finished::CLIENT_RESET | finished::BACKEND_RESET;
+        if finished & resets != 0 || finished::surely(finished) {
             Self::CLOSED
         } else if finished != 0 {
             Self::CLOSING

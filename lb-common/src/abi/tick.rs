@@ -79,6 +79,18 @@ impl Tick {
         Self((nanoseconds >> 30) as u32)
     }
 
+    /// The tick of that number.
+    #[inline(always)]
+    pub const fn of_number(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// Its number.
+    #[inline(always)]
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+
     /// The one that comes so many later.
     #[inline(always)]
     #[must_use]

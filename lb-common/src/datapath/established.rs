@@ -19,7 +19,9 @@ pub(super) fn follow<A: Family, T: FamilyTables<A>>(
     let direction = Direction::from_u8(flow.direction);
     let reason = match direction {
         Direction::ToBackend => {
-            if flow.state == FlowState::CLOSED && segment.opens() {
+            let may_be_over = flow.state == FlowState::CLOSED
+                || (flow.state == FlowState::CLOSING && !flow.forwarding.sees_replies());
+            if may_be_over && segment.opens() {
                 return Err(Stop::Trouble);
             }
             learn_link(tables, segment, Table::Established, entry, flow)?;
@@ -41,12 +43,17 @@ pub(super) fn follow<A: Family, T: FamilyTables<A>>(
     Ok(reason)
 }
 
+/// A backend that was silent for so many ticks doesn't limit the rate of what it says of segments that it has no use for, as
+/// Linux does for half a second (`tcp_invalid_ratelimit`); and one that says nothing to a SYN for as long doesn't answer.
+pub(super) const SILENT: u32 = 2;
+
 /// Whether a segment begins a connection that has nothing to do with the flow that its key names: its
 /// client uses the port again.
 ///
-/// A reset in the client's name may have been sent by anybody: then it is the backend that judges whether the
-/// connection is over. One that the backend has reset itself is, but goes on there as long as the backend takes new
-/// flows, and hasn't just refused one. One that doesn't answer such a SYN is left with the next.
+/// FIN and RST in the client's name may have been sent by anybody, who doesn't know the sequence numbers: so it takes what
+/// only the backend can know. Until then it is the backend that judges whether the connection is over. One that the
+/// backend has reset itself is, but goes on there as long as the backend takes new flows, and hasn't just refused
+/// one. One that doesn't answer such a SYN is left with the next, and so is one that is down.
 #[inline(always)]
 pub(super) fn begins_anew<A: Family, T: FamilyTables<A>>(
     tables: &T,
@@ -56,18 +63,21 @@ pub(super) fn begins_anew<A: Family, T: FamilyTables<A>>(
     if !segment.flags.opens() || flow.direction != Direction::ToBackend as u8 {
         return false;
     }
-    if flow.forwarding.sees_replies() {
-        let backend = tables.backend(flow.backend);
-        flow.finished & finished::BOTH == finished::BOTH
-            || (flow.finished & finished::UNANSWERED != 0
-                && tables.now().tick().since(flow.last_seen) > 0)
-            || (flow.finished & finished::BACKEND_RESET != 0
-                && (backend.is_none_or(|backend| backend.takes_new_flows == 0)
-                    || choice::is_spared(tables, flow.backend)))
-    } else {
-        // A client that has sent FIN and begins anew is all there is to know.
-        flow.state == FlowState::CLOSED || flow.state == FlowState::CLOSING
+    let ended = flow.finished;
+    if ended & finished::BOTH_SURELY == finished::BOTH_SURELY {
+        return true;
     }
+    let is_closed = flow.state == FlowState::CLOSED
+        || (flow.state == FlowState::CLOSING && !flow.forwarding.sees_replies());
+    if !is_closed {
+        return false;
+    }
+    let Some(backend) = tables.backend(flow.backend) else { return true };
+    backend.is_down != 0
+        || (ended & finished::UNANSWERED != 0
+            && tables.now().tick().since(flow.last_seen) >= SILENT)
+        || (ended & finished::BACKEND_RESET != 0
+            && (backend.takes_new_flows == 0 || choice::is_spared(tables, flow.backend)))
 }
 
 /// Demands that the frame was sent to our own hardware address. Returns how long a datagram back may be, in
@@ -108,8 +118,9 @@ pub(super) fn learn_link<A: Family, T: FamilyTables<A>>(
 
 /// Follows the connection's end, in both directions' entries (RFC 9293, section 3.6).
 ///
-/// Sequence numbers aren't followed, so whoever knows the ports can send RST in another's name. The
-/// ends don't believe it; what the named one sends next takes it back here.
+/// Sequence numbers aren't followed, so whoever knows the ports can send FIN and RST in a client's name. The
+/// ends don't believe it; what the named one sends next takes a RST back here, and a FIN counts for all purposes once the
+/// backend has acknowledged it.
 #[inline(always)]
 fn follow_state<A: Family, T: FamilyTables<A>>(
     tables: &T,
@@ -128,34 +139,52 @@ fn follow_state<A: Family, T: FamilyTables<A>>(
     let mut ended = flow.finished;
     if direction == Direction::ToClient {
         ended &= !finished::UNANSWERED;
+        if ended & finished::CLIENT != 0
+            && segment.flags.has(TcpFlags::ACK)
+            && segment.acknowledgement == flow.end_of_client()
+        {
+            ended |= finished::CLIENT_ACKNOWLEDGED;
+        }
     }
+    let mut begins_anew = false;
+    let mut end_of_client = None;
     if segment.flags.has(TcpFlags::RST) {
         ended |= reset;
     } else if !segment.flags.opens() {
         ended &= !reset;
         if segment.flags.has(TcpFlags::FIN) {
             ended |= fin;
+            if direction == Direction::ToBackend && ended & finished::CLIENT_ACKNOWLEDGED == 0 {
+                end_of_client = Some(segment.following());
+            }
         }
         if segment.flags.answers() && direction == Direction::ToClient {
             // The client's port in use again, and the backend's agreement.
+            begins_anew = ended != 0;
             ended = 0;
-            if flow.state == FlowState::CLOSED {
-                entry.set_opened(tables.now().tick());
-            }
         }
     }
-    if ended == flow.finished {
+    if ended == flow.finished && end_of_client.is_none() {
         return;
     }
-    if ended == 0 && segment.flags.answers() {
-        tables.count_new_flow(flow.service, flow.backend);
-    }
     let state = FlowState::after(ended);
-    if state == FlowState::CLOSED && flow.state != FlowState::CLOSED {
+    let peer = find_peer(tables, Table::Established, &segment.key, flow);
+    if let (Some(peer), Some(number)) = (peer, end_of_client) {
+        peer.set_end_of_client(number);
+    }
+    if begins_anew {
+        let now = tables.now().tick();
+        tables.count_new_flow(flow.service, flow.backend);
+        entry.set_opened(now);
+        if let Some(peer) = peer {
+            peer.set_opened(now);
+        }
+    }
+    if finished::surely(ended) && !finished::surely(flow.finished) {
         nat::give_back(tables, flow, &segment.key);
     }
     entry.set_state(state, ended);
-    if let Some(peer) = find_peer(tables, Table::Established, &segment.key, flow) {
+    if let Some(peer) = peer {
         peer.set_state(state, ended);
     }
 }

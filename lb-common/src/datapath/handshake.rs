@@ -143,10 +143,6 @@ fn follow_client<A: Family, T: FamilyTables<A>>(
     reply: (&mut FlowKey<A>, &mut Flow<A>),
 ) -> Result<Reason, Stop> {
     established::learn_link(tables, segment, Table::Embryonic, handshake.entry, flow)?;
-    if segment.flags.has(TcpFlags::RST) {
-        forget(tables, Table::Embryonic, &segment.key, flow);
-        return Ok(Reason::ToBackend);
-    }
     if completes(segment, flow) {
         match establish(tables, segment, handshake, flow, reply) {
             // Where no handshake would have to be done again, or the ring leads to the same backend without
@@ -173,7 +169,9 @@ fn completes<A: Family>(segment: &Segment<A>, flow: &Flow<A>) -> bool {
     if segment.is_udp() {
         return flow.state == FlowState::ANSWERED || !flow.forwarding.sees_replies();
     }
-    if !segment.flags.has(TcpFlags::ACK) || segment.flags.has(TcpFlags::SYN) {
+    // A RST may be anybody's, and is the backend's to judge.
+    let [syn, rst] = [TcpFlags::SYN, TcpFlags::RST].map(|flag| segment.flags.has(flag));
+    if !segment.flags.has(TcpFlags::ACK) || syn || rst {
         return false;
     }
     if flow.forwarding.sees_replies() {
@@ -197,12 +195,14 @@ fn follow_backend<A: Family, T: FamilyTables<A>>(
         established::demand_own_station(tables, segment)?;
     }
     if segment.flags.has(TcpFlags::RST) {
-        // In state SYN, one that refuses nothing answers something else than the SYN, which the client may not
-        // have sent either, and which it will judge.
-        if handshake.peer.read().state != FlowState::SYN {
-            forget(tables, Table::Embryonic, &segment.key, flow);
-        } else if segment.refuses() {
+        // One that neither refuses the SYN nor continues behind the SYN-ACK answers something that the client may not
+        // have sent, and which it will judge.
+        let request = handshake.peer.read();
+        if segment.refuses() {
             return Err(Stop::Trouble);
+        }
+        if request.state == FlowState::ANSWERED && segment.sequence == request.number {
+            forget(tables, Table::Embryonic, &segment.key, flow);
         }
     } else if segment.answers() {
         handshake.peer.set_answered(segment.sequence.wrapping_add(1));
@@ -234,6 +234,9 @@ fn establish<A: Family, T: FamilyTables<A>>(
         reply.finished = finished;
         reply.last_seen = now;
         reply.link = segment.link;
+        if finished != 0 {
+            reply.opened = Tick::of_number(segment.following());
+        }
         insert(tables, reply_key, reply)?;
         flow.number = reply.number;
     }

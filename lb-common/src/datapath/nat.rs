@@ -5,8 +5,8 @@ use core::{hint, num::NonZeroU32};
 use super::{Family, FamilyTables, InsertError, Reason, Stop, Table, Tables, rewrite};
 use crate::{
     abi::{
-        Backend, Direction, Flow, FlowKey, FlowState, PORTS_A_WORD, PoolHead, Settings,
-        generation_start, port_words,
+        Backend, Direction, Flow, FlowKey, PORTS_A_WORD, PoolHead, Settings, generation_start,
+        port_words,
     },
     wire::NetworkU16,
 };
@@ -242,13 +242,13 @@ pub(super) fn give_back<A: Family, T: FamilyTables<A>>(
 
 /// Why a key can't be had.
 enum Claim {
-    /// A flow has it that isn't closed.
+    /// A flow has it that isn't surely over.
     Taken,
     /// There is no room.
     Full,
 }
 
-/// Records `reply` under `key`, if no other flow has it that isn't closed.
+/// Records `reply` under `key`, if no other flow has it that isn't surely over.
 #[inline(always)]
 fn claim<A: Family, T: FamilyTables<A>>(
     tables: &T,
@@ -257,7 +257,7 @@ fn claim<A: Family, T: FamilyTables<A>>(
 ) -> Result<(), Claim> {
     if let Some(entry) = tables.find(Table::Established, key) {
         let flow = entry.read();
-        if flow.state != FlowState::CLOSED {
+        if !flow.is_surely_over() {
             return Err(Claim::Taken);
         }
         tables.remove(Table::Established, &flow.peer_key(key.protocol));

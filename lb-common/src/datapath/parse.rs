@@ -196,6 +196,17 @@ impl<A: Family> Segment<A> {
         self.key.protocol == PROTOCOL_UDP as u32
     }
 
+    /// The number that acknowledges all of it (RFC 9293, section 3.4), of a TCP segment in one piece.
+    #[inline(always)]
+    pub(super) const fn following(&self) -> u32 {
+        let headers = self.transport_offset as u32 - NETWORK_OFFSET as u32
+            + TcpHeader::MINIMUM_LENGTH as u32
+            + self.options_length as u32;
+        let counted = self.flags.has(TcpFlags::SYN) as u32 + self.flags.has(TcpFlags::FIN) as u32;
+        let payload = (self.datagram_length as u32).wrapping_sub(headers);
+        self.sequence.wrapping_add(payload).wrapping_add(counted)
+    }
+
     /// Whether it may be a flow's first.
     #[inline(always)]
     pub(super) const fn opens(&self) -> bool {

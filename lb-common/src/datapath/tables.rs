@@ -3,8 +3,8 @@
 use super::{Family, nat};
 use crate::{
     abi::{
-        Access, AccessKey, Backend, Client, ClientKey, Direction, Entry, Flow, FlowKey, FlowState,
-        Fragment, FragmentKey, LocalMac, Moment, Refusal, Service, ServiceKey, Settings,
+        Access, AccessKey, Backend, Client, ClientKey, Direction, Entry, Flow, FlowKey, Fragment,
+        FragmentKey, LocalMac, Moment, Refusal, Service, ServiceKey, Settings,
     },
     wire::NetworkU32,
 };
@@ -126,7 +126,7 @@ pub(super) fn remove<A: Family, T: FamilyTables<A>>(
 }
 
 /// Removes a flow's entries: the one of `key`, whose value is `flow`, and the other direction's. Its source
-/// port is free again, as that of a closed one was before.
+/// port is free again, as that of one that was surely over was before.
 #[inline(always)]
 pub(super) fn forget<A: Family, T: FamilyTables<A>>(
     tables: &T,
@@ -135,7 +135,7 @@ pub(super) fn forget<A: Family, T: FamilyTables<A>>(
     flow: &Flow<A>,
 ) {
     remove(tables, table, key, flow);
-    if flow.state != FlowState::CLOSED {
+    if !flow.is_surely_over() {
         nat::give_back(tables, flow, key);
     }
 }

@@ -90,14 +90,23 @@ fn go_on<A: Family, P: Packet, T: FamilyTables<A>>(
     }
     let backend = transmit::backend(tables, segment, flow, longest)?;
     established::learn_link(tables, segment, Table::Established, entry, flow)?;
-    if segment.opens() && flow.state == FlowState::CLOSED {
-        let ended = flow.finished | finished::UNANSWERED;
-        entry.set_state(FlowState::CLOSED, ended);
-        if let Some(peer) = find_peer(tables, Table::Established, &segment.key, flow) {
-            peer.set_state(FlowState::CLOSED, ended);
+    let now = tables.now().tick();
+    if !segment.opens() {
+        // Another CPU has seen to it meanwhile.
+    } else if flow.forwarding.sees_replies() {
+        if let Some(peer) = find_peer(tables, Table::Established, &segment.key, flow)
+            && now.since(peer.read().last_seen) >= established::SILENT
+        {
+            let ended = flow.finished | finished::UNANSWERED;
+            entry.set_state(flow.state, ended);
+            peer.set_state(flow.state, ended);
         }
+    } else {
+        tables.count_new_flow(flow.service, flow.backend);
+        entry.set_opened(now);
+        entry.set_state(FlowState::ESTABLISHED, 0);
     }
-    entry.touch(tables.now().tick());
+    entry.touch(now);
     transmit::send(packet, tables, segment, flow, backend, Reason::ToBackend, Edits::NONE)
 }
 
@@ -120,7 +129,7 @@ fn reset<A: Family, P: Packet, T: FamilyTables<A>>(
     }
     if flow.state.is_half_open() {
         forget(tables, table, &segment.key, flow);
-    } else if flow.state != FlowState::CLOSED {
+    } else if !flow.is_surely_over() {
         let ended = flow.finished | finished::BACKEND_RESET;
         entry.set_state(FlowState::CLOSED, ended);
         if let Some(peer) = find_peer(tables, table, &segment.key, flow) {
@@ -162,6 +171,9 @@ fn refused<A: Family, P: Packet, T: FamilyTables<A>>(
     if !is_half_open {
         // That it is closed may have been a reset of somebody else's; now the backend has said so.
         let ended = flow.finished | finished::BACKEND_RESET;
+        if !flow.is_surely_over() {
+            nat::give_back(tables, flow, &segment.key);
+        }
         entry.set_state(FlowState::CLOSED, ended);
         peer.set_state(FlowState::CLOSED, ended);
     }

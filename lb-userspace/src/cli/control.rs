@@ -74,7 +74,7 @@ fn wait(place: &Place, target: &Target, timeout: Option<Duration>) -> Outcome {
         let (_, maps) = place.maps()?;
         let left = Overview::read(&maps)?.flows_of(&target.service, &target.backend);
         if shown != Some(left) {
-            output::print(&format!("{left} flows left\n"));
+            output::print(&format!("flows left: {left}\n"));
             shown = Some(left);
         }
         if left == 0 {
@@ -83,7 +83,7 @@ fn wait(place: &Place, target: &Target, timeout: Option<Duration>) -> Outcome {
         let rest = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
         if rest.is_some_and(|rest| rest.is_zero()) {
             return Err(Failure::failed(format!(
-                "{left} flows are left after {}; the backend goes on draining",
+                "flows left after {}: {left}; the backend goes on draining",
                 humantime::format_duration(timeout.unwrap_or_default())
             )));
         }

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::{
     Outcome, Place,
-    output::{print_json, print_table, short},
+    output::{Failure, print_json, print_table, short},
 };
 use crate::observe::{self, BackendRecord, FlowFilter, Overview, ServiceRecord};
 
@@ -42,7 +42,7 @@ struct FlowArgs {
     #[arg(long, value_name = "NAME")]
     service: Option<String>,
     /// Only flows to this backend
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "[SERVICE/]NAME")]
     backend: Option<String>,
     /// Only flows from these clients
     #[arg(long, value_name = "CIDR", value_parser = network)]
@@ -81,14 +81,25 @@ pub(super) fn list(place: &Place, arguments: &ListArgs) -> Outcome {
             print_backends(&records);
         }
         What::Flows(filter) => {
+            // A backend may be named as everywhere else.
+            let (service, backend) =
+                match filter.backend.as_deref().map(|name| name.split_once('/')) {
+                    Some(Some((service, backend))) => (
+                        filter.service.clone().or(Some(service.to_owned())),
+                        Some(backend.to_owned()),
+                    ),
+                    _ => (filter.service.clone(), filter.backend.clone()),
+                };
             let filter = FlowFilter {
-                service: filter.service.clone(),
-                backend: filter.backend.clone(),
+                service,
+                backend,
                 client: filter.client,
                 state: filter.state.clone(),
                 limit: filter.limit,
             };
-            let records = observe::flows(&maps, &Overview::without_flows(&maps)?, &filter)?;
+            let overview = Overview::without_flows(&maps)?;
+            demand_known(&overview, &filter)?;
+            let records = observe::flows(&maps, &overview, &filter)?;
             if json {
                 return print_json(&records);
             }
@@ -176,6 +187,24 @@ pub(super) fn list(place: &Place, arguments: &ListArgs) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// Demands that a filter names what there is, for a misspelt name would look like an empty table.
+fn demand_known(overview: &Overview, filter: &FlowFilter) -> Outcome {
+    let unknown = |what, name: &str, list| {
+        Err(Failure::failed(format!(
+            "no {what} {name}; `lb list {list}` shows those that there are"
+        )))
+    };
+    match (&filter.service, &filter.backend) {
+        (Some(service), _) if overview.services_named(service).is_empty() => {
+            unknown("service", service, "services")
+        }
+        (_, Some(backend)) if overview.backends_named(backend).is_empty() => {
+            unknown("backend", backend, "backends")
+        }
+        _ => Ok(()),
+    }
 }
 
 pub(super) fn print_services(records: &[ServiceRecord]) {

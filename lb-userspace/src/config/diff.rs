@@ -56,9 +56,18 @@ impl fmt::Display for Difference {
             (Some(value), None) | (None, Some(value)) => write!(formatter, ": {value}")?,
             (None, None) => {}
         }
-        if self.restart { formatter.write_str(" (takes a restart of `lb run`)") } else { Ok(()) }
+        match self.key {
+            Some(key) if SIZES.contains(&key) => formatter.write_str(
+                " (takes `lb detach`, which ends all connections, and a start of `lb run`)",
+            ),
+            _ if self.restart => formatter.write_str(" (takes a restart of `lb run`)"),
+            _ => Ok(()),
+        }
     }
 }
+
+/// Keys that set the size of maps, which stay as they were made.
+const SIZES: [&str; 3] = ["limits.flows", "limits.embryonic", "limits.clients"];
 
 /// Everything that differs, in the order of the new configuration; what was removed comes last.
 pub fn diff(old: &Config, new: &Config) -> Vec<Difference> {

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use lb_common::abi::{CheckResult, Lifecycle, OperatorState, Text};
+use lb_common::abi::{BackendInfo, CheckResult, Lifecycle, OperatorState, Text};
 
 use super::{
     controller::{Controller, Event},
@@ -141,8 +141,13 @@ impl Controller {
             }
             return true;
         }
-        let change = Change::BackendInfo(index, Box::new(state.info));
-        if self.there.backends.contains_key(&index) {
+        // All the rest of it may still wait for its ring.
+        let BackendInfo { detail, check_microseconds, .. } = state.info;
+        let is_shown = self.there.backends.get(&index).is_some_and(|there| {
+            BackendInfo { detail, check_microseconds, ..there.info } == state.info
+        });
+        if is_shown {
+            let change = Change::BackendInfo(index, Box::new(state.info));
             // If it fails, the next comparison finds it.
             return store::apply(&change, &mut self.loaded.maps, &mut self.there).is_err();
         }

@@ -151,18 +151,8 @@ impl Controller {
                         self.loaded.forget_earlier();
                     }
                     Event::Swept(result) => self.take_in_sweep(result),
-                    Event::Reload => match self.reload_counted() {
-                        // The differences were told.
-                        Response::Done(text) => {
-                            tracing::info!("{}", text.lines().next().unwrap_or_default());
-                        }
-                        Response::Failed(text)
-                        | Response::Refused(text)
-                        | Response::Invalid(text) => {
-                            tracing::error!("the configuration stays as it was: {text}");
-                        }
-                        Response::Status(_) | Response::Config(_) | Response::Event(_) => {}
-                    },
+                    // What comes of it is logged.
+                    Event::Reload => drop(self.reload_counted()),
                     Event::Stop => return self,
                 }
             }

@@ -61,6 +61,16 @@ impl Controller {
     pub(super) fn reload_counted(&mut self) -> Response {
         let response = self.reload();
         self.live.count_reload(matches!(response, Response::Done(_)));
+        match &response {
+            // The differences were told.
+            Response::Done(text) => {
+                tracing::info!("{}", text.lines().next().unwrap_or_default());
+            }
+            Response::Failed(text) | Response::Refused(text) | Response::Invalid(text) => {
+                tracing::error!("the configuration stays as it was: {text}");
+            }
+            Response::Status(_) | Response::Config(_) | Response::Event(_) => {}
+        }
         response
     }
 
@@ -71,9 +81,9 @@ impl Controller {
         };
         let differences = config::diff(&self.config, &config);
         let fixed = differences.iter().find(|difference| difference.restart);
-        if let Some(key) = fixed.and_then(|difference| difference.key) {
+        if let Some(fixed) = fixed {
             return Response::Refused(format!(
-                "{key} can't be changed by a reload; nothing was changed: restart `lb run` for it"
+                "nothing was changed, since this can't be changed by a reload: {fixed}"
             ));
         }
         if let Err(error) = preflight::check_ports(&config) {
@@ -134,11 +144,12 @@ impl Controller {
             return Response::Failed(format!("reloaded, but the maps lag behind: {error}"));
         }
         let mut text = format!(
-            "reloaded {}: {} services, {} backends, {} changes",
+            "reloaded {}: {} services, {} backends, {} change{}",
             self.source.file.display(),
             self.config.services.len(),
             self.config.services.iter().map(|service| service.backends.len()).sum::<usize>(),
             differences.len(),
+            if differences.len() == 1 { "" } else { "s" },
         );
         for difference in differences.iter().take(MOST_SHOWN) {
             text += &format!("\n{difference}");

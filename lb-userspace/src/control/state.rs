@@ -141,6 +141,7 @@ impl State {
             let is_down = state.info.result == CheckResult::Down;
             let on_down = service.map_or(Fate::Keep, |service| service.on_down);
             state.backend.fate = if is_down { on_down } else { Fate::Keep };
+            state.backend.is_down = is_down.into();
             state.backend.takes_new_flows = state.info.takes_new_flows().into();
             state.backend.remembers_clients =
                 service.is_some_and(|service| service.affinity > 0).into();

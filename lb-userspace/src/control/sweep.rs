@@ -26,6 +26,8 @@ use crate::dataplane::{self, DataplaneError, FamilyMaps, Maps, Pins};
 
 /// Least time between two rounds.
 const INTERVAL: Duration = Duration::from_secs(5);
+/// The same while a table of established flows is crowded, so that what is over makes room.
+const CROWDED_INTERVAL: Duration = Duration::from_secs(1);
 /// Least time between two rounds that only look for flows of backends that are down.
 const URGENT_INTERVAL: Duration = Duration::from_millis(500);
 /// A round takes at most this part of the time, as one in so many.
@@ -199,7 +201,8 @@ impl Thread {
             self.waker.begin(&self.orders);
             let ended = if start >= due {
                 let result = self.round().map(|(swept, ended)| (Some(swept), ended));
-                self.pause = INTERVAL.max(start.elapsed() * SHARE);
+                let least = if self.crowded { CROWDED_INTERVAL } else { INTERVAL };
+                self.pause = least.max(start.elapsed() * SHARE);
                 due = start + self.pause;
                 result
             } else {

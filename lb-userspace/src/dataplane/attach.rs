@@ -185,7 +185,8 @@ fn cause(error: &ProgramError, interface: &str, mode: Mode) -> String {
     match io_error.raw_os_error() {
         Some(libc::EBUSY | libc::EEXIST) => format!(
             "another XDP program is attached; see `ip link show {interface}`, and remove it with its \
-             own tool or `ip link set dev {interface} xdp off`"
+             own tool (another lb's, of other pins: `lb detach --pin-path PATH`) or `ip link set dev \
+             {interface} xdp off`"
         ),
         Some(libc::EPERM | libc::EACCES) => {
             "permission denied; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"

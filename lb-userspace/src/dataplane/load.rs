@@ -13,7 +13,7 @@ use aya::{
 };
 use lb_common::{
     abi::{RING_CHUNK_SLOTS, maps as abi},
-    datapath::Stage,
+    datapath::{Stage, Table},
 };
 
 use super::{DataplaneError, Maps, Pins};
@@ -107,7 +107,27 @@ pub fn load(pins: &Pins, capacity: &Capacity) -> Result<Loaded, DataplaneError> 
         let _: std::io::Result<()> = fs::remove_file(&stages);
         return Err(error);
     }
+    warn_of_sizes(&maps, capacity);
     Ok(Loaded { ebpf, maps, stages, in_force: false, earlier: Vec::new() })
+}
+
+/// Says so where tables that were there already are of another size than they would be made now.
+fn warn_of_sizes(maps: &Maps, capacity: &Capacity) {
+    let tables = [
+        (Table::Established, "limits.flows", capacity.flows),
+        (Table::Embryonic, "limits.embryonic", capacity.embryonic),
+    ];
+    for (table, key, wanted) in tables {
+        let room = maps.ipv4.room(table).map(|entries| entries / ENTRIES_A_FLOW);
+        if let Ok(made_for) = room
+            && made_for != wanted
+        {
+            tracing::warn!(
+                "{key} is {wanted}, but the table that was taken over was made for {made_for}, and stays as it is until \
+                 `lb detach`, which ends all connections"
+            );
+        }
+    }
 }
 
 /// Loads the programs that the first one hands frames to, and puts them where it finds them. An earlier version's,

@@ -167,13 +167,13 @@ impl Overview {
     }
 
     /// Indices of the services of that name.
-    pub(super) fn services_named(&self, name: &str) -> BTreeSet<u32> {
+    pub fn services_named(&self, name: &str) -> BTreeSet<u32> {
         let found = self.services.iter().filter(|(_, info)| info.name.as_str() == name);
         found.map(|(index, _)| *index).collect()
     }
 
     /// Indices of the backends of that name.
-    pub(super) fn backends_named(&self, name: &str) -> BTreeSet<u32> {
+    pub fn backends_named(&self, name: &str) -> BTreeSet<u32> {
         let found = self.backends.iter().filter(|(_, info)| info.name.as_str() == name);
         found.map(|(index, _)| *index).collect()
     }

@@ -22,11 +22,18 @@ pub(super) fn remove<A: Address>(
     let map = maps.flows_mut(table);
     for key in keys {
         // Each of them is looked at once more: it may have seen a packet since.
-        let Ok(flow) = map.get(key, 0) else { continue };
+        let Ok(mut flow) = map.get(key, 0) else { continue };
         let peer = flow.forwarding.sees_replies().then(|| flow.peer_key(key.protocol));
-        let peer_is_alive = peer
-            .and_then(|peer| map.get(&peer, 0).ok())
-            .is_some_and(|peer| !is_over(orders, &peer, now, crowded));
+        let mut other = peer.and_then(|peer| map.get(&peer, 0).ok());
+        // When it was opened, only the direction to the backend says for sure.
+        if let Some(other) = &mut other {
+            if flow.direction == Direction::ToBackend as u8 {
+                other.opened = flow.opened;
+            } else {
+                flow.opened = other.opened;
+            }
+        }
+        let peer_is_alive = other.is_some_and(|other| !is_over(orders, &other, now, crowded));
         if is_over(orders, &flow, now, crowded) && !peer_is_alive {
             for key in [Some(*key), peer].into_iter().flatten() {
                 removed += usize::from(map.remove(&key).is_ok());
@@ -82,8 +89,8 @@ pub(super) fn end_flows<A: Address>(
     Ok(any)
 }
 
-/// Whether a direction has been idle for longer than the flow's state allows. In a table that is `crowded`, flows
-/// have to make room that nobody may have meant to open.
+/// Whether a direction may have been idle for longer than the flow's state allows: [`remove`] knows it of both. In a table
+/// that is `crowded`, flows have to make room that nobody may have meant to open, or that are over anyway.
 pub(super) fn is_over<A: Address>(
     orders: &Orders,
     flow: &Flow<A>,
@@ -101,16 +108,13 @@ pub(super) fn is_over<A: Address>(
     let timeout = match flow.state {
         state if state.is_half_open() => syn,
         _ if crowded && !has_handshake && lived <= BRIEF => syn,
+        _ if crowded && flow.is_surely_over() => closing.min(1),
         _ if protocol == Protocol::Udp => udp,
         FlowState::ESTABLISHED => established,
         // One end may still wait for the other's answer. And FIN and RST may be somebody else's, which the next
         // segment shows: a connection that has lasted may take its time with that.
         FlowState::CLOSING => closing.max(HALF_CLOSED).max(lived.min(established)),
-        _ if flow.finished & !(finished::CLIENT | finished::UNANSWERED)
-            == finished::CLIENT_RESET =>
-        {
-            closing.max(lived.min(HALF_CLOSED))
-        }
+        _ if !flow.is_surely_over() => closing.max(lived.min(HALF_CLOSED)),
         _ => closing,
     };
     // A tick is longer than a second: what was seen in the one before may be a moment old.
@@ -187,7 +191,7 @@ mod tests {
             }
             demand(&orders, &nat(0, seen), 3600, false);
             demand(&orders, &nat(finished::CLIENT, seen), 240, false);
-            for closed in [finished::BOTH, finished::CLIENT_RESET, finished::BACKEND_RESET] {
+            for closed in [finished::BOTH_SURELY, finished::CLIENT_RESET, finished::BACKEND_RESET] {
                 demand(&orders, &nat(closed, seen), 30, false);
             }
         }
@@ -203,7 +207,7 @@ mod tests {
         demand(&orders, &lived(finished::CLIENT, 7200), 3600, false);
         // Of what comes from a backend, and of what both ends say, nobody else is the author.
         demand(&orders, &lived(finished::CLIENT_RESET | finished::BACKEND_RESET, 7200), 30, false);
-        demand(&orders, &lived(finished::BOTH, 7200), 30, false);
+        demand(&orders, &lived(finished::BOTH_SURELY, 7200), 30, false);
     }
 
     #[test]
@@ -215,6 +219,9 @@ mod tests {
         demand(&udp, &brief(Forwarding::FullNat), 10, true);
         demand(&udp, &brief(Forwarding::FullNat), 60, false);
         demand(&tcp, &brief(Forwarding::FullNat), 3600, true);
+        let closed = flow(Forwarding::FullNat, finished::BOTH_SURELY, OPENED + 10);
+        demand(&tcp, &closed, 1, true);
+        demand(&tcp, &flow(Forwarding::FullNat, finished::CLIENT_RESET, OPENED + 10), 30, true);
         let lasting = |forwarding| flow(forwarding, 0, OPENED + 10);
         demand(&tcp, &lasting(Forwarding::Dsr), 3600, true);
         demand(&udp, &lasting(Forwarding::FullNat), 60, true);
