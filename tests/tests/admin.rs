@@ -1,7 +1,9 @@
 //! The admin pages.
 
-use anyhow::{Result, ensure};
-use lb_tests::bed::Bed;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use lb_tests::{bed::Bed, wait::wait_until};
 use serde_json::Value;
 
 const LB: &str = env!("CARGO_BIN_EXE_lb-under-test");
@@ -61,7 +63,7 @@ fn the_pages_show_what_the_commands_do() -> Result<()> {
     let text = bed.client.run("curl", &["-sS", "http://10.91.0.10:8404/metrics"])?;
     let file = bed.config().with_extension("metrics");
     std::fs::write(&file, &text)?;
-    let promtool = std::process::Command::new("promtool")
+    let promtool = Command::new("promtool")
         .args(["check", "metrics"])
         .stdin(std::fs::File::open(&file)?)
         .output()?;
@@ -82,4 +84,59 @@ fn the_pages_show_what_the_commands_do() -> Result<()> {
     ensure!(get("/readyz")?.starts_with("HTTP/1.1 503"));
     ensure!(get("/nowhere")?.starts_with("HTTP/1.1 404"));
     Ok(())
+}
+
+/// A process that ends with its guard.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _: std::io::Result<()> = self.0.kill();
+        let _: std::io::Result<std::process::ExitStatus> = self.0.wait();
+    }
+}
+
+#[test]
+fn prometheus_scrapes_what_the_lists_show() -> Result<()> {
+    let mut bed = Bed::without_controller(LB, "native", 2)?;
+    bed.write_config("")?;
+    bed.start_controller(&["--admin", "10.91.0.10:8404"])?;
+    bed.wait_for_up(2)?;
+    for _ in 0..7 {
+        bed.request()?;
+    }
+    let home = bed.config().with_file_name("prometheus");
+    std::fs::create_dir(&home)?;
+    let config = home.join("prometheus.yml");
+    std::fs::write(
+        &config,
+        "scrape_configs:\n- job_name: lb\n  scrape_interval: 1s\n  static_configs:\n  - targets: ['10.91.0.10:8404']\n",
+    )?;
+    let log = std::fs::File::create(home.join("log"))?;
+    let mut command = bed.client.command("prometheus");
+    command.arg(format!("--config.file={}", config.display()));
+    command.arg(format!("--storage.tsdb.path={}", home.join("data").display()));
+    command.arg("--web.listen-address=127.0.0.1:9090");
+    let _prometheus =
+        Running(command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?);
+    let query = |query: &str| -> Result<Value> {
+        let url = "http://127.0.0.1:9090/api/v1/query";
+        let query = format!("query={query}");
+        let text = bed.client.run("curl", &["-sS", "-G", "--data-urlencode", &query, url])?;
+        Ok(serde_json::from_str::<Value>(&text)?["data"]["result"].clone())
+    };
+    let value = |wanted: &str, is: &str| {
+        wait_until(&format!("{wanted} is {is}"), || {
+            let result = query(wanted).unwrap_or_default();
+            Ok(result[0]["value"][1] == is)
+        })
+        .with_context(|| std::fs::read_to_string(home.join("log")).unwrap_or_default())
+    };
+    value("up{job='lb'}", "1")?;
+    value("sum(lb_backend_up{service='ui'})", "2")?;
+    value("lb_service_new_flows_total{service='ui'}", "7")?;
+    value("count(lb_check_duration_seconds_count)", "2")?;
+    bed.kill_backend("mgmt02")?;
+    value("lb_backend_up{backend='mgmt02'}", "0")
 }

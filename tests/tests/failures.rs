@@ -1,5 +1,5 @@
 //! What fails inside: killed in the middle of an update, pins that go, an interface that goes and comes back, a full disk
-//! under the log, a clock that jumps, backends that answer nonsense. Each has an outcome, and an event that says so.
+//! under the log, backends that answer nonsense. Each has an outcome, and an event that says so.
 
 use std::{
     fs,

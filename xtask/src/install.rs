@@ -20,6 +20,7 @@ pub(crate) const LAB: &[Tool] =
 pub(crate) const TESTS: &[Tool] = &[
     ("buildah", "buildah"),
     ("curl", "curl"),
+    ("faketime", "faketime"),
     ("haproxy", "haproxy"),
     ("mmdebstrap", "mmdebstrap"),
     ("nft", "nftables"),

@@ -226,7 +226,10 @@ pub struct HttpCheck {
 /// It can't be read, or isn't TOML.
 pub fn path_in(file: &Path, key: &str) -> Result<Option<PathBuf>, Invalid> {
     let text = std::fs::read_to_string(file).map_err(|error| Invalid::unreadable(file, &error))?;
-    let table: toml::Table = toml::from_str(&text)
+    // Keys of no table stand before the first one: the rest may be long.
+    let head = text.find("\n[").map_or(text.as_str(), |end| &text[..end]);
+    let table: toml::Table = toml::from_str(head)
+        .or_else(|_| toml::from_str(&text))
         .map_err(|error| Invalid::new(file, &text, vec![Problem::from_toml(&error)]))?;
     Ok(table.get(key).and_then(toml::Value::as_str).map(PathBuf::from))
 }

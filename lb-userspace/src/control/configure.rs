@@ -69,7 +69,7 @@ impl State {
         let answers_to_client = |service: &config::Service| service.forwarding == Forwarding::Nat;
         state.settings.replies_anywhere = config.services.iter().any(answers_to_client).into();
 
-        let mut places = Places::new(&state);
+        let mut places = Places::new(self);
         let mut kept = BTreeSet::new();
         for service in &config.services {
             let index = state.place_service(service, &mut places, room)?;
@@ -116,7 +116,7 @@ impl State {
     fn place_service(
         &mut self,
         service: &config::Service,
-        places: &mut Places,
+        places: &mut Places<'_>,
         room: Room,
     ) -> Result<u32, NoRoom> {
         let seconds = |duration: std::time::Duration| {
@@ -134,7 +134,7 @@ impl State {
             timeouts: [timeouts.syn, timeouts.established, timeouts.closing, timeouts.udp]
                 .map(seconds),
         };
-        let index = match places.services.get(&service.name) {
+        let index = match places.services.get(service.name.as_str()) {
             Some(index) => *index,
             None => (places.free_service..room.services)
                 .find(|index| !self.services.contains_key(index))
@@ -150,7 +150,7 @@ impl State {
         service: u32,
         configured: &config::Service,
         backend: &config::Backend,
-        places: &mut Places,
+        places: &mut Places<'_>,
         room: Room,
     ) -> Result<u32, NoRoom> {
         let name = Text::new(&backend.name);
@@ -159,7 +159,7 @@ impl State {
             config::CheckKind::Tcp => CheckKind::Tcp,
             config::CheckKind::Http(_) => CheckKind::Http,
         };
-        let index = places.backends.get(&(service, name.as_str().to_owned(), backend.address));
+        let index = places.backends.get(&(service, name.as_str(), backend.address));
         let known = index.and_then(|index| Some((*index, *self.backends.get(index)?)));
         let (index, mut state) = match known {
             Some(known) => known,
@@ -192,23 +192,22 @@ impl State {
 }
 
 /// Which index is whose.
-struct Places {
+struct Places<'a> {
     /// By name.
-    services: HashMap<String, u32>,
+    services: HashMap<&'a str, u32>,
     /// By service, name and address.
-    backends: HashMap<(u32, String, SocketAddr), u32>,
+    backends: HashMap<(u32, &'a str, SocketAddr), u32>,
     /// No index below is free.
     free_service: u32,
     /// No index below is free.
     free_backend: u32,
 }
 
-impl Places {
-    fn new(state: &State) -> Self {
-        let service = |(index, info): (&u32, &ServiceInfo)| (info.name.as_str().to_owned(), *index);
-        let backend = |(index, state): (&u32, &BackendState)| {
-            let name = state.info.name.as_str().to_owned();
-            ((state.info.service, name, state.address()), *index)
+impl<'a> Places<'a> {
+    fn new(state: &'a State) -> Self {
+        let service = |(index, info): (&u32, &'a ServiceInfo)| (info.name.as_str(), *index);
+        let backend = |(index, state): (&u32, &'a BackendState)| {
+            ((state.info.service, state.info.name.as_str(), state.address()), *index)
         };
         Self {
             services: state.services.iter().map(service).collect(),

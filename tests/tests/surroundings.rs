@@ -1,0 +1,163 @@
+//! What goes on around the controller: news of the network that the kernel has no room for, a clock that jumps, an address
+//! that is lost, maps that are full. Each has an outcome, and an event that says so.
+
+use std::{
+    fs,
+    process::{Command, Stdio},
+    time::SystemTime,
+};
+
+use anyhow::{Context, Result, ensure};
+use lb_tests::{bed::Bed, client, wait::wait_until};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+const LB: &str = env!("CARGO_BIN_EXE_lb-under-test");
+
+/// Seconds in a day.
+const DAY: i64 = 86_400;
+
+/// Waits until the controller has told of an event in which there is `what`.
+fn wait_for_event(bed: &Bed, what: &str) -> Result<()> {
+    wait_until(&format!("{what:?} is told"), || Ok(bed.lb_ok(&["events"])?.contains(what)))
+}
+
+#[test]
+fn what_the_kernel_had_no_room_to_tell_is_found_out() -> Result<()> {
+    /// More than the buffer of a socket holds.
+    const NEIGHBOURS: usize = 3000;
+    let bed = Bed::new(LB, "native", 1)?;
+    let batch = bed.config().with_extension("batch");
+    let lines = (0..NEIGHBOURS).map(|number| {
+        let (high, low) = (number / 250, number % 250 + 1);
+        format!(
+            "neigh replace 10.92.{high}.{low} lladdr 02:00:00:00:00:01 dev eth0 nud permanent\n"
+        )
+    });
+    // The last of the news: the backend has another hardware address.
+    let last = "neigh replace 10.91.0.101 lladdr 02:5b:00:00:00:77 dev eth0 nud permanent\n";
+    fs::write(&batch, lines.chain([last.to_owned()]).collect::<String>())?;
+    bed.on_backend("mgmt01", "ip", &["link", "set", "eth0", "address", "02:5b:00:00:00:77"])?;
+    let process = Pid::from_raw(i32::try_from(bed.controller_pid()?)?);
+    kill(process, Signal::SIGSTOP)?;
+    let told = bed.balancer.ip(&["-batch", batch.to_str().context("UTF-8")?]);
+    kill(process, Signal::SIGCONT)?;
+    told?;
+    wait_for_event(&bed, "more changes to the network than there was room for")?;
+    bed.request()?;
+    // And what comes afterwards is heard.
+    bed.on_backend("mgmt01", "ip", &["link", "set", "eth0", "address", "02:5b:00:00:00:78"])?;
+    let again = ["neigh", "replace", "10.91.0.101", "lladdr", "02:5b:00:00:00:78", "dev", "eth0"];
+    bed.balancer.ip(&again)?;
+    wait_until("the backend is reached again", || Ok(bed.request_within_a_second().is_ok()))
+}
+
+#[test]
+fn a_clock_that_jumps_changes_nothing_but_the_dates() -> Result<()> {
+    let mut bed = Bed::without_controller(LB, "native", 2)?;
+    bed.write_config("")?;
+    let clock = bed.config().with_file_name("clock");
+    fs::write(&clock, "+0")?;
+    let library = Command::new("faketime").args(["-f", "+0", "printenv", "LD_PRELOAD"]).output()?;
+    let library = String::from_utf8(library.stdout)?;
+    let mut command = bed.balancer.command(LB);
+    command.args(["run", "-c"]).arg(bed.config());
+    command.env("LD_PRELOAD", library.trim()).env("FAKETIME_TIMESTAMP_FILE", &clock);
+    command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    bed.spawn_controller(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()))?;
+    bed.wait_for_up(2)?;
+    let mut held = client::held(&bed, 8)?;
+    let changes = |bed: &Bed| -> Result<i64> {
+        let shown = bed.shown("mgmt02")?;
+        let date = shown["check"]["last_change"].as_str().context("last_change")?;
+        let since = humantime::parse_rfc3339(date)?.duration_since(SystemTime::UNIX_EPOCH)?;
+        Ok(i64::try_from(since.as_secs())?)
+    };
+    let now = changes(&bed)?;
+    let mut date = now;
+    for (jump, forward) in [(DAY, true), (-DAY, false)] {
+        fs::write(&clock, format!("{jump:+}"))?;
+        for (name, connection) in &mut held {
+            ensure!(connection.request()? == *name);
+        }
+        for _ in 0..4 {
+            bed.request()?;
+        }
+        ensure!(bed.shown("mgmt01")?["state"] == "up" && changes(&bed)? == date, "nothing new");
+        // Checks go on, and say when.
+        if forward {
+            bed.kill_backend("mgmt02")?;
+            bed.wait_for_state("mgmt02", "down")?;
+            held.retain(|(name, _)| name != "mgmt02");
+        } else {
+            bed.start_backend("mgmt02")?;
+            bed.wait_for_state("mgmt02", "up")?;
+        }
+        date = changes(&bed)?;
+        ensure!((date - now - jump).abs() < DAY / 2, "{date}, {jump} after {now}");
+    }
+    ensure!(!held.is_empty());
+    for (name, connection) in &mut held {
+        ensure!(connection.request()? == *name);
+    }
+    Ok(())
+}
+
+#[test]
+fn an_address_that_is_lost_and_comes_back_costs_only_the_time_between() -> Result<()> {
+    let bed = Bed::new(LB, "native", 2)?;
+    let mut held = client::held(&bed, 8)?;
+    for (address, told) in
+        [("10.91.0.10/24", Some("not reachable: no route to it")), ("10.91.0.100/32", None)]
+    {
+        bed.balancer.ip(&["address", "del", address, "dev", "eth0"])?;
+        if let Some(told) = told {
+            wait_for_event(&bed, told)?;
+        }
+        ensure!(bed.shown("mgmt01")?["state"].is_string());
+        bed.balancer.ip(&["address", "add", address, "dev", "eth0"])?;
+        bed.wait_for_up(2)?;
+        wait_until("it is served again", || Ok(bed.request_within_a_second().is_ok()))?;
+        for (name, connection) in &mut held {
+            ensure!(connection.request()? == *name, "{address}: a connection moved");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_reload_that_finds_the_maps_full_changes_nothing_and_is_told() -> Result<()> {
+    /// More than the maps are made for, where few are configured.
+    const SERVICES: usize = 300;
+    let bed = Bed::new(LB, "native", 2)?;
+    let mut held = client::held(&bed, 4)?;
+    let before = bed.json(&["list", "services", "--json"])?;
+    let many: String = (0..SERVICES)
+        .map(|number| {
+            format!(
+                "[[service]]\nname = \"s{number}\"\nbind = [\"10.91.0.100:{}\"]\n[[service.backend]]\nname = \
+                 \"a\"\naddress = \"10.91.0.101:8080\"\n",
+                9000 + number
+            )
+        })
+        .collect();
+    bed.write_config(&many)?;
+    let output = bed.lb(&["reload"])?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(2), "{output:?}");
+    ensure!(said.contains("no room for another service: the maps were made for 256"), "{said}");
+    ensure!(said.contains("nothing was changed"), "{said}");
+    wait_for_event(&bed, "no room for another service")?;
+    let after = bed.json(&["list", "services", "--json"])?;
+    let names = |services: &Value| services.as_array().map(Vec::len);
+    ensure!(names(&before) == names(&after), "{after}");
+    for (name, connection) in &mut held {
+        ensure!(connection.request()? == *name);
+    }
+    bed.write_config("")?;
+    bed.lb_ok(&["reload"])?;
+    bed.request().map(drop)
+}
