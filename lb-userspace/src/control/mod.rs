@@ -12,6 +12,7 @@ mod interfaces;
 mod operate;
 mod path_mtu;
 pub mod plan;
+mod pools;
 mod preflight;
 mod prepare;
 mod reach;

@@ -1,19 +1,16 @@
 //! What has to be changed so that what is there becomes what is wanted: a pure diff.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    net::{IpAddr, SocketAddr},
-    time::Instant,
-};
+use std::{collections::BTreeMap, net::IpAddr, time::Instant};
 
 use ipnet::IpNet;
 use lb_common::abi::{
-    Access, Backend, BackendInfo, LocalMac, Ring, Service, ServiceInfo, Settings, pool_words,
+    Access, Backend, BackendInfo, LocalMac, Ring, Service, ServiceInfo, Settings,
 };
 
 use super::{
+    pools,
     space::Space,
-    state::{BackendState, Bind, RingState, State},
+    state::{Bind, RingState, State},
 };
 
 /// One step. In the order of a plan, no packet ever meets a half-made thing: what is named is
@@ -126,7 +123,7 @@ pub fn plan(wanted: &State, there: &State, spaces: &mut Spaces, now: Instant) ->
             changes.push(Change::Network(list, network, access));
         }
     }
-    let pools = plan_pools(wanted, there, &mut spaces.pools, now, &mut plan);
+    let pools = pools::plan(wanted, there, &mut spaces.pools, now, &mut plan);
     let shown = plan_infos(wanted, there, &pools, &mut plan.changes);
     plan_rings(wanted, there, &mut spaces.rings, now, &mut plan);
     plan.changes.extend(shown);
@@ -141,68 +138,6 @@ pub(super) fn networks(state: &State) -> impl Iterator<Item = (u32, IpNet, Acces
         networks.clone().into_iter().map(move |(network, access)| (list, network, access))
     };
     state.access.iter().flat_map(of_list)
-}
-
-/// What a pool of source ports is for: whatever sends to the same address and port from the same addresses
-/// and ports shares one.
-#[derive(PartialEq, Eq, Hash)]
-struct PoolKey {
-    backend: SocketAddr,
-    protocol: u8,
-    sources: (u32, u32),
-    ports: (u32, u32),
-}
-
-impl PoolKey {
-    fn new(state: &State, backend: &BackendState) -> Option<Self> {
-        let service = state.services.get(&backend.info.service)?;
-        backend.has_pool().then(|| Self {
-            backend: backend.address(),
-            protocol: service.protocol.number(),
-            sources: (backend.backend.nat_source, backend.backend.nat_sources),
-            ports: (state.settings.nat_port_first, state.settings.nat_port_count),
-        })
-    }
-}
-
-/// Places the pools of source ports that aren't there yet. Returns where each backend's lies.
-pub(super) fn plan_pools(
-    wanted: &State,
-    there: &State,
-    space: &mut Space,
-    now: Instant,
-    plan: &mut Plan,
-) -> BTreeMap<u32, u32> {
-    let known = |state: &BackendState| Some((PoolKey::new(there, state)?, state.backend.ports));
-    let mut shared: Option<HashMap<PoolKey, u32>> = None;
-    let mut places = BTreeMap::new();
-    for (index, state) in &wanted.backends {
-        let Some(key) = PoolKey::new(wanted, state) else { continue };
-        // Most have theirs already.
-        let own = there.backends.get(index).and_then(known).filter(|(own, _)| *own == key);
-        if let Some((_, place)) = own {
-            places.insert(*index, place);
-            continue;
-        }
-        let pools =
-            shared.get_or_insert_with(|| there.backends.values().filter_map(known).collect());
-        let place = match pools.get(&key) {
-            Some(place) => *place,
-            None => {
-                let ports = wanted.pool_ports(&state.backend);
-                let size = pool_words(ports);
-                let Some(place) = space.allocate(size, now) else {
-                    plan.shortage = Some(NoSpace { what: "a pool of source ports", size: ports });
-                    continue;
-                };
-                plan.changes.push(Change::WritePool(place, ports));
-                pools.insert(key, place);
-                place
-            }
-        };
-        places.insert(*index, place);
-    }
-    places
 }
 
 /// Returns the changes to what is shown of backends that are there already: they come after the rings, so that nobody
@@ -223,12 +158,15 @@ fn plan_infos(
             changes.push(Change::Service(*index, *info));
         }
     }
+    let mut those_there = there.backends.iter().peekable();
+    let mut pools = pools.iter().peekable();
     for (index, state) in &wanted.backends {
-        let known = there.backends.get(index);
+        while those_there.next_if(|(other, _)| *other < index).is_some() {}
+        let known = those_there.next_if(|(other, _)| *other == index).map(|(_, known)| known);
         if known.is_none() {
             changes.push(Change::ClearBackend(*index));
         }
-        let pool = pools.get(index).copied();
+        let pool = pools.next_if(|(other, _)| *other == index).map(|(_, place)| *place);
         let backend = match pool {
             None if state.has_pool() => Backend { ports: 0, nat_sources: 0, ..state.backend },
             _ => Backend { ports: pool.unwrap_or(0), ..state.backend },
@@ -303,6 +241,8 @@ fn plan_departures(wanted: &State, there: &State, changes: &mut Vec<Change>) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
     use lb_common::abi::Protocol;

@@ -7,7 +7,8 @@ use lb_common::abi::{Forwarding, pool_words};
 
 use super::{
     configure::Room,
-    plan::{NoSpace, Plan, Spaces, networks, plan_pools, plan_rings},
+    plan::{NoSpace, Plan, Spaces, networks, plan_rings},
+    pools,
     state::{BackendState, State},
 };
 
@@ -40,7 +41,7 @@ pub(super) fn shortage(
 ) -> Option<NoSpace> {
     let mut plan = Plan::default();
     plan_rings(wanted, there, &mut spaces.rings, now, &mut plan);
-    plan_pools(wanted, there, &mut spaces.pools, now, &mut plan);
+    pools::plan(wanted, there, &mut spaces.pools, now, &mut plan);
     let is_unreached = |state: &&BackendState| {
         state.backend.forwarding == Forwarding::FullNat && state.backend.nat_sources == 0
     };

@@ -1,0 +1,110 @@
+//! Which backends share a pool of source ports, and where those lie.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    time::Instant,
+};
+
+use lb_common::abi::pool_words;
+
+use super::{
+    plan::{Change, NoSpace, Plan},
+    space::Space,
+    state::{BackendState, State},
+};
+
+/// What a pool of source ports is for: whatever sends to the same address and port from the same addresses
+/// and ports shares one.
+#[derive(PartialEq, Eq, Hash)]
+struct PoolKey {
+    backend: SocketAddr,
+    protocol: u8,
+    sources: (u32, u32),
+    ports: (u32, u32),
+}
+
+impl PoolKey {
+    fn new(state: &State, backend: &BackendState) -> Option<Self> {
+        let service = state.services.get(&backend.info.service)?;
+        backend.has_pool().then(|| Self {
+            backend: backend.address(),
+            protocol: service.protocol.number(),
+            sources: (backend.backend.nat_source, backend.backend.nat_sources),
+            ports: (state.settings.nat_port_first, state.settings.nat_port_count),
+        })
+    }
+}
+
+/// Which services have the same protocol as they are wanted and as they are there: none, where ports differ.
+struct Protocols(Vec<bool>);
+
+impl Protocols {
+    fn new(wanted: &State, there: &State) -> Self {
+        let ports = |state: &State| (state.settings.nat_port_first, state.settings.nat_port_count);
+        if ports(wanted) != ports(there) {
+            return Self(Vec::new());
+        }
+        let end = wanted.services.keys().next_back().map_or(0, |last| last + 1);
+        let is_same = |index| {
+            let known = there.services.get(&index);
+            known.is_some_and(|known| wanted.services[&index].protocol == known.protocol)
+        };
+        Self((0..end).map(|index| wanted.services.contains_key(&index) && is_same(index)).collect())
+    }
+
+    /// Whether a backend that is wanted has the pool of one that is there, as by [`PoolKey`], without a look at others.
+    fn share_pool(&self, wanted: &BackendState, there: &BackendState) -> bool {
+        let key = |state: &BackendState| {
+            let backend = &state.backend;
+            let sources = (backend.nat_source, backend.nat_sources);
+            (state.info.service, backend.address, backend.port, sources)
+        };
+        let same_protocol = self.0.get(wanted.info.service as usize).copied().unwrap_or(false);
+        same_protocol && wanted.has_pool() && there.has_pool() && key(wanted) == key(there)
+    }
+}
+
+/// Places the pools of source ports that aren't there yet. Returns where each backend's lies.
+pub(super) fn plan(
+    wanted: &State,
+    there: &State,
+    space: &mut Space,
+    now: Instant,
+    plan: &mut Plan,
+) -> BTreeMap<u32, u32> {
+    let known = |state: &BackendState| Some((PoolKey::new(there, state)?, state.backend.ports));
+    let mut shared: Option<HashMap<PoolKey, u32>> = None;
+    let mut places = BTreeMap::new();
+    let of_services = Protocols::new(wanted, there);
+    let mut those_there = there.backends.iter().peekable();
+    for (index, state) in &wanted.backends {
+        while those_there.next_if(|(other, _)| *other < index).is_some() {}
+        // Most have theirs already.
+        if let Some((_, own)) = those_there.next_if(|(other, _)| *other == index)
+            && of_services.share_pool(state, own)
+        {
+            places.insert(*index, own.backend.ports);
+            continue;
+        }
+        let Some(key) = PoolKey::new(wanted, state) else { continue };
+        let pools =
+            shared.get_or_insert_with(|| there.backends.values().filter_map(known).collect());
+        let place = match pools.get(&key) {
+            Some(place) => *place,
+            None => {
+                let ports = wanted.pool_ports(&state.backend);
+                let size = pool_words(ports);
+                let Some(place) = space.allocate(size, now) else {
+                    plan.shortage = Some(NoSpace { what: "a pool of source ports", size: ports });
+                    continue;
+                };
+                plan.changes.push(Change::WritePool(place, ports));
+                pools.insert(key, place);
+                place
+            }
+        };
+        places.insert(*index, place);
+    }
+    places
+}
