@@ -156,11 +156,22 @@ fn the_package_runs_under_systemd_with_few_privileges() -> Result<()> {
     ensure!(main()? != first);
     // Whoever dies is started again.
     run(&["systemctl", "kill", "--signal=KILL", "lb"])?;
-    let second = main()?;
-    wait_until("it is started again", || {
-        let state = podman.exec("host", &["systemctl", "is-active", "lb"])?;
-        Ok(state.stdout == b"active\n" && ![&second, "0"].contains(&&*main()?))
-    })?;
+    let again = |before: &str| {
+        wait_until("it is started again", || {
+            let state = podman.exec("host", &["systemctl", "is-active", "lb"])?;
+            Ok(state.stdout == b"active\n" && ![before, "0"].contains(&&*main()?))
+        })
+    };
+    again(&main()?)?;
+    // So is who hangs.
+    let settings = Path::new(root).join("etc/systemd/system/lb.service.d");
+    fs::create_dir_all(&settings)?;
+    fs::write(settings.join("watchdog.conf"), "[Service]\nWatchdogSec=2s\n")?;
+    run(&["systemctl", "daemon-reload"])?;
+    run(&["systemctl", "restart", "lb"])?;
+    let hanging = main()?;
+    run(&["systemctl", "kill", "--signal=STOP", "lb"])?;
+    again(&hanging)?;
     for (name, connection) in &mut held {
         ensure!(connection.request()? == *name, "it moved");
     }

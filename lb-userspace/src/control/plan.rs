@@ -241,9 +241,11 @@ fn plan_departures(wanted: &State, there: &State, changes: &mut Vec<Change>) {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
-    use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
+    use std::{
+        collections::BTreeSet,
+        net::{Ipv4Addr, SocketAddr},
+        sync::Arc,
+    };
 
     use lb_common::abi::Protocol;
 
