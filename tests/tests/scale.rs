@@ -1,6 +1,6 @@
 //! Many backends: each is checked whenever it is due, and a change among them is quick and disturbs nobody.
 //!
-//! `LB_SCALE_BACKENDS` sets how many are checked (default: 2,000), and `LB_SCALE_SERVICES` how many services of a hundred
+//! `LB_SCALE_BACKENDS` sets how many are checked (default: 1,000), and `LB_SCALE_SERVICES` how many services of a hundred
 //! backends are reloaded (default: 100).
 
 use std::{
@@ -26,6 +26,8 @@ use serde_json::Value;
 use xtask::netns::Namespace;
 
 const LB: &str = env!("CARGO_BIN_EXE_lb-under-test");
+/// Each test has the machine for itself, as far as the other is concerned.
+static TURN: Mutex<()> = Mutex::new(());
 /// Time between two checks of a backend.
 const INTERVAL: Duration = Duration::from_secs(2);
 /// How many intervals are watched.
@@ -115,7 +117,8 @@ fn processor_time(process: u64) -> Result<Duration> {
 
 #[test]
 fn many_backends_are_each_checked_when_due() -> Result<()> {
-    let count: usize = setting("LB_SCALE_BACKENDS", 2000);
+    let count: usize = setting("LB_SCALE_BACKENDS", 1000);
+    let _turn = TURN.lock();
     let over = Arc::new(AtomicBool::new(false));
     let mut bed = bed()?;
     let seen = answer_checks(bed.backend_namespace("mgmt01")?, &over)?;
@@ -183,6 +186,7 @@ fn many_backends_are_each_checked_when_due() -> Result<()> {
 #[test]
 fn many_services_are_reloaded_without_a_gap() -> Result<()> {
     let count: usize = setting("LB_SCALE_SERVICES", 100);
+    let _turn = TURN.lock();
     let mut bed = bed()?;
     let many = services(count, OF_A_SERVICE, "type = \"none\"");
     bed.write_config(&many)?;

@@ -61,8 +61,10 @@ pub(super) fn run(place: &Place, arguments: RunArgs) -> Outcome {
     let journal = Journal::new();
     let start_log = |config: &Config| start_log(config, journal.clone());
     let prepared = control::prepare(place.file(), overrides, start_log)?;
+    // More would only stand in each other's way.
+    let threads = std::thread::available_parallelism().map_or(1, |count| count.get().min(2));
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(threads)
         .enable_all()
         .build()
         .map_err(Failure::failed)?;

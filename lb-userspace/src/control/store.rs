@@ -209,6 +209,10 @@ pub(super) fn apply(
         }
         Change::BackendInfo(index, info) => {
             done(maps.backend_info.set(*index, **info, 0), BACKEND_INFO)?;
+            if let Some(known) = there.backends.get_mut(index) {
+                known.info = **info;
+                return Ok(());
+            }
             let backend =
                 maps.backends.get(index, 0).map_err(DataplaneError::map(maps::BACKENDS))?;
             there.backends.insert(*index, BackendState { backend, info: **info });
