@@ -107,8 +107,9 @@ fn nat_refuses_a_second_connection_from_one_port_to_one_backend_while_the_first_
     pair.expect("SYN", &Segment::syn(CLIENT, vip).build(), Reason::Opened)?;
     let syn_ack = from_backend(backend, flags::SYN | flags::ACK).build();
     pair.expect("SYN-ACK", &syn_ack, Reason::ToClient)?;
-    pair.expect("ACK", &from_client(vip, flags::ACK).build(), Reason::ToBackend)?;
     let second = Segment::syn(CLIENT, other).build();
+    pair.expect("a SYN by the other service, too early", &second, Reason::TupleInUse)?;
+    pair.expect("ACK", &from_client(vip, flags::ACK).build(), Reason::ToBackend)?;
     pair.expect("a SYN by the other service", &second, Reason::TupleInUse)?;
 
     pair.expect("RST", &from_client(vip, flags::RST).build(), Reason::ToBackend)?;

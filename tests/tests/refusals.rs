@@ -128,29 +128,14 @@ fn a_mute_backend_is_left_with_the_first_syn_that_is_sent_again() -> Result<()> 
         ensure!(doubled.reason == Reason::ToBackend && receiver(&doubled) == receiver(&first));
         let again = syn_at(&host, vip, 1000);
         ensure!(again.reason == Reason::Opened && receiver(&again) != receiver(&first));
-        let others = (0..30).map(|number| {
-            host.run(&Segment::syn((client_of(vip.0).0, 20_000 + number), vip).build())
-        });
-        let spared = others.filter(|other| receiver(other) != receiver(&first)).count();
-        ensure!(spared == 30, "{spared} of 30 connections spared it");
     }
     Ok(())
 }
 
 #[test]
-fn a_syn_without_an_answer_says_nothing_of_a_backend_that_answers_others() -> Result<()> {
+fn a_syn_without_an_answer_says_nothing_to_others() -> Result<()> {
     let host = Host::new(&World::default());
     let first = syn_at(&host, VIP, 0);
-    // Others go there as well, and are answered.
-    let others = (20_000..20_100).filter(|port| {
-        let outcome = host.run(&Segment::syn((CLIENT.0, *port), VIP).build());
-        let seen = Seen::new(&outcome.frame);
-        let is_same = receiver(&outcome) == receiver(&first);
-        let mut answer = Segment::syn(seen.destination, seen.source);
-        answer = answer.with_flags(flags::SYN | flags::ACK);
-        is_same && host.run(&answer.build()).reason == Reason::ToClient
-    });
-    ensure!(others.count() > 0);
     let again = syn_at(&host, VIP, 1000);
     ensure!(again.reason == Reason::Opened && receiver(&again) != receiver(&first));
     let is_same = |port| {
@@ -230,6 +215,11 @@ fn an_unreachable_backend_is_left_with_the_next_syn() -> Result<()> {
             (message.kind, message.code) = if vip.0.is_ipv4() { (3, 3) } else { (1, 4) };
             message.source_mac = backend_mac(connection.backend);
             let wanted = if established { Reason::IcmpError } else { Reason::RefusalWithheld };
+            // One to somebody else tells nothing.
+            let mut stray = Message::too_big(to.0, vip.0, 0, &quoted);
+            (stray.kind, stray.code, stray.source_mac) =
+                (message.kind, message.code, message.source_mac);
+            pair.expect("to another", &stray.build(), Reason::IcmpError)?;
             pair.expect("unreachable", &message.build(), wanted)?;
             if !established {
                 let second = Connection::open(&mut pair, vip)?;
@@ -237,33 +227,6 @@ fn an_unreachable_backend_is_left_with_the_next_syn() -> Result<()> {
                 second.establish(&mut pair)?;
             }
             pair.compare_tables()?;
-        }
-    }
-    Ok(())
-}
-
-#[test]
-fn a_port_that_is_used_again_after_a_reset_leaves_a_backend_that_does_not_answer() -> Result<()> {
-    for vip in [VIP, VIP_IPV6] {
-        for answers in [false, true] {
-            let mut pair = Pair::new(&World::default())?;
-            let connection = Connection::open(&mut pair, vip)?;
-            connection.establish(&mut pair)?;
-            connection.request(&mut pair, "RST", &connection.from_client(flags::RST))?;
-            let host = &pair.host;
-            let at = |seconds: u64| {
-                host.set_now(Moment::from_nanoseconds((1 << 60) + seconds * 1_000_000_000));
-                host.run(&Segment::syn(connection.client, vip).build())
-            };
-            ensure!(at(0).reason == Reason::ToBackend, "the backend may have it still");
-            if answers {
-                // Somebody else had sent reset and SYN.
-                let challenge = host.run(&connection.from_backend(flags::ACK).build());
-                ensure!(challenge.reason == Reason::ToClient);
-            }
-            let wanted = if answers { Reason::ToBackend } else { Reason::Opened };
-            let again = at(3);
-            ensure!(again.reason == wanted, "{answers}: {again:?}");
         }
     }
     Ok(())

@@ -91,11 +91,8 @@ pub mod finished {
     pub const CLIENT_RESET: u8 = 4;
     /// The newest that came from the backend was RST.
     pub const BACKEND_RESET: u8 = 8;
-    /// The client has sent SYN since it was closed by a reset, and the backend nothing since then, though it had
-    /// been silent for long enough to answer.
-    pub const UNANSWERED: u8 = 16;
     /// The backend has acknowledged the client's FIN.
-    pub const CLIENT_ACKNOWLEDGED: u8 = 32;
+    pub const CLIENT_ACKNOWLEDGED: u8 = 16;
     /// What nobody but the ends themselves can have brought about, by either bit: the backend has sent FIN, and
     /// acknowledged the client's.
     pub const BOTH_SURELY: u8 = BACKEND | CLIENT_ACKNOWLEDGED;

@@ -32,7 +32,7 @@ pub use info::{
     UNUSED_SERVICE,
 };
 pub use ports::{PORTS_A_WORD, PoolHead, generation_start, pool_words, port_words};
-pub use refusal::{Refusal, RefusalKind};
+pub use refusal::Refusal;
 pub use ring::{NO_BACKEND, RING_CHUNK_SLOTS, Ring, RingChunk};
 pub use service::{Service, ServiceKey};
 pub use settings::{LocalMac, Settings};

@@ -4,7 +4,7 @@ use bytemuck::Zeroable;
 
 use super::{Family, FamilyTables, Reason, hash};
 use crate::{
-    abi::{ClientKey, FlowKey, Moment, NO_BACKEND, RefusalKind, Service, Settings, Stamp},
+    abi::{ClientKey, FlowKey, Moment, NO_BACKEND, Refusal, Service, Settings, Stamp},
     datapath::tables::Tables,
 };
 
@@ -54,7 +54,7 @@ pub(super) fn choose<A: Family, T: FamilyTables<A>>(
     if service.affinity != 0
         && let Some(backend) = kept(tables, key, service, now)
         && backend != attempt.avoided
-        && !tables.refusal(backend).was_said_within(now, SPARED)
+        && !has_refused(tables, backend, now, SPARED)
     {
         return Ok(backend);
     }
@@ -144,25 +144,14 @@ fn has_refused<T: Tables>(tables: &T, backend: u32, now: Moment, within: u32) ->
 /// Notes that a backend has refused a connection.
 #[inline(always)]
 pub(super) fn note_refusal<T: Tables>(tables: &T, backend: u32) {
-    let refusal = tables.refusal(backend);
-    tables.set_refusal(backend, refusal.refusing(tables.now(), RefusalKind::Said));
-}
-
-/// Notes that a backend hasn't answered a SYN that was sent to it at `then`. If it has answered another since,
-/// the SYN or the answer was lost, or wasn't worth one, as anybody can send it: that says nothing of the backend.
-#[inline(always)]
-pub(super) fn note_silence<T: Tables>(tables: &T, backend: u32, then: Stamp) {
-    let refusal = tables.refusal(backend);
-    if !refusal.has_answered_since(then) {
-        tables.set_refusal(backend, refusal.refusing(tables.now(), RefusalKind::Mute));
-    }
+    tables.set_refusal(backend, Refusal::at(tables.now()));
 }
 
 /// Notes that a backend has taken a connection.
 #[inline(always)]
 pub(super) fn note_answer<T: Tables>(tables: &T, backend: u32) {
-    if let Some(refusal) = tables.refusal(backend).answering(tables.now()) {
-        tables.set_refusal(backend, refusal);
+    if !tables.refusal(backend).is_over() {
+        tables.set_refusal(backend, Refusal::default());
     }
 }
 

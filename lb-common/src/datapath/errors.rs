@@ -42,7 +42,10 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     established::demand_own_station(tables, segment)?;
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
     segment.admit_datagram(packet, &settings)?;
-    if quote.refuses != 0 && is_withheld(tables, &settings, key, flow) {
+    // An error goes to whom the quoted datagram came from (RFC 1122, section 3.2.2): any other is nobody's.
+    let header: A::Header = packet.read(NETWORK_OFFSET).ok_or(Reason::ShortFrame)?;
+    let is_meant = header.destination() == key.destination;
+    if quote.refuses != 0 && is_meant && is_withheld(tables, &settings, key, flow) {
         return Err(Reason::RefusalWithheld);
     }
     let backend = transmit::backend(tables, segment, flow, longest)?;

@@ -43,17 +43,13 @@ pub(super) fn follow<A: Family, T: FamilyTables<A>>(
     Ok(reason)
 }
 
-/// A backend that was silent for so many ticks doesn't limit the rate of what it says of segments that it has no use for, as
-/// Linux does for half a second (`tcp_invalid_ratelimit`); and one that says nothing to a SYN for as long doesn't answer.
-pub(super) const SILENT: u32 = 2;
-
 /// Whether a segment begins a connection that has nothing to do with the flow that its key names: its
 /// client uses the port again.
 ///
 /// FIN and RST in the client's name may have been sent by anybody, who doesn't know the sequence numbers: so it takes what
-/// only the backend can know. Until then it is the backend that judges whether the connection is over. One that the
-/// backend has reset itself is, but goes on there as long as the backend takes new flows, and hasn't just refused
-/// one. One that doesn't answer such a SYN is left with the next, and so is one that is down.
+/// only the backend can know. Until then it is the backend that judges whether the connection is over; that it says nothing
+/// means nothing, since not every SYN is worth an answer. One that the backend has reset itself is over, but goes on there as
+/// long as the backend takes new flows, and hasn't just refused one. One that is down is left.
 #[inline(always)]
 pub(super) fn begins_anew<A: Family, T: FamilyTables<A>>(
     tables: &T,
@@ -74,8 +70,6 @@ pub(super) fn begins_anew<A: Family, T: FamilyTables<A>>(
     }
     let Some(backend) = tables.backend(flow.backend) else { return true };
     backend.is_down != 0
-        || (ended & finished::UNANSWERED != 0
-            && tables.now().tick().since(flow.last_seen) >= SILENT)
         || (ended & finished::BACKEND_RESET != 0
             && (backend.takes_new_flows == 0 || choice::is_spared(tables, flow.backend)))
 }
@@ -137,14 +131,12 @@ fn follow_state<A: Family, T: FamilyTables<A>>(
         Direction::ToClient => (finished::BACKEND, finished::BACKEND_RESET),
     };
     let mut ended = flow.finished;
-    if direction == Direction::ToClient {
-        ended &= !finished::UNANSWERED;
-        if ended & finished::CLIENT != 0
-            && segment.flags.has(TcpFlags::ACK)
-            && segment.acknowledgement == flow.end_of_client()
-        {
-            ended |= finished::CLIENT_ACKNOWLEDGED;
-        }
+    if direction == Direction::ToClient
+        && ended & finished::CLIENT != 0
+        && segment.flags.has(TcpFlags::ACK)
+        && segment.acknowledgement == flow.end_of_client()
+    {
+        ended |= finished::CLIENT_ACKNOWLEDGED;
     }
     let mut begins_anew = false;
     let mut end_of_client = None;

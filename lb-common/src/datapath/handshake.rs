@@ -78,11 +78,8 @@ pub(super) fn find<'t, A: Family, T: FamilyTables<A>>(
         && flow.state == FlowState::SYN
     {
         let takes = tables.backend(flow.backend).is_some_and(|one| one.takes_new_flows != 0);
-        let is_mute = takes && is_mute(tables, segment, flow);
-        if is_mute && flow.forwarding.sees_replies() {
-            choice::note_silence(tables, flow.backend, Stamp::new(flow.number));
-        }
-        if !takes || is_mute {
+        // Others aren't told of its silence: it may be this SYN that isn't worth an answer.
+        if !takes || is_mute(tables, segment, flow) {
             forget(tables, Table::Embryonic, &segment.key, flow);
             return Found::Failed(Attempt::after(flow.finished, flow.backend));
         }

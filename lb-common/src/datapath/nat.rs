@@ -5,8 +5,8 @@ use core::{hint, num::NonZeroU32};
 use super::{Family, FamilyTables, InsertError, Reason, Stop, Table, Tables, rewrite};
 use crate::{
     abi::{
-        Backend, Direction, Flow, FlowKey, PORTS_A_WORD, PoolHead, Settings, generation_start,
-        port_words,
+        Backend, Direction, Flow, FlowKey, FlowState, PORTS_A_WORD, PoolHead, Settings,
+        generation_start, port_words,
     },
     wire::NetworkU16,
 };
@@ -44,7 +44,12 @@ pub(super) fn reserve<A: Family, T: FamilyTables<A>>(
     if backend.forwarding.hides_client() {
         return reserve_port(tables, settings, backend, key, reply, memory);
     }
-    // A handshake that isn't complete has to give way.
+    // A handshake that the backend hasn't answered has to give way.
+    let peer = tables.find(Table::Embryonic, key).map(|entry| entry.read().peer_key(key.protocol));
+    let request = peer.and_then(|peer| tables.find(Table::Embryonic, &peer));
+    if request.is_some_and(|request| request.read().state == FlowState::ANSWERED) {
+        return Err(Reason::TupleInUse.into());
+    }
     tables.remove(Table::Embryonic, key);
     match claim(tables, key, reply) {
         Ok(()) => Ok(()),

@@ -90,23 +90,12 @@ fn go_on<A: Family, P: Packet, T: FamilyTables<A>>(
     }
     let backend = transmit::backend(tables, segment, flow, longest)?;
     established::learn_link(tables, segment, Table::Established, entry, flow)?;
-    let now = tables.now().tick();
-    if !segment.opens() {
-        // Another CPU has seen to it meanwhile.
-    } else if flow.forwarding.sees_replies() {
-        if let Some(peer) = find_peer(tables, Table::Established, &segment.key, flow)
-            && now.since(peer.read().last_seen) >= established::SILENT
-        {
-            let ended = flow.finished | finished::UNANSWERED;
-            entry.set_state(flow.state, ended);
-            peer.set_state(flow.state, ended);
-        }
-    } else {
+    if segment.opens() && !flow.forwarding.sees_replies() {
+        // Nothing will show that the backend agrees. If it doesn't, the connection is as old as it is.
         tables.count_new_flow(flow.service, flow.backend);
-        entry.set_opened(now);
         entry.set_state(FlowState::ESTABLISHED, 0);
     }
-    entry.touch(now);
+    entry.touch(tables.now().tick());
     transmit::send(packet, tables, segment, flow, backend, Reason::ToBackend, Edits::NONE)
 }
 
@@ -177,6 +166,7 @@ fn refused<A: Family, P: Packet, T: FamilyTables<A>>(
         entry.set_state(FlowState::CLOSED, ended);
         peer.set_state(FlowState::CLOSED, ended);
     }
+    choice::note_refusal(tables, flow.backend);
     if withhold(tables, &settings, &segment.key, flow, peer) {
         return Err(Reason::RefusalWithheld);
     }
@@ -187,8 +177,8 @@ fn refused<A: Family, P: Packet, T: FamilyTables<A>>(
     transmit::send(packet, tables, segment, flow, None, Reason::ToClient, Edits::NONE)
 }
 
-/// Notes that a backend refuses a connection, whose entry in the direction to the client is `flow`, under `key`.
-/// Returns whether the client isn't to hear of it, since its next SYN goes elsewhere.
+/// Whether a client isn't to hear that a backend refuses its connection, whose entry in the direction to the client is
+/// `flow`, under `key`, since its next SYN goes elsewhere.
 #[inline(always)]
 pub(super) fn withhold<A: Family, T: FamilyTables<A>>(
     tables: &T,
@@ -197,7 +187,6 @@ pub(super) fn withhold<A: Family, T: FamilyTables<A>>(
     flow: &Flow<A>,
     peer: Entry<'_, Flow<A>>,
 ) -> bool {
-    choice::note_refusal(tables, flow.backend);
     let is_half_open = flow.state.is_half_open();
     let tries = if is_half_open { peer.read().finished } else { 0 };
     let attempt = Attempt::after(tries, flow.backend);

@@ -34,6 +34,8 @@ const URGENT_INTERVAL: Duration = Duration::from_millis(500);
 const SHARE: u32 = 40;
 /// From so many percent of its room on, a table of established flows is crowded.
 const CROWDED: u64 = 80;
+/// It is so until there are fewer.
+const ROOMY: u64 = 50;
 
 /// What the thread has to know of the state that is wanted.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -235,8 +237,9 @@ impl Thread {
         round.family(&mut maps.ipv4, ["established", "embryonic"])?;
         round.family(&mut maps.ipv6, ["established_ipv6", "embryonic_ipv6"])?;
         audit.end(&maps.ports);
+        let limit = if *crowded { ROOMY } else { CROWDED };
         let is_full = |(table, used, room): &(&str, u32, u32)| {
-            table.starts_with("established") && u64::from(*used) * 100 >= u64::from(*room) * CROWDED
+            table.starts_with("established") && u64::from(*used) * 100 >= u64::from(*room) * limit
         };
         *crowded = swept.usage.iter().any(is_full);
         let ended = self.end_flows()?;

@@ -81,7 +81,11 @@ impl Checker {
                 let start = Instant::now();
                 let outcome = run(&check, &target, passage.as_deref()).await;
                 let duration = start.elapsed();
-                let verdict = judge.record(outcome.is_ok(), check.rise, check.fall);
+                // What this host couldn't do says nothing of the backend.
+                let verdict = match &outcome {
+                    Err(failure) if failure.cause == Cause::Local => judge.verdict(),
+                    outcome => judge.record(outcome.is_ok(), check.rise, check.fall),
+                };
                 let (detail, cause) = match outcome {
                     Ok(detail) => (detail, None),
                     Err(failure) => (failure.detail, Some(failure.cause)),

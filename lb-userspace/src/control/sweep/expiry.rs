@@ -107,8 +107,9 @@ pub(super) fn is_over<A: Address>(
     let has_handshake = protocol == Protocol::Tcp && flow.forwarding.sees_replies();
     let timeout = match flow.state {
         state if state.is_half_open() => syn,
-        _ if crowded && !has_handshake && lived <= BRIEF => syn,
         _ if crowded && flow.is_surely_over() => closing.min(1),
+        _ if crowded && protocol == Protocol::Udp => udp.min(lived.max(syn)),
+        FlowState::ESTABLISHED if crowded && !has_handshake => established.min(lived.max(syn)),
         _ if protocol == Protocol::Udp => udp,
         FlowState::ESTABLISHED => established,
         // One end may still wait for the other's answer. And FIN and RST may be somebody else's, which the next
@@ -120,9 +121,6 @@ pub(super) fn is_over<A: Address>(
     // A tick is longer than a second: what was seen in the one before may be a moment old.
     dataplane::seconds(now.since(flow.last_seen).saturating_sub(1)) >= u64::from(timeout)
 }
-
-/// A flow that has lasted for no more seconds may have been opened by packets that somebody made up.
-const BRIEF: u32 = 2;
 
 /// Least timeout of a connection that one end has closed, in seconds (RFC 5382, REQ-5).
 const HALF_CLOSED: u32 = 240;
@@ -222,8 +220,10 @@ mod tests {
         let closed = flow(Forwarding::FullNat, finished::BOTH_SURELY, OPENED + 10);
         demand(&tcp, &closed, 1, true);
         demand(&tcp, &flow(Forwarding::FullNat, finished::CLIENT_RESET, OPENED + 10), 30, true);
-        let lasting = |forwarding| flow(forwarding, 0, OPENED + 10);
-        demand(&tcp, &lasting(Forwarding::Dsr), 3600, true);
-        demand(&udp, &lasting(Forwarding::FullNat), 60, true);
+        let lasting = |forwarding| flow(forwarding, 0, OPENED + 20);
+        demand(&tcp, &lasting(Forwarding::Dsr), 20, true);
+        demand(&tcp, &lasting(Forwarding::Dsr), 3600, false);
+        demand(&udp, &lasting(Forwarding::FullNat), 20, true);
+        demand(&tcp, &lasting(Forwarding::FullNat), 3600, true);
     }
 }
