@@ -166,7 +166,7 @@ fn a_drain_is_waited_for() -> Result<()> {
     let held = client::held(&bed, 12)?;
     let refused = bed.lb(&["drain", "ui/mgmt01", "--wait", "--timeout", "600ms"])?;
     let error = String::from_utf8_lossy(&refused.stderr).into_owned();
-    ensure!(refused.status.code() == Some(1) && error.contains("left after 600ms: 5"), "{error}");
+    ensure!(refused.status.code() == Some(1) && error.contains("left after 600ms"), "{error}");
     drop(held);
     let said = bed.lb_ok(&["drain", "ui/mgmt01", "--wait", "--timeout", "20s"])?;
     ensure!(said.ends_with("flows left: 0\n"), "{said}");

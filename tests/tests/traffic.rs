@@ -194,7 +194,7 @@ fn detach_ends_forwarding_and_removes_every_pin() -> Result<()> {
     bed.request()?;
     let refused = bed.lb(&["detach"])?;
     let error = String::from_utf8(refused.stderr)?;
-    ensure!(refused.status.code() == Some(1) && error.contains("a controller runs"), "{error}");
+    ensure!(refused.status.code() == Some(1) && error.contains("controller runs"), "{error}");
     bed.stop_controller(Signal::SIGTERM)?;
     bed.lb_ok(&["detach"])?;
     ensure!(!bed.pins().exists());

@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
     path::Path,
     sync::Arc,
     time::Duration,
@@ -27,19 +27,16 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub type Call = (Request, oneshot::Sender<Response>);
 
 /// Listens on a socket, with mode 0660, within a tokio runtime; requests go to `calls`, but those for events
-/// are answered from the journal, and changes are only for those whose the socket is. A socket that nobody listens on any longer is replaced: the caller makes sure that nobody does.
+/// are answered from the journal, and changes are only for those whose the socket is. A socket that nobody listens on any longer is replaced.
 ///
 /// # Errors
 ///
-/// The socket can't be made.
+/// The socket can't be made, somebody listens there, or it is something else.
 pub fn serve(path: &Path, calls: mpsc::Sender<Call>, journal: Journal) -> io::Result<()> {
     if let Some(directory) = path.parent() {
         fs::DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
     }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    remove_abandoned(path)?;
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
     let path: Arc<Path> = path.into();
@@ -63,6 +60,23 @@ pub fn serve(path: &Path, calls: mpsc::Sender<Call>, journal: Journal) -> io::Re
         }
     });
     Ok(())
+}
+
+/// Removes a socket that nobody listens on any longer.
+fn remove_abandoned(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(io::Error::other("something else than a socket is there"));
+        }
+        Ok(_) => {}
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+        Err(error) => Err(error),
+        Ok(_) => Err(io::Error::other("somebody listens there, such as another lb")),
+    }
 }
 
 async fn answer(

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     api::{self, Operation, Request, Response},
+    control,
     observe::Overview,
 };
 
@@ -114,12 +115,8 @@ pub(super) fn reload(place: &Place) -> Outcome {
 /// Removes program and maps, unless a controller runs: it would miss them.
 pub(super) fn detach(place: &Place) -> Outcome {
     let pins = place.pins()?;
-    if let Ok(Response::Status(status)) = api::call(&place.socket()?, &Request::Status) {
-        return Err(Failure::failed(format!(
-            "a controller runs, as process {}; stop it first, or run it with --detach-on-exit",
-            status.pid
-        )));
-    }
+    // Of other layouts only, there is nothing to lock.
+    let _lock = pins.directory().exists().then(|| control::lock(&pins)).transpose()?;
     match pins.remove()? {
         0 => Err(pins.absence().into()),
         _ => {

@@ -3,12 +3,11 @@
 
 mod files;
 mod system_calls;
+mod tree;
 
 use std::{
     ffi::CString,
-    fs::{self, Metadata, Permissions},
     io::{self, ErrorKind},
-    os::unix::fs::{MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
 };
 
@@ -80,17 +79,18 @@ impl Identity {
     ///
     /// The kernel refuses.
     pub fn share(&self, path: &Path) -> Result<(), ConfineError> {
-        for_each(path, &mut |path, metadata| {
-            if metadata.gid() != self.group.as_raw() {
-                chown(path, None, Some(self.group.as_raw()))?;
+        tree::for_each(path, &mut |file| {
+            if file.status.st_gid != self.group.as_raw() {
+                file.chown(None, Some(self.group))?;
             }
-            let mode = metadata.mode() & 0o777;
-            let shared = mode | if metadata.is_dir() { 0o770 } else { 0o660 };
-            if shared == mode || metadata.uid() == self.user.as_raw() {
+            let mode = file.status.st_mode & 0o777;
+            let shared = mode | if file.is_directory() { 0o770 } else { 0o660 };
+            if shared == mode || file.status.st_uid == self.user.as_raw() {
                 return Ok(());
             }
-            fs::set_permissions(path, Permissions::from_mode(shared))
+            file.chmod(shared)
         })
+        .map_err(ConfineError::system(path.display().to_string()))
     }
 }
 
@@ -104,25 +104,12 @@ pub fn take_back(path: &Path) -> Result<(), ConfineError> {
     if !unistd::geteuid().is_root() {
         return Ok(());
     }
-    for_each(path, &mut |path, metadata| match metadata.uid() {
+    let root = (Some(Uid::from_raw(0)), Some(Gid::from_raw(0)));
+    let give = |file: &tree::File<'_>| match file.status.st_uid {
         0 => Ok(()),
-        _ => chown(path, Some(0), Some(0)),
-    })
-}
-
-/// Does something with everything in a directory, and then with itself.
-fn for_each(
-    path: &Path,
-    work: &mut impl FnMut(&Path, &Metadata) -> io::Result<()>,
-) -> Result<(), ConfineError> {
-    let failed = || ConfineError::system(path.display().to_string());
-    let metadata = fs::symlink_metadata(path).map_err(failed())?;
-    if metadata.is_dir() {
-        for entry in fs::read_dir(path).map_err(failed())? {
-            for_each(&entry.map_err(failed())?.path(), work)?;
-        }
-    }
-    work(path, &metadata).map_err(failed())
+        _ => file.chown(root.0, root.1),
+    };
+    tree::for_each(path, &mut { give }).map_err(ConfineError::system(path.display().to_string()))
 }
 
 /// Becomes that user, if there is one and this is root, and gives up all capabilities but those that the controller

@@ -28,7 +28,7 @@ mod troubles;
 mod watch;
 
 pub use preflight::PreflightError;
-pub use prepare::{Overrides, Prepared, prepare};
+pub use prepare::{Overrides, Prepared, lock, prepare};
 pub use start::{StartError, run};
 
 /// Addresses that full NAT can send from, over the life of the maps.

@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io,
     net::SocketAddr,
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -171,7 +171,11 @@ fn give_up(
 const DEFAULT_RUN: &str = "/run/lb";
 
 /// Keeps a second controller away from the same pins, for as long as the lock lives.
-fn lock(pins: &Pins) -> Result<Flock<File>, StartError> {
+///
+/// # Errors
+///
+/// One runs, or the directory of pins can't be opened.
+pub fn lock(pins: &Pins) -> Result<Flock<File>, StartError> {
     let system = |source: io::Error| StartError::System {
         what: pins.directory().display().to_string(),
         source,
@@ -185,8 +189,20 @@ fn lock(pins: &Pins) -> Result<Flock<File>, StartError> {
     })
 }
 
-/// The process that wrote the maps last; 0 where it isn't known.
+/// The process that holds the lock, or else the one that wrote the maps last; 0 where it isn't known.
 fn controller_pid(pins: &Pins) -> u32 {
+    let inode = pins.directory().metadata().map_or(0, |metadata| metadata.ino());
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    // As in "1: FLOCK ADVISORY WRITE 4765 00:1f:12345 0 EOF" (proc_locks(5)).
+    let holder = locks.lines().find_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let (kind, process, file) = (fields.next()?, fields.nth(2)?, fields.next()?);
+        let its_inode: u64 = file.rsplit(':').next()?.parse().ok()?;
+        (kind == "FLOCK" && its_inode == inode).then(|| process.parse().ok())?
+    });
+    if let Some(holder) = holder.filter(|holder| *holder != 0) {
+        return holder;
+    }
     Maps::open(pins)
         .ok()
         .and_then(|maps| maps.settings.get(&0, 0).ok())

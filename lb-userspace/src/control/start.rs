@@ -241,11 +241,11 @@ async fn assemble(
     let config = controller.config.clone();
     controller.open_passage(&config, vantage)?;
     controller.wanted.apply_network(&config, &controller.network, &indices);
-    // The maps first: a program that is attached finds them filled.
     controller.wanted.settle();
     controller.wanted.build_rings(&mut controller.members);
     controller.demand_room(&controller.wanted, &config)?;
-    controller.reconcile().map_err(StartError::Unusable)?;
+    // Before anything is changed: where the program can't be attached, what is there goes on as it is. New maps are empty
+    // for a moment, and what comes in passes.
     controller.interfaces.attach(
         &mut controller.loaded,
         &controller.pins,
@@ -253,6 +253,7 @@ async fn assemble(
         &controller.network,
         &wanted,
     )?;
+    controller.reconcile().map_err(StartError::Unusable)?;
     controller.loaded.retire_earlier(&controller.pins)?;
     controller.interfaces.warn_of_detours(&controller.network, &Network::default());
     Ok(controller)

@@ -113,12 +113,13 @@ pub fn load(pins: &Pins, capacity: &Capacity) -> Result<Loaded, DataplaneError> 
 
 /// Says so where tables that were there already are of another size than they would be made now.
 fn warn_of_sizes(maps: &Maps, capacity: &Capacity) {
+    let room = |table| maps.ipv4.room(table).map(|entries| entries / ENTRIES_A_FLOW);
     let tables = [
-        (Table::Established, "limits.flows", capacity.flows),
-        (Table::Embryonic, "limits.embryonic", capacity.embryonic),
+        (room(Table::Established), "limits.flows", capacity.flows),
+        (room(Table::Embryonic), "limits.embryonic", capacity.embryonic),
+        (maps.ipv4.room_for_clients(), "limits.clients", capacity.clients),
     ];
-    for (table, key, wanted) in tables {
-        let room = maps.ipv4.room(table).map(|entries| entries / ENTRIES_A_FLOW);
+    for (room, key, wanted) in tables {
         if let Ok(made_for) = room
             && made_for != wanted
         {

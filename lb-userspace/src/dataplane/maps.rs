@@ -82,6 +82,16 @@ impl<A: Address> FamilyMaps<A> {
         Ok(info.map_err(DataplaneError::map(name_of(table)))?.max_entries())
     }
 
+    /// How many clients with affinity there is room for.
+    ///
+    /// # Errors
+    ///
+    /// The kernel doesn't tell.
+    pub fn room_for_clients(&self) -> Result<u32, DataplaneError> {
+        let info = IterableMap::map(&self.clients).info();
+        Ok(info.map_err(DataplaneError::map(maps::CLIENTS))?.max_entries())
+    }
+
     /// Entries in use in a table of flows, and how many there is room for.
     ///
     /// # Errors

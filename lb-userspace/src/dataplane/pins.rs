@@ -105,7 +105,7 @@ impl Pins {
     ///
     /// Something is.
     pub fn check_layout(&self) -> Result<(), DataplaneError> {
-        let other = entries(&self.root).into_iter().find(|path| *path != self.directory);
+        let other = self.layouts().into_iter().find(|path| *path != self.directory);
         match other {
             Some(other) => Err(DataplaneError::OtherLayout {
                 path: self.root.clone(),
@@ -164,6 +164,15 @@ impl Pins {
         }
     }
 
+    /// The directories of this and of other layouts: whatever else is there is somebody else's.
+    fn layouts(&self) -> Vec<PathBuf> {
+        let is_one = |path: &PathBuf| {
+            let number = file_name(path).strip_prefix('v');
+            number.is_some_and(|number| number.parse::<u32>().is_ok())
+        };
+        entries(&self.root).into_iter().filter(is_one).collect()
+    }
+
     /// Removes every pin, of whatever layout, and the directory. Returns how many there were.
     ///
     /// # Errors
@@ -171,7 +180,7 @@ impl Pins {
     /// Something can't be removed.
     pub fn remove(&self) -> Result<usize, DataplaneError> {
         let mut removed = 0;
-        for directory in entries(&self.root) {
+        for directory in self.layouts() {
             let (links, maps): (Vec<PathBuf>, Vec<PathBuf>) = entries(&directory)
                 .into_iter()
                 .partition(|path| file_name(path).starts_with(LINK_PREFIX));
@@ -190,6 +199,13 @@ impl Pins {
             _ if self.held.is_some() => Ok(removed),
             Ok(()) => Ok(removed),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(removed),
+            // Somebody else's pins are beside them.
+            Err(error)
+                if [io::ErrorKind::DirectoryNotEmpty, io::ErrorKind::ResourceBusy]
+                    .contains(&error.kind()) =>
+            {
+                Ok(removed)
+            }
             Err(error) => Err(DataplaneError::system(self.root.display().to_string())(error)),
         }
     }
