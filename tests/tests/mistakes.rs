@@ -180,3 +180,23 @@ fn is_locked(directory: &Path) -> bool {
     let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
     locked.is_err_and(|(_, error)| error == Errno::EWOULDBLOCK)
 }
+
+#[test]
+fn a_start_goes_on_with_the_interfaces_that_there_are_where_one_is_away() -> Result<()> {
+    let mut bed = Bed::new(LB, "native", 1)?;
+    bed.balancer.ip(&["link", "add", "more0", "type", "veth", "peer", "name", "more1"])?;
+    bed.balancer.ip(&["link", "set", "more0", "up"])?;
+    let text = fs::read_to_string(bed.config())?.replace("[\"eth0\"]", "[\"eth0\", \"more0\"]");
+    fs::write(bed.config(), text)?;
+    wait_until("the controller knows it", || Ok(bed.lb(&["reload"])?.status.success()))?;
+    bed.stop_controller(Signal::SIGKILL)?;
+    bed.balancer.ip(&["link", "del", "more0"])?;
+    bed.start_controller(&[])?;
+    bed.wait_for_up(1)?;
+    bed.request()?;
+    ensure!(bed.lb_ok(&["events"])?.contains("no such interface: more0"));
+    bed.balancer.ip(&["link", "add", "more0", "type", "veth", "peer", "name", "more1"])?;
+    wait_until("it is served again", || {
+        Ok(bed.balancer.ip(&["link", "show", "more0"])?.contains("xdp"))
+    })
+}

@@ -99,6 +99,7 @@ impl Controller {
             self.live.forget(service, info.name.as_str(), &Cause::ALL.map(Cause::name));
         }
         self.checkers = checkers;
+        self.unchecked.retain(|index| self.checkers.contains_key(index));
         addresses.sort();
         addresses.dedup();
         self.addresses.send_if_modified(|known| {
@@ -115,6 +116,7 @@ impl Controller {
         if !self.checkers.contains_key(&index) {
             return false;
         }
+        self.note_local(index, report);
         let Some(state) = self.wanted.backends.get_mut(&index) else { return false };
         let result = match report.verdict {
             Verdict::Unknown => CheckResult::Unknown,
@@ -152,6 +154,18 @@ impl Controller {
             return store::apply(&change, &mut self.loaded.maps, &mut self.there).is_err();
         }
         true
+    }
+
+    /// Notes whether this host could make a check at all, and tells when it can't make some, and when it can again.
+    fn note_local(&mut self, index: u32, report: &Report) {
+        if report.cause == Some(Cause::Local) {
+            if self.unchecked.insert(index) && self.unchecked.len() == 1 {
+                let trouble = format!("backends aren't checked any longer: {}", report.detail);
+                self.troubles.note("checks", Err(trouble));
+            }
+        } else if self.unchecked.remove(&index) && self.unchecked.is_empty() {
+            self.troubles.note("checks", Ok(()));
+        }
     }
 
     /// Sees to it that the checks which a configuration asks for can be made, from `vantage` if it is there.

@@ -1,7 +1,7 @@
 //! The one loop that events go through.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -90,6 +90,8 @@ pub(super) struct Controller {
     pub(super) events: mpsc::Sender<Event>,
     pub(super) started: Instant,
     pub(super) troubles: Troubles,
+    /// Backends that this host couldn't check lately.
+    pub(super) unchecked: BTreeSet<u32>,
     /// What is counted for the admin pages.
     pub(super) live: Live,
     pub(super) fullness: Fullness,
@@ -222,6 +224,7 @@ impl Controller {
         let result = self.attach_present();
         self.troubles.note("interfaces", result);
         self.interfaces.warn_of_detours(&self.network, &before);
+        Interfaces::tell_of_addresses(&self.config, &self.network, Some(&before));
         self.apply_network();
         self.follow_up();
         let result = self.wanted.demand_direct_reach(&self.network);

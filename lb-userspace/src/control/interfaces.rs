@@ -1,12 +1,15 @@
 //! The interfaces that the program is attached to.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use aya::programs::links::PinnedLink;
 
 use crate::{
     api::InterfaceStatus,
-    config::Config,
+    config::{Bind, Config},
     dataplane::{DataplaneError, Loaded, Pins, attach, detach},
     netlink::{self, Network},
 };
@@ -127,6 +130,37 @@ impl Interfaces {
     /// How they are.
     pub(super) fn status(&self) -> Vec<InterfaceStatus> {
         self.attached.values().cloned().collect()
+    }
+
+    /// Tells which of the addresses that services are bound to have come to this host, or have gone, since `before`; at
+    /// the start, which aren't here: Keepalived may have them elsewhere, or somebody mistyped one.
+    pub(super) fn tell_of_addresses(config: &Config, network: &Network, before: Option<&Network>) {
+        let has =
+            |network: &Network, ip: IpAddr| network.addresses.iter().any(|(_, own)| *own == ip);
+        let bound: BTreeSet<IpAddr> = config
+            .services
+            .iter()
+            .flat_map(|service| &service.binds)
+            .filter_map(|bind| match bind {
+                Bind::Address(address) => Some(address.ip()),
+                Bind::Any(_) => None,
+            })
+            .collect();
+        for ip in bound {
+            let before = before.map(|before| has(before, ip));
+            match (before, has(network, ip)) {
+                (Some(true), false) => {
+                    tracing::warn!("{ip} isn't an address of this host any longer");
+                }
+                (None, false) => {
+                    tracing::info!(
+                        "{ip} isn't an address of this host: it is served if it is routed here"
+                    );
+                }
+                (Some(false), true) => tracing::info!("{ip} is an address of this host now"),
+                _ => {}
+            }
+        }
     }
 
     /// Warns of backends that are reached by an interface without the program, where their replies

@@ -36,6 +36,23 @@ impl PoolKey {
     }
 }
 
+impl State {
+    /// Forgets of all backends where their pools lie, if they can't all have the size that the settings say: a controller
+    /// was killed between these and those. Then each gets another.
+    pub(super) fn doubt_pools(&mut self) {
+        let with_pool = self.backends.values().filter(|state| state.has_pool());
+        let pools: BTreeMap<u32, u32> = with_pool
+            .map(|state| (state.backend.ports, pool_words(self.pool_ports(&state.backend))))
+            .collect();
+        let overlap = |((start, size), next): ((&u32, &u32), &u32)| start + size > *next;
+        if pools.iter().zip(pools.keys().skip(1)).any(overlap) {
+            for state in self.backends.values_mut() {
+                state.backend.nat_sources = 0;
+            }
+        }
+    }
+}
+
 /// Which services have the same protocol as they are wanted and as they are there: none, where ports differ.
 struct Protocols(Vec<bool>);
 
@@ -107,4 +124,30 @@ pub(super) fn plan(
         places.insert(*index, place);
     }
     places
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::abi::{BackendInfo, Forwarding};
+
+    use super::*;
+
+    #[test]
+    fn pools_that_cannot_have_their_size_are_given_up() {
+        let mut state = State::default();
+        state.settings.nat_port_count = 64;
+        for (index, ports) in [(1, 0), (2, 3), (3, 3), (4, 9)] {
+            let mut backend = lb_common::abi::Backend::default();
+            (backend.forwarding, backend.nat_sources) = (Forwarding::FullNat, 1);
+            backend.ports = ports;
+            let info: BackendInfo = bytemuck::Zeroable::zeroed();
+            state.backends.insert(index, BackendState { backend, info });
+        }
+        let known = |state: &State| state.backends.values().filter(|one| one.has_pool()).count();
+        state.doubt_pools();
+        assert_eq!(known(&state), 4, "three words each");
+        state.settings.nat_port_count = 65;
+        state.doubt_pools();
+        assert_eq!(known(&state), 0, "five words each");
+    }
 }

@@ -1,7 +1,7 @@
 //! Setting the controller up, and taking it down.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs, io,
     path::PathBuf,
     sync::Arc,
@@ -189,7 +189,13 @@ async fn assemble(
     let addresses: Vec<_> = backends.map(|backend| backend.address.ip()).collect();
     let network = Reader::connect()?.read(addresses).await?;
     let (wanted, all) = interfaces::present(&config, &network, None);
-    all.map_err(StartError::Unusable)?;
+    if let Err(missing) = all {
+        // What was served goes on being served; one that comes back is attached then.
+        if wanted.is_empty() || !pins.exist() {
+            return Err(StartError::Unusable(missing));
+        }
+        tracing::error!("{missing}");
+    }
 
     let loaded = load(&pins, &capacity(&config))?;
     let (there, spaces) = store::observe(&loaded.maps)?;
@@ -230,6 +236,7 @@ async fn assemble(
         events,
         started: Instant::now(),
         troubles: Troubles::default(),
+        unchecked: BTreeSet::new(),
         live,
         fullness: Fullness::default(),
         file_watch: None,
@@ -256,6 +263,7 @@ async fn assemble(
     controller.reconcile().map_err(StartError::Unusable)?;
     controller.loaded.retire_earlier(&controller.pins)?;
     controller.interfaces.warn_of_detours(&controller.network, &Network::default());
+    Interfaces::tell_of_addresses(&controller.config, &controller.network, None);
     Ok(controller)
 }
 

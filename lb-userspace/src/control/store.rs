@@ -54,6 +54,7 @@ pub(super) fn observe(maps: &Maps) -> Result<(State, Spaces), DataplaneError> {
         rings: Space::new(maps.rings.slots()),
         pools: Space::new(maps.ports.words().len() as u32),
     };
+    state.doubt_pools();
     for backend in state.backends.values().filter(|backend| backend.has_pool()) {
         spaces.pools.adopt(backend.backend.ports, pool_words(state.pool_ports(&backend.backend)));
     }
