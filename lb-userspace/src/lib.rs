@@ -6,7 +6,7 @@
 //! * [`dataplane`] loads the program and reaches its maps.
 //! * [`observe`] turns maps into what is shown: by [`cli`], the commands, and [`admin`], the pages.
 //! * [`confine`] gives up privileges.
-//! * [`api`] is the control socket, and [`journal`] what it tells of what happened.
+//! * [`api`] is the control socket, and [`journal`] what it tells of what happened; [`log`] says it on standard error.
 
 pub mod admin;
 pub mod api;
@@ -17,5 +17,6 @@ pub mod control;
 pub mod dataplane;
 pub mod health;
 pub mod journal;
+pub mod log;
 pub mod netlink;
 pub mod observe;

@@ -5,7 +5,11 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpListener,
-    os::unix::process::ExitStatusExt,
+    os::unix::{
+        fs::{PermissionsExt as _, symlink},
+        process::ExitStatusExt,
+    },
+    path::PathBuf,
     process::{Command, Stdio},
     sync::{
         Arc,
@@ -21,15 +25,13 @@ use lb_tests::{
     client,
     wait::wait_until,
 };
-use nix::sys::signal::Signal;
+use nix::{
+    sys::{signal::Signal, stat::Mode},
+    unistd::mkfifo,
+};
 use serde_json::Value;
 
 const LB: &str = env!("CARGO_BIN_EXE_lb-under-test");
-
-/// Whether the controller has told of an event in which there is `what`.
-fn has_told(bed: &Bed, what: &str) -> Result<bool> {
-    Ok(bed.lb_ok(&["events"])?.contains(what))
-}
 
 /// `lb run` under strace, which does something at its calls of `bpf`.
 fn traced(bed: &Bed, arguments: &[&str]) -> Command {
@@ -105,6 +107,15 @@ fn a_controller_that_is_killed_in_the_middle_of_any_update_leaves_what_the_next_
 
 #[test]
 fn forwarding_outlives_a_file_system_that_is_unmounted_and_it_is_told() -> Result<()> {
+    outlives_unmounting(None)
+}
+
+#[test]
+fn it_is_told_also_where_the_controller_may_not_go_there() -> Result<()> {
+    outlives_unmounting(Some("nobody"))
+}
+
+fn outlives_unmounting(user: Option<&str>) -> Result<()> {
     let mut bed = Bed::without_controller(LB, "native", 2)?;
     bed.write_config("")?;
     let directory = bed.config().with_file_name("bpf");
@@ -115,17 +126,33 @@ fn forwarding_outlives_a_file_system_that_is_unmounted_and_it_is_told() -> Resul
     let text = fs::read_to_string(bed.config())?;
     ensure!(text.contains(&old), "{text}");
     let new = format!("pin_path = \"{}/lb\"", directory.display());
-    fs::write(bed.config(), text.replace(&old, &new))?;
+    let mut text = text.replace(&old, &new);
+    if let Some(user) = user {
+        text = format!("user = \"{user}\"\n{text}").replace("/lb.sock", "/run/lb.sock");
+        let home = bed.config().parent().context("a directory")?.to_path_buf();
+        fs::set_permissions(&home, fs::Permissions::from_mode(0o711))?;
+        // First in a directory that is root's.
+        fs::create_dir(home.join("run"))?;
+        fs::write(bed.config(), &text)?;
+        let said = String::from_utf8(bed.lb(&["run"])?.stderr)?;
+        ensure!(said.contains("(nobody must be allowed to write to its directory)"), "{said}");
+        fs::remove_dir(home.join("run"))?;
+    }
+    fs::write(bed.config(), text)?;
     let result = (|| {
         bed.start_controller(&[])?;
         bed.wait_for_up(2)?;
         let mut held = client::held(&bed, 4)?;
         ensure!(Command::new("umount").arg("-l").arg(&directory).status()?.success());
-        wait_until("it is told", || has_told(&bed, "the pins at"))?;
+        bed.wait_for_event("the pins at")?;
         for (name, connection) in &mut held {
             ensure!(connection.request()? == *name);
         }
-        bed.request().map(drop)
+        bed.request()?;
+        bed.stop_controller(Signal::SIGTERM)?;
+        let log = fs::read_to_string(bed.log())?;
+        ensure!(log.contains("stopped; the data plane isn't whole: the pins at"), "{log}");
+        Ok(())
     })();
     // If it is still mounted.
     let _: std::io::Result<_> =
@@ -173,7 +200,7 @@ fn a_full_disk_under_the_log_stops_nothing() -> Result<()> {
     bed.lb_ok(&["reload"])?;
     bed.kill_backend("mgmt02")?;
     bed.wait_for_state("mgmt02", "down")?;
-    ensure!(has_told(&bed, "down")?, "events have it nevertheless");
+    ensure!(bed.has_told("down")?, "events have it nevertheless");
     ensure!(bed.stop_controller(Signal::SIGTERM)?.success());
     Ok(())
 }
@@ -194,7 +221,7 @@ fn a_file_that_changes_is_applied_if_it_is_watched() -> Result<()> {
     with(true, "weight = 7\n")?;
     wait_until("it is applied", || Ok(bed.shown("mgmt02")?["weight"] == 7))?;
     with(true, "weight = 700\n")?;
-    wait_until("it is refused", || has_told(&bed, "the configuration stays as it was"))?;
+    bed.wait_for_event("the configuration stays as it was")?;
     ensure!(bed.shown("mgmt02")?["weight"] == 7);
     with(false, "weight = 8\n")?;
     wait_until("it is applied", || Ok(bed.shown("mgmt02")?["weight"] == 8))?;
@@ -205,6 +232,53 @@ fn a_file_that_changes_is_applied_if_it_is_watched() -> Result<()> {
     bed.lb_ok(&["reload"])?;
     ensure!(bed.lb_ok(&["diff"])? == "nothing would change\n");
     Ok(())
+}
+
+#[test]
+fn a_file_is_watched_through_links_and_in_directories_that_are_replaced() -> Result<()> {
+    let mut bed = Bed::without_controller(LB, "native", 2)?;
+    bed.write_config("")?;
+    let text = format!("watch = true\n{}", fs::read_to_string(bed.config())?);
+    let version = |directory: &str, weight: u32| -> Result<PathBuf> {
+        let directory = bed.config().with_file_name(directory);
+        fs::create_dir_all(&directory)?;
+        fs::write(directory.join("lb.toml"), format!("{text}weight = {weight}\n"))?;
+        Ok(directory)
+    };
+    // As in a container: a link to a link, which is replaced.
+    let (first, second) = (version("first", 1)?, version("second", 2)?);
+    let current = bed.config().with_file_name("current");
+    symlink(&first, &current)?;
+    fs::remove_file(bed.config())?;
+    symlink(current.join("lb.toml"), bed.config())?;
+    bed.start_controller(&[])?;
+    let weight_becomes = |bed: &Bed, weight: u32| {
+        wait_until("it is applied", || Ok(bed.shown("mgmt02")?["weight"] == weight))
+    };
+    let next = bed.config().with_file_name("next");
+    symlink(&second, &next)?;
+    fs::rename(&next, &current)?;
+    weight_becomes(&bed, 2)?;
+    // In the directory that is linked to now.
+    fs::write(second.join("lb.toml"), format!("{text}weight = 3\n"))?;
+    weight_becomes(&bed, 3)?;
+    // That directory gives way to another of the same name.
+    fs::rename(&second, bed.config().with_file_name("old"))?;
+    let second = bed.config().with_file_name("second");
+    fs::create_dir(&second)?;
+    fs::write(second.join("lb.toml"), format!("{text}weight = 4\n"))?;
+    weight_becomes(&bed, 4)?;
+
+    // What isn't a file can't keep the controller waiting.
+    fs::remove_file(bed.config())?;
+    mkfifo(&bed.config(), Mode::S_IRWXU)?;
+    let is_told = || Ok(fs::read_to_string(bed.log())?.contains("it is no regular file"));
+    wait_until("it is told", is_told)?;
+    let socket = bed.socket();
+    let mut command = bed.balancer.command(LB);
+    let output = command.args(["reload", "--socket"]).arg(&socket).output()?;
+    ensure!(output.status.code() == Some(2), "{output:?}");
+    bed.request().map(drop)
 }
 
 /// What a server says to whoever connects, and whether it goes on and on.

@@ -20,11 +20,6 @@ const LB: &str = env!("CARGO_BIN_EXE_lb-under-test");
 /// Seconds in a day.
 const DAY: i64 = 86_400;
 
-/// Waits until the controller has told of an event in which there is `what`.
-fn wait_for_event(bed: &Bed, what: &str) -> Result<()> {
-    wait_until(&format!("{what:?} is told"), || Ok(bed.lb_ok(&["events"])?.contains(what)))
-}
-
 #[test]
 fn what_the_kernel_had_no_room_to_tell_is_found_out() -> Result<()> {
     /// More than the buffer of a socket holds.
@@ -46,7 +41,7 @@ fn what_the_kernel_had_no_room_to_tell_is_found_out() -> Result<()> {
     let told = bed.balancer.ip(&["-batch", batch.to_str().context("UTF-8")?]);
     kill(process, Signal::SIGCONT)?;
     told?;
-    wait_for_event(&bed, "more changes to the network than there was room for")?;
+    bed.wait_for_event("more changes to the network than there was room for")?;
     bed.request()?;
     // And what comes afterwards is heard.
     bed.on_backend("mgmt01", "ip", &["link", "set", "eth0", "address", "02:5b:00:00:00:78"])?;
@@ -114,7 +109,7 @@ fn an_address_that_is_lost_and_comes_back_costs_only_the_time_between() -> Resul
         ["not reachable: no route to it", "10.91.0.100 isn't an address of this host any longer"];
     for (address, told) in ["10.91.0.10/24", "10.91.0.100/32"].into_iter().zip(told) {
         bed.balancer.ip(&["address", "del", address, "dev", "eth0"])?;
-        wait_for_event(&bed, told)?;
+        bed.wait_for_event(told)?;
         ensure!(bed.shown("mgmt01")?["state"].is_string());
         bed.balancer.ip(&["address", "add", address, "dev", "eth0"])?;
         bed.wait_for_up(2)?;
@@ -148,7 +143,7 @@ fn a_reload_that_finds_the_maps_full_changes_nothing_and_is_told() -> Result<()>
     ensure!(output.status.code() == Some(2), "{output:?}");
     ensure!(said.contains("no room for another service: the maps were made for 256"), "{said}");
     ensure!(said.contains("nothing was changed"), "{said}");
-    wait_for_event(&bed, "no room for another service")?;
+    bed.wait_for_event("no room for another service")?;
     let after = bed.json(&["list", "services", "--json"])?;
     let names = |services: &Value| services.as_array().map(Vec::len);
     ensure!(names(&before) == names(&after), "{after}");
@@ -157,5 +152,37 @@ fn a_reload_that_finds_the_maps_full_changes_nothing_and_is_told() -> Result<()>
     }
     bed.write_config("")?;
     bed.lb_ok(&["reload"])?;
+    bed.request().map(drop)
+}
+
+#[test]
+fn what_this_host_could_not_check_says_nothing_of_the_backends() -> Result<()> {
+    let bed = Bed::new(LB, "native", 2)?;
+    let process = bed.controller_pid()?.to_string();
+    let log = || fs::read_to_string(bed.log());
+    let allow = |files: &str| {
+        let limit = format!("--nofile={files}:");
+        let status = Command::new("prlimit").args(["--pid", &process, &limit]).status()?;
+        ensure!(status.success(), "prlimit: {status}");
+        Ok(())
+    };
+    allow("3")?;
+    wait_until("it is told", || Ok(log()?.contains("backends aren't checked any longer")))?;
+    // More checks than it takes to be down.
+    let checks = || bed.json(&["list", "backends", "--json"]);
+    wait_until("no check can be made", || {
+        let detail =
+            |number: usize| Ok::<_, anyhow::Error>(checks()?[number]["check"]["detail"].clone());
+        Ok([detail(0)?, detail(1)?].iter().all(|detail| {
+            detail.as_str().is_some_and(|detail| detail.contains("Too many open files"))
+        }))
+    })?;
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    for name in ["mgmt01", "mgmt02"] {
+        ensure!(bed.shown(name)?["state"] == "up", "{}", bed.shown(name)?);
+    }
+    bed.request()?;
+    allow("1024")?;
+    bed.wait_for_event("over: backends aren't checked any longer")?;
     bed.request().map(drop)
 }

@@ -12,6 +12,7 @@ use prometheus_client::{
 
 use crate::{
     dataplane::Maps,
+    log::Log,
     observe::{self, Status},
 };
 
@@ -30,15 +31,17 @@ pub struct Live {
     check_durations: Histograms,
     check_failures: Counters,
     reloads: Counters,
+    log: Log,
 }
 
 impl Live {
     /// Nothing yet.
-    pub fn new() -> Self {
+    pub fn new(log: Log) -> Self {
         let live = Self {
             check_durations: Family::new_with_constructor(|| Histogram::new(CHECK_SECONDS)),
             check_failures: Counters::default(),
             reloads: Counters::default(),
+            log,
         };
         for result in ["applied", "refused"] {
             add(&live.reloads, &vec![("result", result.to_owned())], 0);
@@ -68,6 +71,11 @@ impl Live {
         add(&self.reloads, &vec![("result", result.to_owned())], 1);
     }
 
+    /// How many lines of the log were lost.
+    pub fn lost_lines(&self) -> u64 {
+        self.log.lost()
+    }
+
     /// Forgets a backend that isn't configured any longer.
     pub fn forget(&self, service: &str, backend: &str, causes: &[&'static str]) {
         let labels = backend_labels(service, backend);
@@ -77,12 +85,6 @@ impl Live {
             labels.push(("cause", (*cause).to_owned()));
             self.check_failures.remove(&labels);
         }
-    }
-}
-
-impl Default for Live {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -99,6 +101,9 @@ pub(super) fn render(status: &Status, maps: &Maps, live: &Live) -> Result<String
     registry.register("check_duration_seconds", "How long health checks took", durations);
     registry.register("check_failures", "Health checks that failed", live.check_failures.clone());
     registry.register("config_reloads", "Reloads of the configuration", live.reloads.clone());
+    let lost =
+        counters(&mut registry, "log_lines_lost", "Lines of the log that nobody read in time");
+    add(&lost, &Labels::new(), live.lost_lines());
 
     let packets = counters(&mut registry, "packets", "Packets by what became of them");
     for reason in observe::reasons(maps)? {

@@ -1,5 +1,6 @@
 //! The admin pages: what there is, for people, scripts and Prometheus. They change nothing.
 
+mod guests;
 mod metrics;
 mod page;
 
@@ -23,6 +24,7 @@ use tokio::{
 
 pub use metrics::Live;
 
+use self::guests::Door;
 use crate::{
     api::{self, Call, ControllerStatus, Request},
     dataplane::{Maps, Pins},
@@ -60,7 +62,7 @@ pub async fn serve(
         .route("/readyz", get(readyz))
         .with_state(Source { pins, calls, live });
     tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, pages).await {
+        if let Err(error) = axum::serve(Door::new(listener), pages).await {
             tracing::error!(%error, "the admin pages are no longer served");
         }
     });

@@ -13,6 +13,8 @@ use crate::journal::Event;
 
 /// How long an answer may take: a reload of a large configuration needs a while.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// But how it is, it says at once.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +25,12 @@ pub enum ClientError {
     /// The user may not.
     #[error("{0}: permission denied; run as root, or as a member of the socket's group")]
     Permission(PathBuf),
+    /// It doesn't answer in time.
+    #[error(
+        "{0}: the controller doesn't answer; see whether its process hangs (`ps`, `journalctl -u lb`): forwarding \
+         goes on without it"
+    )]
+    Silent(PathBuf),
     /// The connection broke.
     #[error("{path}: {source}")]
     Broken {
@@ -40,7 +48,8 @@ pub enum ClientError {
 ///
 /// There is no controller, the user may not speak to it, or it doesn't answer.
 pub fn call(socket: &Path, request: &Request) -> Result<Response, ClientError> {
-    exchange(socket, request, Some(TIMEOUT), |response| Break(Some(response)))
+    let timeout = if *request == Request::Status { STATUS_TIMEOUT } else { TIMEOUT };
+    exchange(socket, request, Some(timeout), |response| Break(Some(response)))
         .and_then(|response| response.ok_or(UnexpectedEof.into()))
         .map_err(|error| explain(socket, error))
 }
@@ -82,6 +91,7 @@ fn exchange(
 ) -> io::Result<Option<Response>> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(timeout)?;
+    stream.set_write_timeout(timeout)?;
     let mut line = serde_json::to_string(request)?;
     line.push('\n');
     stream.write_all(line.as_bytes())?;
@@ -98,10 +108,7 @@ fn explain(socket: &Path, error: io::Error) -> ClientError {
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NotRunning(path),
         io::ErrorKind::PermissionDenied => ClientError::Permission(path),
-        io::ErrorKind::WouldBlock => {
-            let source = io::Error::other("the controller doesn't answer");
-            ClientError::Broken { path, source }
-        }
+        io::ErrorKind::WouldBlock => ClientError::Silent(path),
         _ => ClientError::Broken { path, source: error },
     }
 }

@@ -59,7 +59,8 @@ impl Request {
         match self {
             Self::Reload => Some("reload".to_owned()),
             Self::Operate { service, backend, operation } => {
-                Some(format!("{operation} {service}/{backend}"))
+                // They may be anything that a client wrote.
+                Some(format!("{operation} {}/{}", service.escape_debug(), backend.escape_debug()))
             }
             Self::Status | Self::Config | Self::Events { .. } => None,
         }

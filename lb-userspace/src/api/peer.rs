@@ -41,11 +41,14 @@ impl Peer {
         if self.user == 0 || self.user == user || self.groups.contains(&group) {
             return Ok(());
         }
-        Err(format!(
-            "{self} may look, but not change anything: that is for root, user {user} and group {group}, whose {} \
-             is",
-            socket.display()
-        ))
+        let others = match (user, group) {
+            (0, 0) => String::new(),
+            (0, group) => format!(" and group {group}, whose {} is", socket.display()),
+            (user, group) => {
+                format!(", user {user} and group {group}, whose {} is", socket.display())
+            }
+        };
+        Err(format!("{self} may look, but not change anything: that is for root{others}"))
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream},
-    sync::{mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
     time,
 };
 
@@ -20,8 +20,10 @@ use crate::journal::Journal;
 
 /// Longest request, in bytes.
 const LONGEST_REQUEST: u64 = 4096;
-/// How long a client may take to write it.
+/// How long a client may take to write it, and to read an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Most clients at a time; others wait until one of them is done.
+const MOST_CLIENTS: usize = 128;
 
 /// A request, and where its answer goes.
 pub type Call = (Request, oneshot::Sender<Response>);
@@ -41,19 +43,26 @@ pub fn serve(path: &Path, calls: mpsc::Sender<Call>, journal: Journal) -> io::Re
     fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
     let path: Arc<Path> = path.into();
     tokio::spawn(async move {
-        loop {
+        let room = Arc::new(Semaphore::new(MOST_CLIENTS));
+        let mut is_failing = false;
+        // It is never closed.
+        while let Ok(place) = Arc::clone(&room).acquire_owned().await {
             match listener.accept().await {
                 Ok((stream, _)) => {
+                    is_failing = false;
                     let (calls, journal) = (calls.clone(), journal.clone());
                     let path = Arc::clone(&path);
                     tokio::spawn(async move {
                         if let Err(error) = answer(stream, &path, &calls, &journal).await {
                             tracing::debug!(%error, "a client of the control socket");
                         }
+                        drop(place);
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "the control socket");
+                    if !std::mem::replace(&mut is_failing, true) {
+                        tracing::warn!(%error, "the control socket takes nobody for now");
+                    }
                     time::sleep(Duration::from_millis(100)).await;
                 }
             }
@@ -145,5 +154,5 @@ async fn tell(
 async fn write(writer: &mut (impl AsyncWriteExt + Unpin), response: &Response) -> io::Result<()> {
     let mut text = serde_json::to_string(response)?;
     text.push('\n');
-    writer.write_all(text.as_bytes()).await
+    time::timeout(PATIENCE, writer.write_all(text.as_bytes())).await?
 }

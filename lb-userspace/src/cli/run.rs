@@ -1,25 +1,17 @@
 //! `lb run` and `lb check`.
 
-use std::{io::IsTerminal, net::SocketAddr};
+use std::net::SocketAddr;
 
 use clap::Args;
-use tracing_subscriber::{
-    EnvFilter, Layer as _,
-    filter::{LevelFilter, Targets},
-    fmt,
-    layer::SubscriberExt as _,
-    util::SubscriberInitExt as _,
-};
 
 use super::{
     Outcome, Place,
     output::{self, Failure},
 };
 use crate::{
-    config::{Config, LogFormat},
+    config::Config,
     control::{self, Overrides},
     dataplane::ModeChoice,
-    journal::Journal,
 };
 
 #[derive(Debug, Args)]
@@ -58,9 +50,7 @@ pub(super) fn run(place: &Place, arguments: RunArgs) -> Outcome {
         socket: place.socket.clone(),
         pin_path: place.pin_path.clone(),
     };
-    let journal = Journal::new();
-    let start_log = |config: &Config| start_log(config, journal.clone());
-    let prepared = control::prepare(place.file(), overrides, start_log)?;
+    let prepared = control::prepare(place.file(), overrides)?;
     // More would only stand in each other's way.
     let threads = std::thread::available_parallelism().map_or(1, |count| count.get().min(2));
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -68,23 +58,7 @@ pub(super) fn run(place: &Place, arguments: RunArgs) -> Outcome {
         .enable_all()
         .build()
         .map_err(Failure::failed)?;
-    Ok(runtime.block_on(control::run(prepared, arguments.detach_on_exit, journal))?)
-}
-
-fn start_log(config: &Config, journal: Journal) {
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::try_new(&config.log).unwrap_or_else(|_| "info".into()));
-    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let log = fmt::layer().with_ansi(colour).with_writer(std::io::stderr);
-    let log = match config.log_format {
-        LogFormat::Text => log.with_target(false).boxed(),
-        LogFormat::Json => log.json().boxed(),
-    };
-    let own = Targets::new().with_target(env!("CARGO_CRATE_NAME"), LevelFilter::INFO);
-    tracing_subscriber::registry()
-        .with(log.with_filter(filter))
-        .with(journal.with_filter(own))
-        .init();
+    Ok(runtime.block_on(control::run(prepared, arguments.detach_on_exit))?)
 }
 
 #[derive(Debug, Args)]

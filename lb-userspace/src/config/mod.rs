@@ -11,7 +11,10 @@ mod values;
 use std::{
     collections::BTreeMap,
     fmt,
+    fs::File,
+    io::{self, Read as _},
     net::{IpAddr, SocketAddr},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -225,7 +228,7 @@ pub struct HttpCheck {
 ///
 /// It can't be read, or isn't TOML.
 pub fn path_in(file: &Path, key: &str) -> Result<Option<PathBuf>, Invalid> {
-    let text = std::fs::read_to_string(file).map_err(|error| Invalid::unreadable(file, &error))?;
+    let text = text_of(file).map_err(|error| Invalid::unreadable(file, &error))?;
     // Keys of no table stand before the first one: the rest may be long.
     let head = text.find("\n[").map_or(text.as_str(), |end| &text[..end]);
     let table: toml::Table = toml::from_str(head)
@@ -234,7 +237,33 @@ pub fn path_in(file: &Path, key: &str) -> Result<Option<PathBuf>, Invalid> {
     Ok(table.get(key).and_then(toml::Value::as_str).map(PathBuf::from))
 }
 
+/// The text of a configuration that is read again and again, and so is in a regular file: nothing else may keep the
+/// controller waiting.
+///
+/// # Errors
+///
+/// It can't be read, or is something else.
+pub fn text_of(file: &Path) -> io::Result<String> {
+    let mut opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(file)?;
+    if !opened.metadata()?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let mut text = String::new();
+    opened.read_to_string(&mut text)?;
+    Ok(text)
+}
+
 impl Config {
+    /// Reads and validates a regular file.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::read`], or it is something else.
+    pub fn read_regular(file: &Path) -> Result<Self, Invalid> {
+        let text = text_of(file).map_err(|error| Invalid::unreadable(file, &error))?;
+        Self::parse(file, &text)
+    }
+
     /// Reads and validates a file.
     ///
     /// # Errors

@@ -34,9 +34,7 @@ pub(super) struct Validator {
 
 impl Validator {
     fn config(&mut self, file: &file::File, text: &str) -> Config {
-        if let Some(user) = file.user.as_ref().filter(|user| user.get_ref().is_empty()) {
-            self.problem(user.span(), "no user's name", "write one, as in \"lb\", or leave it out");
-        }
+        let user = file.user.as_ref().and_then(|user| self.value(user, values::user));
         if file.service.is_empty() {
             self.problem(0..0, "no service", "add a [[service]] with name, bind and backends");
         }
@@ -50,10 +48,14 @@ impl Validator {
             interfaces: self.interfaces(&file.interfaces),
             xdp_mode: file.xdp_mode,
             admin: self.admin(file.admin.as_ref()),
-            socket: path(file.socket.as_ref(), DEFAULT_SOCKET),
-            pin_path: path(file.pin_path.as_ref(), DEFAULT_PIN_PATH),
-            user: file.user.as_ref().map(|user| user.get_ref().clone()),
-            log: file.log.as_ref().map_or("info", |log| log.get_ref()).to_owned(),
+            socket: self.path(file.socket.as_ref(), DEFAULT_SOCKET),
+            pin_path: self.path(file.pin_path.as_ref(), DEFAULT_PIN_PATH),
+            user,
+            log: file
+                .log
+                .as_ref()
+                .and_then(|log| self.value(log, values::log_filter))
+                .unwrap_or_else(|| "info".to_owned()),
             log_format: file.log_format,
             hash_seed: self.number(file.hash_seed.as_ref(), 0, 0..=u32::MAX.into(), "hash_seed"),
             flows: self.number(
@@ -134,6 +136,11 @@ impl Validator {
                 )
             })
         })
+    }
+
+    fn path(&mut self, written: Option<&Spanned<String>>, default: &str) -> PathBuf {
+        let path = written.and_then(|written| self.value(written, values::absolute_path));
+        path.unwrap_or_else(|| PathBuf::from(default))
     }
 
     fn nat_addresses(&mut self, addresses: &[Spanned<String>]) -> Vec<IpAddr> {
@@ -313,7 +320,3 @@ const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
 };
 const SHORTEST_DURATION: Duration = Duration::from_millis(10);
 const LONGEST_DURATION: Duration = Duration::from_secs(30 * 24 * 3600);
-
-fn path(written: Option<&Spanned<String>>, default: &str) -> PathBuf {
-    PathBuf::from(written.map_or(default, |path| path.get_ref()))
-}

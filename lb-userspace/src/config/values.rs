@@ -4,10 +4,12 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
+    path::PathBuf,
     time::Duration,
 };
 
 use ipnet::IpNet;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::Bind;
 
@@ -120,6 +122,43 @@ pub(super) fn network(text: &str) -> Result<IpNet, Wrong> {
             HINT,
         ))
     }
+}
+
+/// A path from the root: commands are run in other directories than the controller.
+pub(super) fn absolute_path(text: &str) -> Result<PathBuf, Wrong> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() && path.file_name().is_some() {
+        return Ok(path);
+    }
+    Err((format!("\"{text}\" is no path from the root"), "write one that begins with /"))
+}
+
+/// The name of a user.
+pub(super) fn user(text: &str) -> Result<String, Wrong> {
+    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+    if is_number || text.contains([':', '/', ' ']) {
+        return Err((
+            format!("\"{text}\" is no user's name"),
+            "write one, as in \"lb\", or leave it out",
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+/// What is logged: a level, or several with the part of the program that each is for.
+pub(super) fn log_filter(text: &str) -> Result<String, Wrong> {
+    let is_level = |word: &str| word.parse::<LevelFilter>().is_ok() && !word.trim().is_empty();
+    let is_known = |part: &str| match part.split_once('=') {
+        Some((target, level)) => !target.trim().is_empty() && is_level(level),
+        None => is_level(part),
+    };
+    if text.split(',').all(is_known) && EnvFilter::try_new(text).is_ok() {
+        return Ok(text.to_owned());
+    }
+    Err((
+        format!("\"{text}\" is no level of a log"),
+        "write \"error\", \"warn\", \"info\", \"debug\" or \"trace\", or \"off\"",
+    ))
 }
 
 /// HTTP status codes, such as `200-299,401`.

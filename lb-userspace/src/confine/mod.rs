@@ -94,8 +94,8 @@ impl Identity {
     }
 }
 
-/// Gives a directory and everything in it back to root, if this is root: it may have been another user's controller that
-/// made them.
+/// Gives a directory and everything in it back to root alone, if this is root: it may have been another user's controller
+/// that made them, or that they were shared with ([`Identity::share`]).
 ///
 /// # Errors
 ///
@@ -104,12 +104,15 @@ pub fn take_back(path: &Path) -> Result<(), ConfineError> {
     if !unistd::geteuid().is_root() {
         return Ok(());
     }
-    let root = (Some(Uid::from_raw(0)), Some(Gid::from_raw(0)));
-    let give = |file: &tree::File<'_>| match file.status.st_uid {
-        0 => Ok(()),
-        _ => file.chown(root.0, root.1),
+    let (root, its_group) = (Uid::from_raw(0), Gid::from_raw(0));
+    let mut give = |file: &tree::File<'_>| {
+        if file.status.st_uid == 0 && file.status.st_gid == 0 {
+            return Ok(());
+        }
+        file.chown(Some(root), Some(its_group))?;
+        file.chmod(file.status.st_mode & 0o755)
     };
-    tree::for_each(path, &mut { give }).map_err(ConfineError::system(path.display().to_string()))
+    tree::for_each(path, &mut give).map_err(ConfineError::system(path.display().to_string()))
 }
 
 /// Becomes that user, if there is one and this is root, and gives up all capabilities but those that the controller

@@ -85,6 +85,7 @@ impl State {
         for (index, backend) in &mut state.backends {
             if !kept.contains(index) {
                 backend.info.lifecycle = Lifecycle::Retired;
+                backend.info.detail = Text::new("no longer configured");
                 backend.info.ring_slots = 0;
             }
         }

@@ -15,6 +15,7 @@ use tokio::{
 
 use super::{
     configure::Room,
+    file_watch::FileWatch,
     interfaces::{self, Interfaces},
     path_mtu::PathMtu,
     plan::{NoSpace, Plan, Spaces, plan},
@@ -26,7 +27,6 @@ use super::{
     store,
     sweep::{Orders, Sweeper, Swept},
     troubles::{Fullness, Troubles},
-    watch::FileWatch,
 };
 use crate::{
     admin::Live,
@@ -41,8 +41,6 @@ use crate::{
 const TIDY_INTERVAL: Duration = Duration::from_secs(5);
 /// Sweeps in a row that must find no flow of a retired backend before its index is free.
 const IDLE_SWEEPS: u32 = 2;
-/// How long it is believed what a router said, as long as by the kernel (`mtu_expires`).
-const PATH_MTU_LIFE: Duration = Duration::from_secs(600);
 
 /// Something that happened.
 pub(super) enum Event {
@@ -94,6 +92,8 @@ pub(super) struct Controller {
     pub(super) unchecked: BTreeSet<u32>,
     /// What is counted for the admin pages.
     pub(super) live: Live,
+    /// Lines of the log that were lost when it was looked at last.
+    pub(super) lost_lines: u64,
     pub(super) fullness: Fullness,
     /// While the file is watched.
     pub(super) file_watch: Option<FileWatch>,
@@ -146,12 +146,7 @@ impl Controller {
                         // A client that hung up doesn't care.
                         let _: Result<(), Response> = answer.send(response);
                     }
-                    Event::Tidy => {
-                        let pinned = self.demand_pins();
-                        self.troubles.note("pins", pinned);
-                        self.forget_path_mtus();
-                        self.loaded.forget_earlier();
-                    }
+                    Event::Tidy => self.tidy(),
                     Event::Swept(result) => self.take_in_sweep(result),
                     // What comes of it is logged.
                     Event::Reload => drop(self.reload_counted()),
@@ -223,7 +218,7 @@ impl Controller {
         let before = std::mem::replace(&mut self.network, network);
         let result = self.attach_present();
         self.troubles.note("interfaces", result);
-        self.interfaces.warn_of_detours(&self.network, &before);
+        self.interfaces.warn_of_detours(&self.network);
         Interfaces::tell_of_addresses(&self.config, &self.network, Some(&before));
         self.apply_network();
         self.follow_up();
@@ -249,17 +244,7 @@ impl Controller {
         }
     }
 
-    /// Forgets what routers said long ago: the way may be another by now.
-    fn forget_path_mtus(&mut self) {
-        self.path_mtu_times.retain(|_, heard| heard.elapsed() < PATH_MTU_LIFE);
-        let known = self.wanted.path_mtus.len();
-        self.wanted.path_mtus.retain(|address, _| self.path_mtu_times.contains_key(address));
-        if self.wanted.path_mtus.len() < known {
-            self.apply_network();
-        }
-    }
-
-    fn apply_network(&mut self) {
+    pub(super) fn apply_network(&mut self) {
         let attached = self.interfaces.indices();
         self.wanted.apply_network(&self.config, &self.network, &attached);
     }
@@ -286,18 +271,6 @@ impl Controller {
                 .map_err(|error| error.to_string())?;
         }
         all
-    }
-
-    /// Demands that the maps are still pinned.
-    fn demand_pins(&self) -> Result<(), String> {
-        if self.pins.exist() {
-            return Ok(());
-        }
-        Err(format!(
-            "the pins at {} are gone, since somebody removed them or unmounted the BPF file system: forwarding \
-             goes on as long as this controller runs, and ends with it; restart it to begin afresh",
-            self.config.pin_path.display()
-        ))
     }
 
     /// Watches the configuration's file, or doesn't, as it says itself.

@@ -54,6 +54,10 @@ pub(super) struct Interfaces {
     attached: BTreeMap<u32, InterfaceStatus>,
     /// The links that this process made.
     links: BTreeMap<u32, PinnedLink>,
+    /// Those that the program seemed not to be attached to.
+    suspects: BTreeSet<u32>,
+    /// Backends that are reached by other interfaces, as far as it was told.
+    detours: BTreeSet<IpAddr>,
 }
 
 impl Interfaces {
@@ -76,6 +80,7 @@ impl Interfaces {
                 continue;
             }
             let current = network.links.get(index).and_then(|link| link.xdp);
+            let current = current.map(|program| program.mode);
             let attached =
                 attach(loaded.program()?, pins, (*index, name), config.xdp_mode, current)?;
             if let Some(link) = attached.link {
@@ -115,6 +120,38 @@ impl Interfaces {
         }
         self.attached.retain(|index, _| keep.contains(index));
         Ok(())
+    }
+
+    /// Forgets, with an event, those that the program isn't attached to in this picture of the network, nor was in the
+    /// one of the call before. Returns whether there are any.
+    pub(super) fn forget_detached(&mut self, network: &Network, program: u32) -> bool {
+        let is_lost = |index: &u32| {
+            let link = network.links.get(index);
+            // 0: the kernel doesn't say which.
+            let is_other = |id: u32| id != program && id != 0 && program != 0;
+            link.is_some_and(|link| link.xdp.is_none_or(|xdp| is_other(xdp.id)))
+        };
+        let lost: BTreeSet<u32> = self.attached.keys().copied().filter(is_lost).collect();
+        let (again, new) = lost.into_iter().partition(|index| self.suspects.contains(index));
+        self.suspects = new;
+        let again: BTreeSet<u32> = again;
+        for index in &again {
+            if let Some(status) = self.attached.remove(index) {
+                tracing::error!(
+                    interface = status.name,
+                    "somebody detached the program: nothing was forwarded from here; it is attached again"
+                );
+            }
+            self.links.remove(index);
+        }
+        !again.is_empty()
+    }
+
+    /// Links without a pin, in words.
+    pub(super) fn unpinned(&self, pins: &Pins) -> Vec<String> {
+        let pinned: BTreeSet<u32> = pins.links().into_iter().map(|pin| pin.index).collect();
+        let unpinned = self.attached.iter().filter(|(index, _)| !pinned.contains(index));
+        unpinned.map(|(_, status)| format!("the link to {}", status.name)).collect()
     }
 
     /// The first that there still is.
@@ -163,13 +200,18 @@ impl Interfaces {
         }
     }
 
-    /// Warns of backends that are reached by an interface without the program, where their replies
-    /// would be lost, unless that was so `before` as well.
-    pub(super) fn warn_of_detours(&self, network: &Network, before: &Network) {
+    /// Warns of backends that are reached by an interface without the program, where their replies are lost: once, until
+    /// that is over.
+    pub(super) fn warn_of_detours(&mut self, network: &Network) {
+        let indices = self.indices();
+        let mut detours = BTreeSet::new();
         for (address, hop) in &network.next_hops {
             let Ok(next) = hop else { continue };
-            let known = before.next_hops.get(address) == Some(hop);
-            if !known && network.base(next.interface, &self.indices()).is_none() {
+            if network.base(next.interface, &indices).is_some() {
+                continue;
+            }
+            detours.insert(*address);
+            if !self.detours.contains(address) {
                 let name = network.links.get(&next.interface).map_or("?", |link| &link.name);
                 tracing::warn!(
                     backend = %address,
@@ -178,5 +220,6 @@ impl Interfaces {
                 );
             }
         }
+        self.detours = detours;
     }
 }

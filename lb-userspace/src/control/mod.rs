@@ -8,6 +8,7 @@
 mod checks;
 pub mod configure;
 mod controller;
+mod file_watch;
 mod interfaces;
 mod operate;
 mod path_mtu;
@@ -24,6 +25,7 @@ mod start;
 pub mod state;
 mod store;
 mod sweep;
+mod tidy;
 mod troubles;
 mod watch;
 

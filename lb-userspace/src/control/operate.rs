@@ -6,7 +6,6 @@ use super::{controller::Controller, preflight};
 use crate::{
     api::{Operation, Response},
     config,
-    netlink::Network,
 };
 
 /// So many differences are told after a reload; events have all of them.
@@ -136,7 +135,7 @@ impl Controller {
         self.members = members;
         self.watch_file();
         if self.interfaces.indices() != before {
-            self.interfaces.warn_of_detours(&self.network, &Network::default());
+            self.interfaces.warn_of_detours(&self.network);
         }
         let result = self.reconcile();
         self.follow_up();

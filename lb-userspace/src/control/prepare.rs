@@ -16,9 +16,11 @@ use nix::{
 
 use super::{checks::needs_vantage, preflight, start::StartError};
 use crate::{
-    config::{Config, Invalid},
+    config::{self, Config, Invalid},
     confine::{Identity, become_user, confine, take_back},
     dataplane::{Maps, ModeChoice, Pins},
+    journal::Journal,
+    log::Log,
     netlink::Vantage,
 };
 
@@ -45,8 +47,20 @@ pub(super) struct Source {
 }
 
 impl Source {
+    /// Warns if the file can't be read, since some privileges were given up.
+    pub(super) fn warn_if_unreadable(&self) {
+        if let Err(error) = config::text_of(&self.file) {
+            tracing::warn!(
+                file = %self.file.display(),
+                %error,
+                "the configuration's file can't be read any longer, and so won't be applied again: it must be \
+                 readable for the user that the controller runs as"
+            );
+        }
+    }
+
     pub(super) fn read(&self) -> Result<Config, Invalid> {
-        let mut config = Config::read(&self.file)?;
+        let mut config = Config::read_regular(&self.file)?;
         let overrides = self.overrides.clone();
         if !overrides.interfaces.is_empty() {
             config.interfaces = overrides.interfaces;
@@ -70,30 +84,33 @@ pub struct Prepared {
     pub(super) lock: Flock<File>,
     /// Where checks of direct return come from, if there are such.
     pub(super) vantage: Option<Vantage>,
+    pub(super) journal: Journal,
+    pub(super) log: Log,
 }
 
-/// Reads the configuration, which `start_log` is called with, sees to the directories, and gives up every privilege that
-/// the controller doesn't keep. The calling thread must be the only one.
+/// Reads the configuration, begins to log, sees to the directories, and gives up every privilege that the controller
+/// doesn't keep. The calling thread must be the only one.
 ///
 /// # Errors
 ///
 /// The configuration has a problem, or this host does.
-pub fn prepare(
-    file: PathBuf,
-    overrides: Overrides,
-    start_log: impl FnOnce(&Config),
-) -> Result<Prepared, StartError> {
+pub fn prepare(file: PathBuf, overrides: Overrides) -> Result<Prepared, StartError> {
     let source = Source { file, overrides };
     let config = source.read()?;
-    start_log(&config);
+    let journal = Journal::new();
+    let log = Log::start(&config, journal.clone())
+        .map_err(|source| StartError::System { what: "the log".to_owned(), source })?;
     preflight::check(&config)?;
     raise_open_files(&config)?;
     let pins = Pins::new(&config.pin_path);
-    let is_new = !pins.exist();
     pins.create()?;
     let lock = lock(&pins)?;
+    // Not before: another controller may just have been making them.
+    let is_new = !pins.exist();
     match give_up(&config, &source.file, &pins) {
-        Ok((held, vantage)) => Ok(Prepared { source, config, pins: held, is_new, lock, vantage }),
+        Ok((pins, vantage)) => {
+            Ok(Prepared { source, config, pins, is_new, lock, vantage, journal, log })
+        }
         Err(error) => {
             if is_new {
                 pins.remove_after_failure();
@@ -147,6 +164,9 @@ fn give_up(
         held = pins.hold()?;
     } else {
         take_back(pins.root())?;
+        if run == Path::new(DEFAULT_RUN) {
+            take_back(&run)?;
+        }
     }
     become_user(identity.as_ref(), needs_vantage(config))?;
     let vantage = needs_vantage(config).then(Vantage::new).transpose().map_err(|source| {

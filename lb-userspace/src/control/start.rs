@@ -34,7 +34,8 @@ use crate::{
     confine::ConfineError,
     dataplane::{Capacity, DataplaneError, Pins, load},
     journal::Journal,
-    netlink::{NetlinkError, Network, Reader, Vantage},
+    log::Log,
+    netlink::{NetlinkError, Reader, Vantage},
 };
 
 /// Why the controller doesn't start.
@@ -83,20 +84,16 @@ pub enum StartError {
     },
 }
 
-/// Runs the controller until SIGINT or SIGTERM. The data plane goes on without it, unless `detach_on_exit`. `journal` is
-/// told to who asks for it.
+/// Runs the controller until SIGINT or SIGTERM. The data plane goes on without it, unless `detach_on_exit`.
 ///
 /// # Errors
 ///
 /// It can't start, or can't detach.
-pub async fn run(
-    prepared: Prepared,
-    detach_on_exit: bool,
-    journal: Journal,
-) -> Result<(), StartError> {
-    let Prepared { source, config, pins, is_new, lock, vantage } = prepared;
+pub async fn run(prepared: Prepared, detach_on_exit: bool) -> Result<(), StartError> {
+    let Prepared { source, config, pins, is_new, lock, vantage, journal, log } = prepared;
+    let _written = log.leave_to_a_thread();
     let socket = config.socket.clone();
-    let result = start(source, config, &pins, vantage, journal).await;
+    let result = start(source, config, &pins, vantage, (journal, log)).await;
     let (controller, receiver) = match result {
         Ok(started) => started,
         Err(error) => {
@@ -113,12 +110,15 @@ pub async fn run(
     if let Err(error) = fs::remove_file(&socket) {
         tracing::warn!(%error, socket = %socket.display(), "removing the control socket");
     }
+    let pinned = controller.demand_pins();
     drop(controller);
-    if detach_on_exit {
-        pins.remove()?;
-        tracing::info!("stopped, and detached");
-    } else {
-        tracing::info!("stopped; the data plane goes on, until `lb detach`");
+    match pinned {
+        _ if detach_on_exit => {
+            pins.remove()?;
+            tracing::info!("stopped, and detached");
+        }
+        Ok(()) => tracing::info!("stopped; the data plane goes on, until `lb detach`"),
+        Err(trouble) => tracing::error!("stopped; the data plane isn't whole: {trouble}"),
     }
     drop(lock);
     Ok(())
@@ -130,10 +130,10 @@ async fn start(
     config: Config,
     pins: &Pins,
     vantage: Option<Vantage>,
-    journal: Journal,
+    (journal, log): (Journal, Log),
 ) -> Result<(Controller, mpsc::Receiver<Event>), StartError> {
     let (calls, mut incoming) = mpsc::channel(64);
-    let live = Live::new();
+    let live = Live::new(log.clone());
     if let Some(address) = config.admin {
         admin::serve(address, pins.clone(), calls.clone(), live.clone()).await.map_err(
             |source| StartError::System {
@@ -143,9 +143,14 @@ async fn start(
         )?;
     }
     let socket = config.socket.clone();
-    api::serve(&socket, calls, journal).map_err(|source| StartError::System {
-        what: format!("control socket {}", socket.display()),
-        source,
+    api::serve(&socket, calls, journal).map_err(|source| {
+        let advice = match &config.user {
+            Some(user) if source.kind() == io::ErrorKind::PermissionDenied => {
+                format!(" ({user} must be allowed to write to its directory)")
+            }
+            _ => String::new(),
+        };
+        StartError::System { what: format!("control socket {}{advice}", socket.display()), source }
     })?;
     let (events, receiver) = mpsc::channel(1024);
     // A signal during the start is heard after it.
@@ -238,6 +243,7 @@ async fn assemble(
         troubles: Troubles::default(),
         unchecked: BTreeSet::new(),
         live,
+        lost_lines: 0,
         fullness: Fullness::default(),
         file_watch: None,
         sweeper,
@@ -261,9 +267,10 @@ async fn assemble(
         &wanted,
     )?;
     controller.reconcile().map_err(StartError::Unusable)?;
-    controller.loaded.retire_earlier(&controller.pins)?;
-    controller.interfaces.warn_of_detours(&controller.network, &Network::default());
+    controller.loaded.retire_earlier(&controller.pins);
+    controller.interfaces.warn_of_detours(&controller.network);
     Interfaces::tell_of_addresses(&controller.config, &controller.network, None);
+    controller.source.warn_if_unreadable();
     Ok(controller)
 }
 

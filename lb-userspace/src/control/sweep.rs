@@ -225,8 +225,7 @@ impl Thread {
         }
     }
 
-    /// Looks through everything.
-    /// Says what it found, and whether there were flows of backends that are down.
+    /// Looks through everything. Returns what it found, and whether there were flows of backends that are down.
     fn round(&mut self) -> Result<(Swept, bool), DataplaneError> {
         let Self { maps, orders, crowded, pause, audit, .. } = self;
         let mut swept = Swept::default();
@@ -237,11 +236,7 @@ impl Thread {
         round.family(&mut maps.ipv4, ["established", "embryonic"])?;
         round.family(&mut maps.ipv6, ["established_ipv6", "embryonic_ipv6"])?;
         audit.end(&maps.ports);
-        let limit = if *crowded { ROOMY } else { CROWDED };
-        let is_full = |(table, used, room): &(&str, u32, u32)| {
-            table.starts_with("established") && u64::from(*used) * 100 >= u64::from(*room) * limit
-        };
-        *crowded = swept.usage.iter().any(is_full);
+        *crowded = is_crowded(&swept.usage, *crowded);
         let ended = self.end_flows()?;
         Ok((swept, ended))
     }
@@ -253,6 +248,14 @@ impl Thread {
         let ipv6 = expiry::end_flows(&mut maps.ipv6, orders, waker)?;
         Ok(ipv4 || ipv6)
     }
+}
+
+/// Whether a table of established flows is nearly full, or was and isn't half empty yet.
+fn is_crowded(usage: &[(&str, u32, u32)], was_crowded: bool) -> bool {
+    let limit = if was_crowded { ROOMY } else { CROWDED };
+    usage.iter().any(|(table, used, room)| {
+        table.starts_with("established") && u64::from(*used) * 100 >= u64::from(*room) * limit
+    })
 }
 
 struct Round<'a> {
@@ -291,5 +294,24 @@ impl Round<'_> {
             self.swept.removed += expiry::remove(maps, table, self.orders, &expired, when);
         }
         clients.write(maps, &mut self.swept.backends_in_use)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_crowded_from_four_fifths_until_half_of_it_is_free() {
+        let table = |used| [("embryonic", 100, 100), ("established", used, 100)];
+        for (used, was_crowded, is_it) in [
+            (79, false, false),
+            (80, false, true),
+            (79, true, true),
+            (50, true, true),
+            (49, true, false),
+        ] {
+            assert_eq!(is_crowded(&table(used), was_crowded), is_it, "{used}, {was_crowded}");
+        }
     }
 }

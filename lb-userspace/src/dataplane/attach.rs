@@ -78,9 +78,19 @@ pub fn attach(
     let (index, name) = interface;
     if let Some(mode) = current
         && (choice == ModeChoice::Auto || choice.mode() == Some(mode))
-        && pins.links().iter().any(|pin| pin.index == index && adopt(program, pin))
     {
-        return Ok(Attached { link: None, mode, adopted: true, fallback_cause: None });
+        for pin in pins.links().iter().filter(|pin| pin.index == index) {
+            match adopt(program, pin) {
+                Ok(()) => {
+                    return Ok(Attached { link: None, mode, adopted: true, fallback_cause: None });
+                }
+                Err(error) => tracing::warn!(
+                    interface = name,
+                    %error,
+                    "the link can't be taken over: the program is detached and attached again, with a gap between"
+                ),
+            }
+        }
     }
     detach(pins, |attached| attached == index)?;
     let failed = |error: &ProgramError, mode| DataplaneError::Attach {
@@ -141,16 +151,19 @@ impl ModeChoice {
     }
 }
 
-/// Puts the program behind the pinned link. False where the link's interface is gone.
-fn adopt(program: &mut Xdp, pin: &LinkPin) -> bool {
-    let Ok(pinned) = PinnedLink::from_pin(&pin.path) else {
-        return false;
-    };
-    let Ok(link) = XdpLink::try_from(FdLink::from(pinned)) else {
-        return false;
-    };
+/// Puts the program behind the pinned link.
+///
+/// # Errors
+///
+/// It is no link, or its interface is gone, or somebody has detached it.
+fn adopt(program: &mut Xdp, pin: &LinkPin) -> Result<(), ProgramError> {
+    let link = FdLink::from(PinnedLink::from_pin(&pin.path).map_err(broken)?);
     // The program holds the link from now on, beside the pin.
-    program.attach_to_link(link).is_ok()
+    program.attach_to_link(XdpLink::try_from(link).map_err(broken)?).map(drop)
+}
+
+fn broken(error: LinkError) -> ProgramError {
+    ProgramError::IOError(std::io::Error::other(error))
 }
 
 fn attach_new(
@@ -160,11 +173,9 @@ fn attach_new(
     mode: Mode,
 ) -> Result<PinnedLink, ProgramError> {
     let id = program.attach_to_if_index(index, mode.flags())?;
-    let link: FdLink = program.take_link(id)?.try_into().map_err(|error: LinkError| {
-        ProgramError::IOError(std::io::Error::other(error.to_string()))
-    })?;
+    let link: FdLink = program.take_link(id)?.try_into().map_err(broken)?;
     link.pin(pins.new_link(index, name))
-        .map_err(|error| ProgramError::IOError(std::io::Error::other(error.to_string())))
+        .map_err(|error| ProgramError::IOError(std::io::Error::other(error)))
 }
 
 /// Why the kernel refused, and what to change, in an operator's words.

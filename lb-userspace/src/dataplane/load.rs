@@ -73,6 +73,8 @@ const ENTRIES_A_FLOW: u32 = 2;
 /// refuses the program.
 pub fn load(pins: &Pins, capacity: &Capacity) -> Result<Loaded, DataplaneError> {
     pins.create()?;
+    demand_maps(pins)?;
+    warn_of_missing(pins);
     let mut ebpf = EbpfLoader::new()
         .default_map_pin_directory(pins.directory())
         .map_max_entries(abi::SERVICES, capacity.binds)
@@ -109,6 +111,23 @@ pub fn load(pins: &Pins, capacity: &Capacity) -> Result<Loaded, DataplaneError> 
     }
     warn_of_sizes(&maps, capacity);
     Ok(Loaded { ebpf, maps, stages, in_force: false, earlier: Vec::new() })
+}
+
+/// Demands that nothing else is where maps are pinned, or are to be.
+fn demand_maps(pins: &Pins) -> Result<(), DataplaneError> {
+    let wrong = abi::ALL.into_iter().map(|name| pins.map(name)).find(|path| path.is_dir());
+    wrong.map_or(Ok(()), |path| Err(DataplaneError::NoMap { path }))
+}
+
+/// Says so where some pins of a data plane are gone, since somebody removed them.
+fn warn_of_missing(pins: &Pins) {
+    let missing = pins.missing();
+    if !missing.is_empty() && missing.len() < abi::ALL.len() {
+        tracing::error!(
+            "pins are gone, and made anew: what they held is lost: {}",
+            missing.join(", ")
+        );
+    }
 }
 
 /// Says so where tables that were there already are of another size than they would be made now.
@@ -184,21 +203,21 @@ fn load_program(ebpf: &mut aya::Ebpf, name: &str) -> Result<ProgramFd, Dataplane
 
 impl Loaded {
     /// Removes the pins of programs that were in force before, once this one is attached wherever they were. What
-    /// they lead to stays until [`Self::forget_earlier`].
-    ///
-    /// # Errors
-    ///
-    /// A pin can't be removed.
-    pub fn retire_earlier(&mut self, pins: &Pins) -> Result<(), DataplaneError> {
+    /// they lead to stays until [`Self::forget_earlier`]. By now, nothing depends on them: what can't be removed stays,
+    /// with an event.
+    pub fn retire_earlier(&mut self, pins: &Pins) {
         for pin in pins.stages() {
             if pin == self.stages {
                 continue;
             }
-            let stages = MapData::from_pin(&pin).map_err(DataplaneError::map(abi::STAGES))?;
-            self.earlier.push(stages);
-            fs::remove_file(&pin).map_err(DataplaneError::system(pin.display().to_string()))?;
+            match MapData::from_pin(&pin) {
+                Ok(stages) => self.earlier.push(stages),
+                Err(error) => tracing::warn!(%error, pin = %pin.display(), "no part of a program"),
+            }
+            if let Err(error) = fs::remove_file(&pin) {
+                tracing::warn!(%error, pin = %pin.display(), "a pin that is over can't be removed");
+            }
         }
-        Ok(())
     }
 
     /// Lets go of programs that were in force before. By now, no packet is on its way through them.
@@ -220,6 +239,12 @@ impl Loaded {
             Ok(info.verified_instruction_count().unwrap_or(0))
         };
         names.map(verified).collect()
+    }
+
+    /// The first program's number in the kernel; 0 if it isn't told.
+    pub fn program_id(&mut self) -> u32 {
+        let info = xdp(&mut self.ebpf, PROGRAM).ok().and_then(|program| program.info().ok());
+        info.map_or(0, |info| info.id())
     }
 
     /// The first program, to be attached.

@@ -1,6 +1,6 @@
 //! Typed handles of the pinned maps.
 
-use std::os::fd::AsFd;
+use std::{io::ErrorKind, os::fd::AsFd};
 
 use aya::maps::{
     Array, HashMap, IterableMap, Map, MapData, PerCpuArray, lpm_trie::LpmTrie, xdp::DevMapHash,
@@ -241,21 +241,25 @@ pub(super) fn open<M: TryFrom<Map, Error = aya::maps::MapError>>(
 }
 
 fn data(pins: &Pins, name: &'static str) -> Result<MapData, DataplaneError> {
-    MapData::from_pin(pins.map(name)).map_err(|error| {
-        if permission_denied(&error) {
-            return DataplaneError::Permission { what: format!("opening map {name}") };
+    let path = pins.map(name);
+    MapData::from_pin(&path).map_err(|error| match cause(&error) {
+        Some(ErrorKind::PermissionDenied) if path.is_dir() => DataplaneError::NoMap { path },
+        Some(ErrorKind::PermissionDenied) => {
+            DataplaneError::Permission { what: format!("opening map {name}") }
         }
-        DataplaneError::map(name)(error)
+        Some(ErrorKind::NotFound) => DataplaneError::PinGone(name),
+        _ => DataplaneError::map(name)(error),
     })
 }
 
-fn permission_denied(error: &aya::maps::MapError) -> bool {
+/// What the operating system says that lies behind an error.
+fn cause(error: &aya::maps::MapError) -> Option<ErrorKind> {
     let mut source: Option<&dyn std::error::Error> = Some(error);
     while let Some(error) = source {
         if let Some(error) = error.downcast_ref::<std::io::Error>() {
-            return error.kind() == std::io::ErrorKind::PermissionDenied;
+            return Some(error.kind());
         }
         source = error.source();
     }
-    false
+    None
 }

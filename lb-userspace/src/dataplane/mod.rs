@@ -57,6 +57,15 @@ pub enum DataplaneError {
         /// What was tried.
         what: String,
     },
+    /// A map's pin is gone.
+    #[error("the pin of map {0} is gone; restart the controller, which makes the map anew")]
+    PinGone(&'static str),
+    /// Something else is in a map's place.
+    #[error("{path}: no map is pinned there; remove what is, and restart the controller")]
+    NoMap {
+        /// The pin.
+        path: std::path::PathBuf,
+    },
     /// A map couldn't be read or written.
     #[error("map {name}: {source}")]
     Map {

@@ -121,6 +121,27 @@ impl Pins {
         self.map(abi::maps::SETTINGS).exists()
     }
 
+    /// The names of maps that aren't pinned, and of stages if none are.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let is_missing = |name: &&str| match *name {
+            abi::maps::STAGES => self.stages().is_empty(),
+            name => !self.map(name).exists(),
+        };
+        abi::maps::ALL.into_iter().filter(is_missing).collect()
+    }
+
+    /// Whether the file system that the pins are on is still mounted, for who holds them ([`Self::hold`]).
+    pub fn are_mounted(&self) -> bool {
+        let Some(held) = &self.held else { return true };
+        let status = fs::read_to_string(format!("/proc/self/fdinfo/{}", held.as_raw_fd()));
+        let mounts = fs::read_to_string("/proc/self/mountinfo");
+        // Without /proc, nobody knows.
+        let (Ok(status), Ok(mounts)) = (status, mounts) else { return true };
+        let mount = status.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+        let is_it = |line: &str| line.split(' ').next() == mount.map(str::trim);
+        mounts.lines().any(is_it)
+    }
+
     /// The directory of this layout's pins.
     pub fn directory(&self) -> &Path {
         &self.directory

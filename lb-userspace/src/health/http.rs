@@ -61,7 +61,8 @@ fn words(error: &hyper::Error) -> Failure {
     if error.is_parse() {
         return Failure::new(Cause::Protocol, "the answer isn't HTTP");
     }
-    if error.is_incomplete_message() {
+    // It is cancelled if the connection is closed before the request is on its way.
+    if error.is_incomplete_message() || error.is_canceled() {
         return Failure::new(Cause::Protocol, "closed without a whole answer");
     }
     match error.source().and_then(|source| source.downcast_ref()) {

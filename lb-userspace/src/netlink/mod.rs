@@ -53,8 +53,17 @@ pub struct Link {
     pub below: Option<Below>,
     /// Whether it is one end of a virtual cable.
     pub is_veth: bool,
-    /// How an XDP program is attached to it.
-    pub xdp: Option<Mode>,
+    /// The XDP program that is attached to it.
+    pub xdp: Option<AttachedProgram>,
+}
+
+/// An XDP program on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttachedProgram {
+    /// How it is attached.
+    pub mode: Mode,
+    /// Its number in the kernel; 0 if it isn't told.
+    pub id: u32,
 }
 
 /// What a VLAN or a macvlan is on top of.

@@ -25,7 +25,7 @@ use rtnetlink::{
     },
 };
 
-use super::{Below, Link, Network, NextHop, Unresolved};
+use super::{AttachedProgram, Below, Link, Network, NextHop, Unresolved};
 use crate::dataplane::Mode;
 
 /// Why the network couldn't be read.
@@ -306,7 +306,7 @@ pub(super) fn link(message: &LinkMessage) -> Link {
                     }
                 }
             }
-            LinkAttribute::Xdp(xdp) => link.xdp = xdp.iter().find_map(mode),
+            LinkAttribute::Xdp(xdp) => link.xdp = attached_program(xdp),
             _ => {}
         }
     }
@@ -327,12 +327,17 @@ fn vlan_of(parts: &[InfoVlan]) -> Vlan {
     number.map_or(Vlan::NONE, |number| Vlan::new(number, is_service))
 }
 
-fn mode(xdp: &LinkXdp) -> Option<Mode> {
-    match xdp {
+fn attached_program(xdp: &[LinkXdp]) -> Option<AttachedProgram> {
+    let mode = xdp.iter().find_map(|part| match part {
         LinkXdp::Attached(XdpAttached::Driver) => Some(Mode::Native),
         LinkXdp::Attached(XdpAttached::SocketBuffer) => Some(Mode::Generic),
         _ => None,
-    }
+    })?;
+    let id = xdp.iter().find_map(|part| match part {
+        LinkXdp::ProgId(id) => Some(*id),
+        _ => None,
+    });
+    Some(AttachedProgram { mode, id: id.unwrap_or(0) })
 }
 
 fn mac(bytes: &[u8]) -> Option<MacAddress> {

@@ -60,6 +60,24 @@ impl Bed {
         found.cloned().with_context(|| format!("no backend {name} in {backends}"))
     }
 
+    /// Whether the controller has told of an event in which there is `what`.
+    ///
+    /// # Errors
+    ///
+    /// It doesn't answer.
+    pub fn has_told(&self, what: &str) -> Result<bool> {
+        Ok(self.lb_ok(&["events"])?.contains(what))
+    }
+
+    /// Waits until it has.
+    ///
+    /// # Errors
+    ///
+    /// It doesn't.
+    pub fn wait_for_event(&self, what: &str) -> Result<()> {
+        wait_until(&format!("{what:?} is told"), || self.has_told(what))
+    }
+
     /// Memory that the controller takes, in kilobytes.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! `lb check`: what is wrong with a configuration, where, and what to write instead.
 
+mod top;
+
 use std::{fs, process::Command};
 
 const VALID: &str = r#"interfaces = ["eth0"]
