@@ -154,6 +154,17 @@ fn the_package_runs_under_systemd_with_few_privileges() -> Result<()> {
     ensure!(run(&["lb", "events"])?.contains("check.rise: 2 -> 1"));
     run(&["systemctl", "restart", "lb"])?;
     ensure!(main()? != first);
+    // An upgrade restarts it, but not where the new version couldn't start.
+    let before = main()?;
+    fs::write(&config, text.replace("native", "natural"))?;
+    let install = ["dpkg", "--install", "/lb.deb"];
+    let upgraded = podman.exec("host", &install)?;
+    let said = String::from_utf8_lossy(&upgraded.stderr).into_owned();
+    ensure!(upgraded.status.success() && said.contains("isn't started in place of"), "{said}");
+    ensure!(said.contains("natural") && main()? == before, "{said}");
+    fs::write(&config, &text)?;
+    run(&install)?;
+    ensure!(main()? != before);
     // Whoever dies is started again.
     run(&["systemctl", "kill", "--signal=KILL", "lb"])?;
     let again = |before: &str| {
