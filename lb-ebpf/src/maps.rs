@@ -12,7 +12,7 @@ use lb_common::{
         Fragment, FragmentKey, LocalMac, Refusal, RingChunk, Service, ServiceInfo, ServiceKey,
         Settings,
     },
-    datapath::{ErrorScratch, Note, Reason, Stage},
+    datapath::{ErrorScratch, Note, Stage},
     wire::{Ipv4Address, Ipv6Address, NetworkU32},
 };
 
@@ -122,7 +122,7 @@ pub(crate) static BACKEND_COUNTERS: PerCpuArray<Counters> = PerCpuArray::pinned(
 
 #[map]
 pub(crate) static REASON_COUNTERS: PerCpuArray<u64> =
-    PerCpuArray::pinned(Reason::ALL.len() as u32, 0);
+    PerCpuArray::pinned(lb_common::abi::MOST_REASONS, 0);
 
 // The program reads neither of these; they stand here so that every map is declared in one place.
 #[used]

@@ -12,7 +12,7 @@ use crate::{
     icmp::Message,
     seen::{self, Seen},
     world::{
-        DOUBLE_TAGS, EMPTY_VIP, NAT_SOURCE, NAT_VIP, OTHER_FORWARDINGS, Socket, TAGS,
+        DOUBLE_TAGS, EMPTY_VIP, NAT_SOURCE, NAT_VIP, OTHER_FORWARDINGS, SILENT_VIP, Socket, TAGS,
         UNRESOLVED_VIP, VIP, VIP_IPV6,
     },
 };
@@ -88,6 +88,7 @@ impl Generator {
             VIP,
             NAT_VIP,
             EMPTY_VIP,
+            SILENT_VIP,
             UNRESOLVED_VIP,
             (NAT_SOURCE, 22),
             VIP_IPV6,

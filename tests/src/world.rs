@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use lb_common::{
     abi::{
         Access, AddressFamily, Backend, Fate, Forwarding, Link, LocalMac, Ring, Service,
-        ServiceKey, Settings, VERSION, generation_start, pool_words,
+        ServiceKey, Settings, VERSION, generation_start, pool_words, service_options,
     },
     wire::{Ipv4Address, Ipv6Address, MacAddress, NetworkU16, NetworkU32, Vlan, Vlans, words},
 };
@@ -29,6 +29,8 @@ const fn v6(last: u16) -> IpAddr {
 pub const VIP: Socket = (v4(100), 8080);
 /// A service without backends.
 pub const EMPTY_VIP: Socket = (v4(100), 8081);
+/// A service without backends that tells nobody.
+pub const SILENT_VIP: Socket = (v4(100), 8091);
 /// A service on the very address, and a port of the range, that full NAT sends from.
 pub const NAT_VIP: Socket = (NAT_SOURCE, 8082);
 /// A service whose backend isn't resolved yet.
@@ -302,7 +304,11 @@ impl Default for World {
             (VIP_IPV6, Ring::new(512, 251, 1)),
         ];
         rings.extend(OTHER_FORWARDINGS.map(|(_, vip, index)| (vip, ring_of(index))));
-        let service = |(index, (vip, ring))| (vip, Service { ring, index, ..Service::default() });
+        rings.push((SILENT_VIP, Ring::new(0, 0, 1)));
+        let service = |(index, (vip, ring))| {
+            let options = if vip == SILENT_VIP { service_options::SILENT } else { 0 };
+            (vip, Service { ring, index, options, ..Service::default() })
+        };
         Self {
             settings: Settings {
                 abi_version: VERSION,

@@ -10,8 +10,8 @@ use lb_tests::{
     pair::Pair,
     world::{
         CLIENT, CLIENT_IPV6, DOUBLE_TAGS, EMPTY_VIP, NAT_SOURCE, NAT_SOURCE_IPV6,
-        OTHER_FORWARDINGS, Socket, TAGS, UNRESOLVED_VIP, VIP, VIP_IPV6, World, backend_address,
-        client_of,
+        OTHER_FORWARDINGS, SILENT_VIP, Socket, TAGS, UNRESOLVED_VIP, VIP, VIP_IPV6, World,
+        backend_address, client_of,
     },
 };
 
@@ -201,6 +201,8 @@ fn cases() -> Vec<Case> {
             InvalidSource,
         ),
         ("a service without backends", Segment::syn(CLIENT, EMPTY_VIP).build(), NoBackend),
+        ("one that tells nobody", Segment::syn(CLIENT, SILENT_VIP).build(), AllDown),
+        ("UDP to one that tells nobody", udp(SILENT_VIP, |_| {}), AllDown),
         ("a first fragment", syn(|s| s.fragment = 0x2000), Opened),
         (
             "a first fragment that ends within the TCP header",

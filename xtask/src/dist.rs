@@ -54,6 +54,7 @@ fn static_binary(debug: bool) -> Result<PathBuf> {
     let mut command = cargo();
     command.args(["build", "--locked", "--package", "lb-userspace", "--bin", "lb"]);
     command.args(["--target", &target]);
+    command.env(format!("CC_{}", target.replace('-', "_")), install::STATIC_COMPILER);
     if !debug {
         command.arg("--release");
     }

@@ -36,7 +36,10 @@ pub(crate) const TESTS: &[Tool] = &[
 ];
 
 /// What making packages needs.
-pub(crate) const DIST: &[Tool] = &[("dpkg-deb", "dpkg"), ("gzip", "gzip")];
+pub(crate) const DIST: &[Tool] =
+    &[("dpkg-deb", "dpkg"), ("gzip", "gzip"), (STATIC_COMPILER, "musl-tools")];
+/// Compiles C for binaries without libraries: the cryptography of TLS has some.
+pub(crate) const STATIC_COMPILER: &str = "musl-gcc";
 
 /// What making container images needs.
 pub(crate) const IMAGE: &[Tool] = &[("buildah", "buildah")];

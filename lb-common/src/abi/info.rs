@@ -5,6 +5,9 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{Fate, Forwarding, Text, word::word};
 
+/// Largest weight.
+const LARGEST_WEIGHT: u32 = 256;
+
 /// Stands for "no service" in [`BackendInfo::service`].
 pub const UNUSED_SERVICE: u32 = u32::MAX;
 
@@ -17,6 +20,21 @@ word! {
         /// User Datagram Protocol.
         Udp = 17 "udp",
     }
+}
+
+word! {
+    /// By what new flows are shared out.
+    Balance {
+        /// By the connection's addresses and ports.
+        Maglev = 0 "maglev",
+        /// By the client's address alone.
+        Source = 1 "source",
+    }
+}
+
+impl Balance {
+    /// Every one.
+    pub const ALL: [Self; 2] = [Self::Maglev, Self::Source];
 }
 
 word! {
@@ -52,6 +70,10 @@ word! {
         Tcp = 1 "tcp",
         /// By an HTTP request.
         Http = 2 "http",
+        /// By an HTTP request under TLS.
+        Https = 3 "https",
+        /// By what another backend's check says.
+        Track = 4 "track",
     }
 }
 
@@ -64,6 +86,8 @@ word! {
         Up = 1 "up",
         /// It doesn't.
         Down = 2 "down",
+        /// It goes on with the flows it has, and takes no new ones.
+        Drain = 3 "drain",
     }
 }
 
@@ -81,6 +105,10 @@ pub struct ServiceInfo {
     pub protocol: Protocol,
     /// What becomes of the flows of a backend that is down.
     pub on_down: Fate,
+    /// By what new flows are shared out.
+    pub balance: Balance,
+    /// Zero.
+    pub padding: [u8; 3],
     /// Idle timeouts in seconds: half-open, established, closing, and of UDP.
     pub timeouts: [u32; 4],
     /// Number of the list of networks that may and may not connect; 0: everyone may.
@@ -117,34 +145,66 @@ pub struct BackendInfo {
     pub check: CheckKind,
     /// What the checks say.
     pub result: CheckResult,
+    /// Whether its agent says that it is up, or down; unknown: it says nothing, or there is none.
+    pub agent: CheckResult,
+    /// What an administrator wants of it, as its agent says.
+    pub agent_wish: OperatorState,
+    /// 1: it gets flows only while no other one takes any.
+    pub is_backup: u8,
     /// Zero.
-    pub reserved: [u32; 4],
+    pub padding: u8,
+    /// Weight in percent of the configured one, as its agent says, plus one; 0: it says nothing.
+    pub agent_percent: u32,
+    /// Zero.
+    pub reserved: [u32; 2],
 }
 
 impl BackendInfo {
-    /// Weight in force: the operator's, else the configuration's.
+    /// Weight in force: the operator's, else the configuration's as its agent has changed it.
     pub const fn weight(&self) -> u32 {
-        match self.operator_weight.checked_sub(1) {
-            Some(weight) => weight,
+        if let Some(weight) = self.operator_weight.checked_sub(1) {
+            return weight;
+        }
+        match self.agent_percent.checked_sub(1) {
+            // A little of something is something, and no weight is above HAProxy's largest.
+            Some(percent) => {
+                let weight = (self.configured_weight * percent).div_ceil(100);
+                if weight < LARGEST_WEIGHT { weight } else { LARGEST_WEIGHT }
+            }
             None => self.configured_weight,
         }
     }
 
     /// Whether new flows may go to it.
     pub fn takes_new_flows(&self) -> bool {
+        self.is_wanted() && self.result == CheckResult::Up && self.agent != CheckResult::Down
+    }
+
+    /// Whether new flows may go to it as far as people and the configuration are concerned, whatever checks say.
+    pub fn is_wanted(&self) -> bool {
         self.lifecycle == Lifecycle::Active
             && self.operator == OperatorState::Ready
-            && self.result == CheckResult::Up
+            && self.agent_wish == OperatorState::Ready
             && self.weight() > 0
     }
 
-    /// The word for its state: what an operator said before what the checks say.
+    /// Whether it is down.
+    pub fn is_down(&self) -> bool {
+        self.result == CheckResult::Down || self.agent == CheckResult::Down
+    }
+
+    /// The word for its state: what people said before what the checks say.
     pub fn state(&self) -> &'static str {
-        if self.lifecycle == Lifecycle::Retired || self.operator == OperatorState::Drain {
+        if self.lifecycle == Lifecycle::Retired {
             return "drain";
         }
-        if self.operator == OperatorState::Maint {
-            return "maint";
+        for said in [self.operator, self.agent_wish] {
+            if said != OperatorState::Ready {
+                return said.name();
+            }
+        }
+        if self.agent == CheckResult::Down {
+            return "down";
         }
         if self.result == CheckResult::Up && self.weight() == 0 {
             return "drain";

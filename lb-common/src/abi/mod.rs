@@ -28,13 +28,13 @@ pub use flow::{CHECK_SERVICE, Flow, FlowKey, FlowState, Link, finished};
 pub use forwarding::{AddressFamily, Forwarding};
 pub use fragment::{Fragment, FragmentKey};
 pub use info::{
-    BackendInfo, CheckKind, CheckResult, Lifecycle, OperatorState, Protocol, ServiceInfo,
+    BackendInfo, Balance, CheckKind, CheckResult, Lifecycle, OperatorState, Protocol, ServiceInfo,
     UNUSED_SERVICE,
 };
 pub use ports::{PORTS_A_WORD, PoolHead, generation_start, pool_words, port_words};
 pub use refusal::Refusal;
 pub use ring::{NO_BACKEND, RING_CHUNK_SLOTS, Ring, RingChunk};
-pub use service::{Service, ServiceKey};
+pub use service::{Service, ServiceKey, service_options};
 pub use settings::{LocalMac, Settings};
 pub use source::{Access, AccessKey, Client, ClientKey};
 pub use text::Text;
@@ -43,7 +43,10 @@ pub use tick::{Moment, Stamp, Tick};
 use crate::wire::{Ipv4Address, Ipv6Address};
 
 /// Version of everything in this module.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
+/// Room for counts of packets by reason.
+pub const MOST_REASONS: u32 = 64;
+const _: () = assert!(crate::datapath::Reason::ALL.len() <= MOST_REASONS as usize);
 
 /// Names of the maps, which are also the names of their pins.
 pub mod maps {
@@ -158,7 +161,7 @@ plain_data! {
     LocalMac: 16,
     Refusal: 8,
     Service: 24,
-    ServiceInfo: 92,
+    ServiceInfo: 96,
     Settings: 40,
 }
 

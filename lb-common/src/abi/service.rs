@@ -33,6 +33,14 @@ pub struct Service {
     pub access: u32,
     /// For how long a client keeps its backend after its last connection, in ticks; 0: it doesn't.
     pub affinity: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Bits of [`service_options`].
+    pub options: u32,
+}
+
+/// What else holds for a service.
+pub mod service_options {
+    /// A client's address alone decides, so that all its connections go to one backend.
+    pub const SOURCE: u32 = 1;
+    /// While no backend takes new flows, what would open one is dropped without a word.
+    pub const SILENT: u32 = 2;
 }

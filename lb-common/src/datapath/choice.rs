@@ -4,7 +4,9 @@ use bytemuck::Zeroable;
 
 use super::{Family, FamilyTables, Reason, hash};
 use crate::{
-    abi::{ClientKey, FlowKey, Moment, NO_BACKEND, Refusal, Service, Settings, Stamp},
+    abi::{
+        ClientKey, FlowKey, Moment, NO_BACKEND, Refusal, Service, Settings, Stamp, service_options,
+    },
     datapath::tables::Tables,
 };
 
@@ -84,10 +86,12 @@ pub(super) fn pick<A: Family, T: FamilyTables<A>>(
     attempt: Attempt,
 ) -> Result<u32, Reason> {
     if service.ring.size() == 0 {
-        return Err(Reason::NoBackend);
+        let is_silent = service.options & service_options::SILENT != 0;
+        return Err(if is_silent { Reason::AllDown } else { Reason::NoBackend });
     }
     let now = tables.now();
-    let hash = if service.affinity == 0 {
+    let by_flow = service.affinity == 0 && service.options & service_options::SOURCE == 0;
+    let hash = if by_flow {
         hash::flow(key, settings.hash_seed)
     } else {
         hash::client(key, settings.hash_seed)

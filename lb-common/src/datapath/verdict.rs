@@ -202,6 +202,8 @@ reasons! {
     /// No backend takes new flows. The host's stack refuses the connection with a reset, or a datagram
     /// by ICMP.
     NoBackend "no_backend" Refused Pass,
+    /// No backend takes new flows, and by `on_all_down = "drop"` nobody is told.
+    AllDown "all_down" Refused Drop,
     /// The backend is down. By `on_down = "reset"` the client is told by a reset.
     BackendDown "backend_down" Refused Transmit,
     /// A backend refused a connection: the client isn't told, and its next SYN goes to another one.

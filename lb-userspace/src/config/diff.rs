@@ -1,7 +1,8 @@
 //! What differs between two configurations.
 
-use std::{collections::HashMap, fmt, time::Duration};
+use std::{collections::HashMap, fmt, path::PathBuf, time::Duration};
 
+use hyper::header::{HeaderName, HeaderValue};
 use lb_common::abi::Access;
 use serde::Serialize;
 
@@ -184,8 +185,11 @@ fn service_keys(service: &Service) -> Vec<Key> {
         ("bind", list(&service.binds)),
         ("protocol", service.protocol.name().to_owned()),
         ("forwarding", service.forwarding.name().to_owned()),
+        ("balance", service.balance.name().to_owned()),
+        ("slow_start", time(service.slow_start)),
         ("mss", optional(service.maximum_segment.as_ref())),
         ("on_down", service.on_down.name().to_owned()),
+        ("on_all_down", service.on_all_down.name().to_owned()),
         ("affinity", service.affinity.map_or_else(none, time)),
         ("allow", networks(Access::Allowed)),
         ("deny", networks(Access::Denied)),
@@ -198,17 +202,41 @@ fn service_keys(service: &Service) -> Vec<Key> {
 }
 
 fn check_keys(check: &Check) -> Vec<Key> {
-    let (kind, http) = match &check.kind {
-        CheckKind::None => ("none", None),
-        CheckKind::Tcp => ("tcp", None),
-        CheckKind::Http(http) => ("http", Some(http)),
+    let (kind, http, tcp) = match &check.kind {
+        CheckKind::None => ("none", None, None),
+        CheckKind::Tcp(tcp) => ("tcp", None, Some(tcp)),
+        CheckKind::Http(http) if check.tls.is_some() => ("https", Some(http), None),
+        CheckKind::Http(http) => ("http", Some(http), None),
     };
+    let pattern = http.map_or_else(
+        || optional(tcp.and_then(|tcp| tcp.expect.as_ref())),
+        |http| http.expect.to_string(),
+    );
+    let header = |(name, value): &(HeaderName, HeaderValue)| format!("{name}: {value:?}");
+    let headers: Vec<String> = http.iter().flat_map(|http| &http.headers).map(header).collect();
+    let expect_header = http.and_then(|http| http.expect_header.as_ref());
+    let path = |path: &PathBuf| path.display().to_string();
+    let tls = check.tls.as_ref();
+    let agent = check.agent.as_ref();
     let keys = [
         ("check.type", kind.to_owned()),
         ("check.method", optional(http.map(|http| &http.method))),
         ("check.path", optional(http.map(|http| &http.path))),
+        ("check.http_version", optional(http.map(|http| http.version).as_ref())),
         ("check.host", optional(http.and_then(|http| http.host.as_ref()))),
-        ("check.expect", optional(http.map(|http| &http.expect))),
+        ("check.headers", list(&headers)),
+        ("check.body", optional(http.and_then(|http| http.body.as_ref()))),
+        ("check.send", optional(tcp.and_then(|tcp| tcp.send.as_ref()))),
+        ("check.expect", pattern),
+        (
+            "check.expect_header",
+            expect_header.map_or_else(none, |(name, pattern)| format!("{name}: {pattern}")),
+        ),
+        ("check.expect_body", optional(http.and_then(|http| http.expect_body.as_ref()))),
+        ("check.drain_on", optional(http.and_then(|http| http.drain_on.as_ref()))),
+        ("check.verify", optional(tls.map(|tls| tls.verify).as_ref())),
+        ("check.ca_file", tls.and_then(|tls| tls.ca_file.as_ref()).map_or_else(none, path)),
+        ("check.certificate", tls.and_then(|tls| tls.certificate.as_ref()).map_or_else(none, path)),
         ("check.interval", time(check.interval)),
         ("check.fast_interval", check.fast_interval.map_or_else(none, time)),
         ("check.down_interval", check.down_interval.map_or_else(none, time)),
@@ -216,12 +244,22 @@ fn check_keys(check: &Check) -> Vec<Key> {
         ("check.rise", check.rise.to_string()),
         ("check.fall", check.fall.to_string()),
         ("check.port", optional(check.port.as_ref())),
+        ("check.agent_port", optional(agent.map(|agent| agent.port).as_ref())),
+        ("check.agent_interval", agent.map_or_else(none, |agent| time(agent.interval))),
+        ("check.agent_send", optional(agent.and_then(|agent| agent.send.as_ref()))),
     ];
     keys.map(|(key, value)| (key, value, false)).to_vec()
 }
 
 fn backend_keys(backend: &Backend) -> Vec<Key> {
-    vec![("weight", backend.weight.to_string(), false)]
+    let keys = [
+        ("weight", backend.weight.to_string()),
+        ("backup", backend.backup.to_string()),
+        ("check_address", optional(backend.check_address.as_ref())),
+        ("check_port", optional(backend.check_port.as_ref())),
+        ("track", optional(backend.track.as_ref())),
+    ];
+    keys.map(|(key, value)| (key, value, false)).to_vec()
 }
 
 fn none() -> String {

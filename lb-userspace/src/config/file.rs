@@ -1,13 +1,15 @@
 //! The shape of `lb.toml`: everything that it may say, also what this version can't do yet, so that
 //! such a key is told apart from a misspelt one.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use toml::Spanned;
 
 use super::LogFormat;
 use crate::dataplane::ModeChoice;
 
-type Text = Spanned<String>;
+pub(super) type Text = Spanned<String>;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -71,6 +73,7 @@ pub(super) struct Service {
     pub(super) balance: Option<Text>,
     pub(super) affinity: Option<Text>,
     pub(super) on_down: Option<Text>,
+    pub(super) on_all_down: Option<Text>,
     pub(super) mss: Option<Spanned<i64>>,
     pub(super) slow_start: Option<Text>,
     #[serde(default)]
@@ -88,10 +91,17 @@ pub(super) struct Service {
 pub(super) struct Check {
     #[serde(rename = "type")]
     pub(super) kind: Option<Text>,
+    pub(super) track: Option<Text>,
     pub(super) method: Option<Text>,
     pub(super) path: Option<Text>,
+    pub(super) http_version: Option<Text>,
     pub(super) host: Option<Text>,
+    #[serde(default)]
+    pub(super) headers: BTreeMap<Spanned<String>, Text>,
+    pub(super) body: Option<Text>,
+    pub(super) send: Option<Text>,
     pub(super) expect: Option<Text>,
+    pub(super) expect_header: Option<Text>,
     pub(super) expect_body: Option<Text>,
     pub(super) drain_on: Option<Text>,
     pub(super) interval: Option<Text>,
@@ -103,6 +113,11 @@ pub(super) struct Check {
     pub(super) port: Option<Spanned<i64>>,
     pub(super) verify: Option<Spanned<bool>>,
     pub(super) ca_file: Option<Text>,
+    pub(super) certificate: Option<Text>,
+    pub(super) certificate_key: Option<Text>,
+    pub(super) agent_port: Option<Spanned<i64>>,
+    pub(super) agent_interval: Option<Text>,
+    pub(super) agent_send: Option<Text>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -111,5 +126,8 @@ pub(super) struct Backend {
     pub(super) name: Text,
     pub(super) address: Text,
     pub(super) weight: Option<Spanned<i64>>,
-    pub(super) backup: Option<Spanned<bool>>,
+    pub(super) backup: Option<bool>,
+    pub(super) check_address: Option<Text>,
+    pub(super) check_port: Option<Spanned<i64>>,
+    pub(super) track: Option<Text>,
 }

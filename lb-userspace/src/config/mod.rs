@@ -5,6 +5,8 @@ mod diff;
 mod file;
 mod problem;
 mod service;
+mod tls;
+mod track;
 mod validate;
 mod values;
 
@@ -20,12 +22,14 @@ use std::{
     time::Duration,
 };
 
+pub use check::{Agent, Check, CheckKind, HttpCheck, HttpVersion, TcpCheck};
 pub use diff::{Change, Difference, diff};
 pub use problem::{Invalid, Problem};
-pub use values::{StatusRanges, is_reachable};
+pub use tls::Tls;
+pub use values::{Pattern, StatusRanges, is_reachable};
 
 use ipnet::IpNet;
-use lb_common::abi::{Access, Fate, Forwarding, Protocol};
+use lb_common::abi::{Access, Balance, Fate, Forwarding, Protocol};
 
 use crate::dataplane::ModeChoice;
 
@@ -103,8 +107,14 @@ pub struct Service {
     pub maximum_segment: Option<u16>,
     /// Idle timeouts.
     pub timeouts: Timeouts,
+    /// By what new flows are shared out.
+    pub balance: Balance,
     /// What becomes of the flows of a backend that is down.
     pub on_down: Fate,
+    /// What becomes of new flows while no backend takes any.
+    pub on_all_down: AllDown,
+    /// How long a backend that came up again takes until it has its whole share; zero: it has it at once.
+    pub slow_start: Duration,
     /// How long a client keeps its backend after its last connection; `None`: it doesn't.
     pub affinity: Option<Duration>,
     /// Which networks may connect, and which may not: the longest prefix decides. Empty: everyone may.
@@ -113,6 +123,32 @@ pub struct Service {
     pub check: Arc<Check>,
     /// Its servers.
     pub backends: Vec<Backend>,
+}
+
+/// What becomes of new flows while no backend takes any.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AllDown {
+    /// The client is told at once.
+    #[default]
+    Refuse,
+    /// It isn't told.
+    Drop,
+    /// All of them are used as if they were up: it may be the checks that are wrong.
+    Keep,
+}
+
+impl AllDown {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::Refuse, Self::Drop, Self::Keep];
+
+    /// The word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Refuse => "refuse",
+            Self::Drop => "drop",
+            Self::Keep => "keep",
+        }
+    }
 }
 
 /// What a service is bound to.
@@ -174,51 +210,29 @@ pub struct Backend {
     pub address: SocketAddr,
     /// Its share of new flows, relative to the others'; 0 to 256, where 0 drains.
     pub weight: u16,
+    /// Whether it gets flows only while no other one takes any.
+    pub backup: bool,
+    /// The address that is checked; `None`: its own.
+    pub check_address: Option<IpAddr>,
+    /// The port that is checked; `None`: as [`Check::port`].
+    pub check_port: Option<u16>,
+    /// The backend of another service whose check decides for this one as well.
+    pub track: Option<Tracked>,
 }
 
-/// How backends are checked.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Check {
-    /// By what.
-    pub kind: CheckKind,
-    /// Time between the starts of two checks.
-    pub interval: Duration,
-    /// The same while a state change is under way; `None`: as [`Self::interval`].
-    pub fast_interval: Option<Duration>,
-    /// The same while down; `None`: as [`Self::interval`].
-    pub down_interval: Option<Duration>,
-    /// How long a check may take.
-    pub timeout: Duration,
-    /// Passed checks in a row that bring a backend up.
-    pub rise: u32,
-    /// Failed checks in a row that take a backend down.
-    pub fall: u32,
-    /// The port that is checked; `None`: the backend's own.
-    pub port: Option<u16>,
+/// A backend by the names of its service and its own.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Tracked {
+    /// Its service.
+    pub service: String,
+    /// Its name.
+    pub backend: String,
 }
 
-/// What a check does.
-#[derive(Clone, Debug, PartialEq)]
-pub enum CheckKind {
-    /// Nothing: the backend is always up.
-    None,
-    /// Connects.
-    Tcp,
-    /// Sends a request.
-    Http(HttpCheck),
-}
-
-/// An HTTP request and what its answer must be.
-#[derive(Clone, Debug, PartialEq)]
-pub struct HttpCheck {
-    /// Method.
-    pub method: String,
-    /// Path and query.
-    pub path: String,
-    /// Host header; `None`: the address that is checked.
-    pub host: Option<String>,
-    /// Status codes of a backend that is well.
-    pub expect: StatusRanges,
+impl fmt::Display for Tracked {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{}", self.service, self.backend)
+    }
 }
 
 /// The path that a file gives under a key, whatever else in it is wrong: who looks after a running controller may just

@@ -25,11 +25,27 @@ impl Problem {
     pub(super) fn from_toml(error: &toml::de::Error) -> Self {
         let message = error.message();
         let (message, hint) = match message.split_once(", expected ") {
-            Some((message, expected)) => (message, format!("expected {expected}")),
+            Some((message, expected)) => (
+                message,
+                similar(message, expected).unwrap_or_else(|| format!("expected {expected}")),
+            ),
             None => (message, String::new()),
         };
         Self::new(error.span().unwrap_or(0..0), message.replace('`', "\""), hint.replace('`', "\""))
     }
+}
+
+/// The one of the words that are expected which is most like the one that is written, if one is: both stand in
+/// backquotes.
+fn similar(message: &str, expected: &str) -> Option<String> {
+    fn quoted(text: &str) -> impl Iterator<Item = &str> {
+        text.split('`').skip(1).step_by(2)
+    }
+    let written = quoted(message).last()?;
+    let distance = |word: &&str| strsim::damerau_levenshtein(written, word);
+    let nearest = quoted(expected).min_by_key(distance)?;
+    let is_near = distance(&nearest) * 3 <= written.len();
+    is_near.then(|| format!("did you mean \"{nearest}\"?"))
 }
 
 /// A configuration that can't be used, with everything that is wrong with it.

@@ -5,14 +5,15 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::RangeInclusive,
     sync::Arc,
+    time::Duration,
 };
 
 use ipnet::IpNet;
-use lb_common::abi::{Access, Fate, Forwarding, Protocol};
+use lb_common::abi::{Access, Balance, Fate, Forwarding, Protocol};
 use toml::Spanned;
 
 use super::{
-    Backend, Bind, Check, CheckKind, Service, Timeouts, file, validate::Validator, values,
+    AllDown, Backend, Bind, Check, CheckKind, Service, Timeouts, file, validate::Validator, values,
 };
 
 /// Largest weight, as in HAProxy.
@@ -29,24 +30,19 @@ impl Validator {
         let protocol = self.choice(service.protocol.as_ref(), "protocol", &["tcp", "udp"], &[]);
         let protocol = if protocol == "udp" { Protocol::Udp } else { Protocol::Tcp };
         let forwarding = self.forwarding(service.forwarding.as_ref());
-        self.choice(
+        let balance = self.choice(
             service.balance.as_ref(),
             "balance",
-            &["maglev"],
-            &["source", "roundrobin", "leastconn"],
+            &Balance::ALL.map(Balance::name),
+            &["roundrobin", "leastconn"],
         );
+        let balance = Balance::ALL.into_iter().find(|one| one.name() == balance);
         let fates = [Fate::Reset, Fate::Move, Fate::Keep];
         let on_down = self.choice(service.on_down.as_ref(), "on_down", &fates.map(Fate::name), &[]);
         let on_down = fates.into_iter().find(|fate| fate.name() == on_down).unwrap_or(Fate::Reset);
-        if let Some(slow_start) = &service.slow_start
-            && self.value(slow_start, values::duration).is_some_and(|duration| !duration.is_zero())
-        {
-            self.unavailable(
-                Some(slow_start.span()),
-                "slow_start",
-                "leave it out, or write \"0s\"",
-            );
-        }
+        let words = AllDown::ALL.map(AllDown::name);
+        let on_all_down = self.choice(service.on_all_down.as_ref(), "on_all_down", &words, &[]);
+        let on_all_down = AllDown::ALL.into_iter().find(|one| one.name() == on_all_down);
         if service.bind.get_ref().is_empty() {
             self.problem(service.bind.span(), "no address", "write bind = [\"192.0.2.1:8080\"]");
         }
@@ -61,7 +57,10 @@ impl Validator {
                 .timeouts
                 .as_ref()
                 .map_or(timeouts, |own| self.timeouts(own, timeouts)),
+            balance: balance.unwrap_or_default(),
             on_down,
+            on_all_down: on_all_down.unwrap_or_default(),
+            slow_start: self.slow_start(service.slow_start.as_ref()),
             affinity: self.optional_duration(service.affinity.as_ref()),
             access: self.access(service),
             check: Arc::new(self.check_of(service, protocol)),
@@ -70,6 +69,15 @@ impl Validator {
         self.refuse_translation(service, &parsed);
         self.refuse_two_families(service, &parsed);
         parsed
+    }
+
+    /// Zero, or a duration like others.
+    fn slow_start(&mut self, written: Option<&Spanned<String>>) -> Duration {
+        let is_zero = |written: &&Spanned<String>| {
+            values::duration(written.get_ref()).is_ok_and(|duration| duration.is_zero())
+        };
+        let written = written.filter(|written| !is_zero(written));
+        self.duration(written, Duration::ZERO)
     }
 
     /// Who may connect.
@@ -198,8 +206,6 @@ impl Validator {
         let mut backends = Vec::new();
         for backend in service.backend.iter().map(Spanned::get_ref) {
             self.name(&backend.name);
-            let backup = backend.backup.as_ref().filter(|backup| *backup.get_ref());
-            self.unavailable(backup.map(Spanned::span), "backup", "leave it out");
             let weight =
                 self.number(backend.weight.as_ref(), 1, 0..=LARGEST_WEIGHT, "weight") as u16;
             let Some(address) = self.value(&backend.address, values::address_and_port) else {
@@ -213,7 +219,18 @@ impl Validator {
                     "remove one of them; a larger weight gives a backend more flows",
                 );
             }
-            backends.push(Backend { name: name.clone(), address, weight });
+            let check_address = backend.check_address.as_ref();
+            let check_port = backend.check_port.as_ref();
+            backends.push(Backend {
+                name: name.clone(),
+                address,
+                weight,
+                backup: backend.backup.unwrap_or(false),
+                check_address: check_address.and_then(|ip| self.value(ip, values::address)),
+                check_port: check_port
+                    .map(|port| self.number(Some(port), 1, 1..=65_535, "check_port") as u16),
+                track: None,
+            });
         }
         backends
     }

@@ -39,10 +39,11 @@ impl Validator {
             self.problem(0..0, "no service", "add a [[service]] with name, bind and backends");
         }
         let timeouts = self.timeouts(&file.timeouts, DEFAULT_TIMEOUTS);
-        let services: Vec<Service> =
+        let mut services: Vec<Service> =
             file.service.iter().map(|service| self.service(service.get_ref(), timeouts)).collect();
         self.unique(&file.service, |service| &service.name, "service");
         self.unique_binds(file, &services);
+        self.resolve_tracks(file, &mut services);
 
         Config {
             interfaces: self.interfaces(&file.interfaces),
@@ -144,18 +145,6 @@ impl Validator {
     }
 
     fn nat_addresses(&mut self, addresses: &[Spanned<String>]) -> Vec<IpAddr> {
-        let parse = |text: &str| {
-            let wrong = |what| {
-                let hint = "write one as in \"192.0.2.10\" or \"2001:db8::10\"";
-                (format!("\"{text}\" {what}"), hint)
-            };
-            let address: IpAddr = text.parse().map_err(|_| wrong("is no IP address"))?;
-            if values::is_reachable(address) {
-                Ok(address)
-            } else {
-                Err(wrong("is no address that a host sends from"))
-            }
-        };
         if let Some(first) = addresses.get(MOST_NAT_ADDRESSES) {
             self.problem(
                 first.span(),
@@ -163,7 +152,7 @@ impl Validator {
                 "remove some: each has up to 64,512 ports for each backend",
             );
         }
-        addresses.iter().filter_map(|address| self.value(address, parse)).collect()
+        addresses.iter().filter_map(|address| self.value(address, values::address)).collect()
     }
 
     pub(super) fn name(&mut self, name: &Spanned<String>) {
@@ -234,12 +223,6 @@ impl Validator {
         };
         self.problem(written.span(), message, format!("write {}", quoted.join(", ")));
         available[0]
-    }
-
-    pub(super) fn unavailable(&mut self, span: Option<Range<usize>>, key: &str, hint: &str) {
-        if let Some(span) = span {
-            self.problem(span, format!("{key} isn't available in this version"), hint);
-        }
     }
 
     pub(super) fn number(

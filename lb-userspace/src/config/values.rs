@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
+use hyper::header::{HeaderName, HeaderValue};
 use ipnet::IpNet;
+use regex::bytes::{Regex, RegexBuilder};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::Bind;
@@ -67,6 +69,18 @@ pub(super) fn address_and_port(text: &str) -> Result<SocketAddr, Wrong> {
         ));
     }
     Ok(SocketAddr::new(address, port))
+}
+
+/// An address such as `192.0.2.1` or `2001:db8::1`.
+pub(super) fn address(text: &str) -> Result<IpAddr, Wrong> {
+    const HINT: &str = "write one as in \"192.0.2.10\" or \"2001:db8::10\"";
+    let address: IpAddr =
+        text.parse().map_err(|_| (format!("\"{text}\" is no IP address"), HINT))?;
+    if is_reachable(address) {
+        Ok(address)
+    } else {
+        Err((format!("\"{text}\" is no address of a machine on a network"), HINT))
+    }
 }
 
 /// Whether an address is one that a machine may have on its network, and that says by itself where
@@ -159,6 +173,67 @@ pub(super) fn log_filter(text: &str) -> Result<String, Wrong> {
         format!("\"{text}\" is no level of a log"),
         "write \"error\", \"warn\", \"info\", \"debug\" or \"trace\", or \"off\"",
     ))
+}
+
+/// A regular expression, as the regex crate has them.
+#[derive(Clone, Debug)]
+pub struct Pattern(Regex);
+
+impl Pattern {
+    pub(super) fn parse(text: &str) -> Result<Self, Wrong> {
+        const HINT: &str = "write one as in \"OK|ready\"; see https://docs.rs/regex";
+        let built = RegexBuilder::new(text).size_limit(LARGEST_PATTERN).build();
+        built.map(Self).map_err(|error| {
+            let why = error.to_string();
+            let why = why.lines().last().unwrap_or_default().trim_start_matches("error: ");
+            (format!("\"{text}\" is no regular expression: {why}"), HINT)
+        })
+    }
+
+    /// Whether it is found somewhere in there.
+    pub fn is_in(&self, text: &[u8]) -> bool {
+        self.0.is_match(text)
+    }
+}
+
+/// Most memory that a compiled pattern may take, in bytes.
+const LARGEST_PATTERN: usize = 1 << 20;
+
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_str() == other.0.as_str()
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.0.as_str())
+    }
+}
+
+/// The name of an HTTP header.
+pub(super) fn header_name(text: &str) -> Result<HeaderName, Wrong> {
+    text.parse().map_err(|_| {
+        (format!("\"{text}\" is no name of a header"), "write it as in { Accept = \"text/html\" }")
+    })
+}
+
+/// What a header says.
+pub(super) fn header_value(text: &str) -> Result<HeaderValue, Wrong> {
+    text.parse().map_err(|_| {
+        (
+            format!("{text:?} can't stand in a header"),
+            "write visible characters, without line breaks",
+        )
+    })
+}
+
+/// A header and what it must hold, such as `Content-Type: text/.*`.
+pub(super) fn header_pattern(text: &str) -> Result<(HeaderName, Pattern), Wrong> {
+    const HINT: &str = "write a name and a regular expression, as in \"Content-Type: text/.*\"";
+    let (name, pattern) =
+        text.split_once(':').ok_or_else(|| (format!("\"{text}\" has no colon"), HINT))?;
+    Ok((header_name(name.trim())?, Pattern::parse(pattern.trim())?))
 }
 
 /// HTTP status codes, such as `200-299,401`.

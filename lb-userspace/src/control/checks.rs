@@ -23,6 +23,11 @@ use crate::{
     netlink::{Network, NextHop, Vantage},
 };
 
+/// A backend's place among others, from 0 to 1: the golden ratio spreads any number of them evenly.
+pub(super) fn phase(index: u32) -> f64 {
+    (f64::from(index) * 0.618_034).fract()
+}
+
 /// Where many backends begin to be checked, they take turns: one in so long.
 const FIRST_PACE: Duration = Duration::from_micros(200);
 
@@ -30,15 +35,21 @@ impl Controller {
     /// Starts and stops checks, and watches addresses, as the state says.
     pub(super) fn follow_up(&mut self) {
         let mut checkers = HashMap::with_capacity(self.checkers.len());
+        let mut agents = HashMap::with_capacity(self.agents.len());
         let mut started = Vec::new();
         let mut addresses = Vec::with_capacity(self.wanted.backends.len());
         let by_name: HashMap<&str, &config::Service> =
             self.config.services.iter().map(|service| (service.name.as_str(), service)).collect();
-        let configured: HashMap<u32, &config::Service> = self
+        let configured: HashMap<u32, (&config::Service, HashMap<&str, &config::Backend>)> = self
             .wanted
             .services
             .iter()
-            .filter_map(|(index, info)| Some((*index, *by_name.get(info.name.as_str())?)))
+            .filter_map(|(index, info)| {
+                let service = *by_name.get(info.name.as_str())?;
+                let backends = service.backends.iter();
+                let backends = backends.map(|backend| (backend.name.as_str(), backend)).collect();
+                Some((*index, (service, backends)))
+            })
             .collect();
         let mut bound: HashMap<u32, Vec<SocketAddr>> = HashMap::new();
         for (bind, service) in &self.wanted.binds {
@@ -47,16 +58,29 @@ impl Controller {
         let all_bound = self.wanted.bound_addresses();
         for (index, state) in &self.wanted.backends {
             addresses.push(state.address().ip());
-            let Some(service) = configured.get(&state.info.service) else { continue };
-            let checked = state.info.lifecycle == Lifecycle::Active
-                && state.info.operator != OperatorState::Maint
+            let Some((service, backends)) = configured.get(&state.info.service) else { continue };
+            let Some(backend) = backends.get(state.info.name.as_str()) else { continue };
+            if state.info.lifecycle != Lifecycle::Active || backend.track.is_some() {
+                continue;
+            }
+            if let Some(agent) = &service.check.agent {
+                let host = backend.check_address.unwrap_or(state.address().ip());
+                let wanted = (agent.clone(), SocketAddr::new(host, agent.port));
+                let running = self.agents.remove(index).filter(|(running, _)| *running == wanted);
+                let running =
+                    running.unwrap_or_else(|| self.ask_agent(*index, wanted, &service.check));
+                agents.insert(*index, running);
+            }
+            let checked = state.info.operator != OperatorState::Maint
                 && service.check.kind != config::CheckKind::None;
             if !checked {
                 continue;
             }
             let bound = bound.get(&state.info.service).map_or(&[][..], Vec::as_slice);
             let bound = (bound, &all_bound);
-            let target = self.wanted.check_target(*index, state, bound, &self.network);
+            let port = backend.check_port.or(service.check.port);
+            let place = (backend.check_address, port);
+            let target = self.wanted.check_target(*index, state, place, bound, &self.network);
             let wanted = (Arc::clone(&service.check), target);
             match self.checkers.remove(index).filter(|(running, _)| *running == wanted) {
                 Some(running) => drop(checkers.insert(*index, running)),
@@ -67,14 +91,11 @@ impl Controller {
         for (index, (check, target), result) in started {
             let verdict = match result {
                 CheckResult::Up => Verdict::Up,
+                CheckResult::Drain => Verdict::Draining,
                 CheckResult::Down => Verdict::Down,
                 _ => Verdict::Unknown,
             };
-            let turn = Turn {
-                // The golden ratio spreads any number of backends evenly.
-                phase: (f64::from(index) * 0.618_034).fract(),
-                first_round: pace.min(check.interval),
-            };
+            let turn = Turn { phase: phase(index), first_round: pace.min(check.interval) };
             let events = self.events.clone();
             let passage = self.passage.as_ref().map(|(passage, _)| Arc::clone(passage));
             let (its_check, its_target) = (Arc::clone(&check), target.clone());
@@ -99,6 +120,7 @@ impl Controller {
             self.live.forget(service, info.name.as_str(), &Cause::ALL.map(Cause::name));
         }
         self.checkers = checkers;
+        self.agents = agents;
         self.unchecked.retain(|index| self.checkers.contains_key(index));
         addresses.sort();
         addresses.dedup();
@@ -121,6 +143,7 @@ impl Controller {
         let result = match report.verdict {
             Verdict::Unknown => CheckResult::Unknown,
             Verdict::Up => CheckResult::Up,
+            Verdict::Draining => CheckResult::Drain,
             Verdict::Down => CheckResult::Down,
         };
         state.info.detail = Text::new(&report.detail);
@@ -131,15 +154,21 @@ impl Controller {
         let backend = state.info.name;
         let cause = report.cause.map(Cause::name);
         self.live.count_check(service, backend.as_str(), report.duration, cause);
-        if state.info.result != result {
+        let before = state.info.result;
+        if before != result {
             state.info.result = result;
             state.info.last_change =
                 SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
             let backend = backend.as_str();
-            if result == CheckResult::Up {
-                tracing::info!(service, backend, detail = report.detail, "up");
-            } else {
-                tracing::warn!(service, backend, detail = report.detail, "down");
+            match result {
+                CheckResult::Up => tracing::info!(service, backend, detail = report.detail, "up"),
+                CheckResult::Drain => {
+                    tracing::info!(service, backend, detail = report.detail, "drain");
+                }
+                _ => tracing::warn!(service, backend, detail = report.detail, "down"),
+            }
+            if before == CheckResult::Down && result == CheckResult::Up {
+                self.warm_up(index);
             }
             return true;
         }
@@ -202,29 +231,35 @@ pub(super) fn needs_vantage(config: &Config) -> bool {
 impl State {
     /// Where a backend is checked: by direct return, at its service's addresses, unless there is none at
     /// the moment.
+    /// `place` are an address and a port that are checked instead.
     fn check_target(
         &self,
         index: u32,
         state: &BackendState,
+        place: (Option<IpAddr>, Option<u16>),
         (bound, all_bound): (&[SocketAddr], &HashSet<IpAddr>),
         network: &Network,
     ) -> Target {
+        let (address, port) = place;
+        let with_port = |address: SocketAddr| {
+            SocketAddr::new(address.ip(), port.unwrap_or_else(|| address.port()))
+        };
         let own = state.address();
         let forwarding = state.backend.forwarding;
-        if forwarding.sees_replies() {
-            return Target::Own(own);
+        let itself = with_port(SocketAddr::new(address.unwrap_or(own.ip()), own.port()));
+        if forwarding.sees_replies() || address.is_some() {
+            return Target::Own(itself);
         }
         let hop = network.next_hops.get(&own.ip()).and_then(|hop| hop.as_ref().ok());
         let vips: Vec<Vip> = bound
             .iter()
             .map(|address| {
-                let address = *address;
                 let source = self.check_source(network, hop, address.is_ipv4(), all_bound);
-                Vip { address, source }
+                Vip { address: with_port(*address), source }
             })
             .collect();
         if vips.is_empty() {
-            return Target::Own(own);
+            return Target::Own(itself);
         }
         Target::Vips { backend: index, forwarding, vips }
     }

@@ -14,7 +14,7 @@ use lb_common::{
     wire::{NetworkU16, words},
 };
 
-use super::state::{BackendState, State};
+use super::state::{BackendState, Policy, State};
 use crate::config::{self, Config};
 
 const NANOSECONDS_A_SECOND: u32 = 1_000_000_000;
@@ -71,12 +71,26 @@ impl State {
 
         let mut places = Places::new(self);
         let mut kept = BTreeSet::new();
+        state.policies.clear();
+        let mut tracking = Vec::new();
         for service in &config.services {
             let index = state.place_service(service, &mut places, room)?;
+            let policy =
+                Policy { on_all_down: service.on_all_down, slow_start: service.slow_start };
+            state.policies.insert(index, policy);
             for backend in &service.backends {
-                kept.insert(state.place_backend(index, service, backend, &mut places, room)?);
+                let placed = state.place_backend(index, service, backend, &mut places, room)?;
+                kept.insert(placed);
+                tracking.extend(backend.track.as_ref().map(|tracked| (placed, tracked)));
             }
         }
+        state.tracks = tracking
+            .into_iter()
+            .filter_map(|(index, tracked)| {
+                Some((index, state.find_backend(&tracked.service, &tracked.backend)?))
+            })
+            .collect();
+        state.warming.retain(|index, _| kept.contains(index));
         if config.services.iter().map(|service| service.binds.len()).sum::<usize>()
             > room.binds as usize
         {
@@ -130,6 +144,8 @@ impl State {
             forwarding: service.forwarding,
             protocol: service.protocol,
             on_down: service.on_down,
+            balance: service.balance,
+            padding: [0; 3],
             access: self.place_access(&service.access),
             affinity: service.affinity.map_or(0, seconds),
             timeouts: [timeouts.syn, timeouts.established, timeouts.closing, timeouts.udp]
@@ -156,8 +172,10 @@ impl State {
     ) -> Result<u32, NoRoom> {
         let name = Text::new(&backend.name);
         let check = match configured.check.kind {
+            _ if backend.track.is_some() => CheckKind::Track,
             config::CheckKind::None => CheckKind::None,
-            config::CheckKind::Tcp => CheckKind::Tcp,
+            config::CheckKind::Tcp(_) => CheckKind::Tcp,
+            config::CheckKind::Http(_) if configured.check.tls.is_some() => CheckKind::Https,
             config::CheckKind::Http(_) => CheckKind::Http,
         };
         let index = places.backends.get(&(service, name.as_str(), backend.address));
@@ -183,9 +201,17 @@ impl State {
             state.info.result = CheckResult::Unknown;
             state.info.check = check;
         }
+        state.info.is_backup = backend.backup.into();
+        if configured.check.agent.is_none() && check != CheckKind::Track {
+            state.info.forget_agent();
+        }
         if check == CheckKind::None {
             state.info.result = CheckResult::Up;
             state.info.detail = Text::new("not checked");
+        }
+        if let Some(tracked) = &backend.track {
+            state.info.detail = Text::new(&format!("as {tracked}"));
+            state.info.check_microseconds = 0;
         }
         self.backends.insert(index, state);
         Ok(index)
@@ -223,6 +249,9 @@ impl<'a> Places<'a> {
 /// What a backend that came back into the configuration doesn't keep from before.
 trait ForgetRuntime {
     fn forget_runtime(&mut self);
+
+    /// What its agent has said.
+    fn forget_agent(&mut self);
 }
 
 impl ForgetRuntime for BackendInfo {
@@ -231,6 +260,13 @@ impl ForgetRuntime for BackendInfo {
         self.operator_weight = 0;
         self.result = CheckResult::Unknown;
         self.detail = Text::new("");
+        self.forget_agent();
+    }
+
+    fn forget_agent(&mut self) {
+        self.agent = CheckResult::Unknown;
+        self.agent_wish = OperatorState::Ready;
+        self.agent_percent = 0;
     }
 }
 

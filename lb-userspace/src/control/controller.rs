@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use super::{
+    agents::Asked,
     configure::Room,
     file_watch::FileWatch,
     interfaces::{self, Interfaces},
@@ -33,7 +34,7 @@ use crate::{
     api::{Call, ControllerStatus, Request, Response},
     config::{Check, Config},
     dataplane::{DataplaneError, Loaded, Pins, XdpLink},
-    health::{Checker, Passage, Report, Target},
+    health::{Checker, Passage, Report, Said, Target, Task},
     netlink::Network,
 };
 
@@ -46,6 +47,10 @@ const IDLE_SWEEPS: u32 = 2;
 pub(super) enum Event {
     /// A backend was checked.
     Checked(u32, Report),
+    /// A backend's agent said something.
+    AgentSaid(u32, Said),
+    /// It's time to give backends that warm up more.
+    Warm,
     /// The network isn't what it was.
     Network(Network),
     /// A router on the way to a backend said how much it takes.
@@ -79,6 +84,11 @@ pub(super) struct Controller {
     /// What the rings were built of.
     pub(super) members: BTreeMap<u32, Vec<Member>>,
     pub(super) checkers: HashMap<u32, ((Arc<Check>, Target), Checker)>,
+    pub(super) agents: HashMap<u32, Asked>,
+    /// Since when backends warm up.
+    pub(super) warming: BTreeMap<u32, time::Instant>,
+    /// Waits for the next step of those.
+    pub(super) warming_timer: Option<Task>,
     /// What checks at services' addresses take, once there are such.
     pub(super) passage: Option<(Arc<Passage>, XdpLink)>,
     pub(super) idle_sweeps: HashMap<u32, u32>,
@@ -136,9 +146,11 @@ impl Controller {
                 return self;
             }
             for event in batch.drain(..) {
-                is_changed |= !matches!(event, Event::Checked(..));
+                is_changed |= !matches!(event, Event::Checked(..) | Event::AgentSaid(..));
                 match event {
                     Event::Checked(index, report) => is_changed |= self.record(index, &report),
+                    Event::AgentSaid(index, said) => is_changed |= self.take_in_agent(index, &said),
+                    Event::Warm => self.warm(),
                     Event::Network(network) => self.take_in(network),
                     Event::PathMtu(path_mtu) => self.learn_path_mtu(path_mtu),
                     Event::Call((request, answer)) => {

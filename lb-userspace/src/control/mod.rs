@@ -5,6 +5,7 @@
 //! decide, without a clock or a socket; [`store`] carries out; [`controller`] is the one loop that
 //! events go through, and the only one that writes maps; [`start`] sets it up.
 
+mod agents;
 mod checks;
 pub mod configure;
 mod controller;
@@ -27,6 +28,7 @@ mod store;
 mod sweep;
 mod tidy;
 mod troubles;
+mod warming;
 mod watch;
 
 pub use preflight::PreflightError;

@@ -6,15 +6,28 @@ use std::{
 };
 
 use lb_common::{
-    abi::{Forwarding, Link, LocalMac, Service, Tick},
+    abi::{Balance, Forwarding, Link, LocalMac, Service, Tick, service_options},
     wire::Vlans,
 };
 
 use super::state::{Bind, State};
 use crate::{
-    config::{self, Config},
+    config::{self, AllDown, Config},
     netlink::{Network, NextHop},
 };
+
+/// Bits of [`service_options`].
+fn options(service: &config::Service) -> u32 {
+    let balance = match service.balance {
+        Balance::Source => service_options::SOURCE,
+        _ => 0,
+    };
+    let on_all_down = match service.on_all_down {
+        AllDown::Refuse | AllDown::Keep => 0,
+        AllDown::Drop => service_options::SILENT,
+    };
+    balance | on_all_down
+}
 
 impl State {
     /// Takes in what the network looks like: how backends are reached, and which hardware
@@ -150,6 +163,7 @@ impl State {
             let info = self.services.get(&index);
             let bound = Service {
                 index,
+                options: options(service),
                 access: info.map_or(0, |info| info.access),
                 affinity: info.map_or(0, |info| ticks(info.affinity)),
                 ..Service::default()

@@ -21,6 +21,8 @@ pub struct Member {
     pub address: SocketAddr,
     /// Share of the slots, relative to the others'.
     pub weight: u32,
+    /// How much of that it has so far, in percent: less than 100 while it warms up.
+    pub percent: u32,
     /// Whether new flows may go to it.
     pub available: bool,
 }
@@ -61,13 +63,20 @@ pub fn build(members: &[Member], size: u32, seed: u32) -> Vec<u32> {
     let weights: Vec<u32> = members.iter().map(|member| member.weight).collect();
     fill(&mut owners, &mut present, &shares(&weights, size));
 
-    // Who is left takes over, counting what they have already.
-    for owner in &mut owners {
-        *owner = owner.filter(|owner| members[*owner].available);
+    // Who is left takes over, counting what they have already; who warms up doesn't keep all of it.
+    let part = |member: &&Member| if member.available { member.weight * member.percent } else { 0 };
+    let available: Vec<u32> = members.iter().map(part).collect();
+    let shares = shares(&available, size);
+    let mut kept = vec![0; members.len()];
+    for slot in &mut owners {
+        let Some(owner) = *slot else { continue };
+        kept[owner] += 1;
+        let is_warm = members[owner].percent >= 100;
+        if !members[owner].available || !(is_warm || kept[owner] <= shares[owner]) {
+            *slot = None;
+        }
     }
-    let available: Vec<u32> =
-        members.iter().map(|member| if member.available { member.weight } else { 0 }).collect();
-    fill(&mut owners, &mut permutations(), &shares(&available, size));
+    fill(&mut owners, &mut permutations(), &shares);
 
     owners.into_iter().flatten().map(|owner| members[owner].index).collect()
 }
@@ -155,6 +164,7 @@ mod tests {
                 index,
                 address: SocketAddr::from(([192, 0, 2, index as u8], 8080)),
                 weight: 1,
+                percent: 100,
                 available: true,
             })
             .collect()
@@ -211,6 +221,24 @@ mod tests {
             // Adding it back gives the ring from before.
             assert_eq!(build(&all, size(10), seed), before);
         }
+    }
+
+    #[test]
+    fn one_that_warms_up_takes_its_share_step_by_step_and_from_nobody_else_more() {
+        let mut all = members(4);
+        let full = build(&all, 8191, 0);
+        let mut last = 0;
+        for percent in [1, 5, 25, 50, 75, 99, 100] {
+            all[2].percent = percent;
+            let ring = build(&all, 8191, 0);
+            let slots = counts(&ring, 4)[2];
+            let fair = 8191.0 * f64::from(percent) / f64::from(300 + percent);
+            assert!((slots as f64 - fair).abs() <= 1.0, "{percent}%: {slots} of {fair}");
+            assert!(slots > last);
+            last = slots;
+            assert!(full.iter().zip(&ring).all(|(full, now)| *full == 3 || full == now));
+        }
+        assert_eq!(build(&all, 8191, 0), full);
     }
 
     #[test]

@@ -4,15 +4,17 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use ipnet::IpNet;
 use lb_common::abi::{
-    Access, Backend, BackendInfo, CheckResult, Fate, Forwarding, Lifecycle, LocalMac, Protocol,
+    Access, Backend, BackendInfo, Fate, Forwarding, Lifecycle, LocalMac, OperatorState, Protocol,
     Ring, Service, ServiceInfo, Settings,
 };
 
 use super::ring::{self, Member};
+use crate::config::AllDown;
 
 /// Everything that the controller writes into maps.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -38,9 +40,24 @@ pub struct State {
     pub egress: BTreeSet<u32>,
     /// The interface by which checks at services' addresses come in. Only known of what is wanted.
     pub check_interface: Option<u32>,
+    /// What holds for services that the packet path needn't know, by their index. Only known of what is wanted.
+    pub policies: BTreeMap<u32, Policy>,
+    /// Backends whose state is another's, by index. Only known of what is wanted.
+    pub tracks: BTreeMap<u32, u32>,
+    /// Backends that have a part of their share so far, in percent. Only known of what is wanted.
+    pub warming: BTreeMap<u32, u32>,
     /// How long datagrams may be on the way to a backend, in bytes, as routers say. Only known of what
     /// is wanted; it comes out in [`Backend::maximum_datagram`].
     pub path_mtus: BTreeMap<IpAddr, u16>,
+}
+
+/// What holds for a service.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Policy {
+    /// What becomes of new flows while no backend takes any.
+    pub on_all_down: AllDown,
+    /// How long a backend that came up again takes until it has its whole share.
+    pub slow_start: Duration,
 }
 
 /// What a service is bound to.
@@ -135,17 +152,66 @@ impl State {
 
     /// Lets the packet path know what the checks, operators and the configuration mean for flows.
     pub fn settle(&mut self) {
-        for state in self.backends.values_mut() {
+        self.follow_tracked();
+        let taking = self.taking();
+        for (index, state) in &mut self.backends {
             let service = self.services.get(&state.info.service);
-            // Also one that is checked no longer, as in maintenance, was down by its last check.
-            let is_down = state.info.result == CheckResult::Down;
+            let takes_new_flows = taking.contains(index);
+            // Also one that is checked no longer, as in maintenance, was down by its last check. One that is used all the
+            // same isn't.
+            let is_down = state.info.is_down() && !takes_new_flows;
             let on_down = service.map_or(Fate::Keep, |service| service.on_down);
             state.backend.fate = if is_down { on_down } else { Fate::Keep };
             state.backend.is_down = is_down.into();
-            state.backend.takes_new_flows = state.info.takes_new_flows().into();
+            state.backend.takes_new_flows = takes_new_flows.into();
             state.backend.remembers_clients =
                 service.is_some_and(|service| service.affinity > 0).into();
         }
+    }
+
+    /// Gives backends that track others what those have, also what people say of them, as HAProxy does.
+    fn follow_tracked(&mut self) {
+        for (index, tracked) in &self.tracks {
+            let known = self.backends.get(tracked).map(|state| state.info);
+            if let Some((known, state)) = known.zip(self.backends.get_mut(index)) {
+                state.info.result = known.result;
+                state.info.agent = known.agent;
+                state.info.agent_wish = match known.operator {
+                    OperatorState::Ready => known.agent_wish,
+                    said => said,
+                };
+                state.info.last_change = known.last_change;
+            }
+        }
+    }
+
+    /// Backends that take new flows: those that are up; else backups that are; else, where it is wanted, all.
+    fn taking(&self) -> BTreeSet<u32> {
+        /// Of one service.
+        #[derive(Default)]
+        struct Candidates {
+            up: [Vec<u32>; 2],
+            wanted: [Vec<u32>; 2],
+        }
+        let mut services: HashMap<u32, Candidates> = HashMap::new();
+        for (index, state) in &self.backends {
+            let candidates = services.entry(state.info.service).or_default();
+            let kind = usize::from(state.info.is_backup != 0);
+            if state.info.takes_new_flows() {
+                candidates.up[kind].push(*index);
+            }
+            if state.info.is_wanted() {
+                candidates.wanted[kind].push(*index);
+            }
+        }
+        let mut taking = BTreeSet::new();
+        for (service, Candidates { up, wanted }) in services {
+            let keeps = self.policies.get(&service).map(|policy| policy.on_all_down);
+            let wanted = if keeps == Some(AllDown::Keep) { wanted } else { [vec![], vec![]] };
+            let first = up.into_iter().chain(wanted).find(|candidates| !candidates.is_empty());
+            taking.extend(first.into_iter().flatten());
+        }
+        taking
     }
 
     /// Shares the rings that are the same with `there`, so that it is seen at once that they are.
@@ -172,11 +238,13 @@ impl State {
                 continue;
             }
             if let Some(members) = now.get_mut(&state.info.service) {
+                let percent = self.warming.get(index).copied();
                 members.push(Member {
                     index: *index,
                     address: state.address(),
                     weight: state.info.weight(),
-                    available: state.info.takes_new_flows(),
+                    percent: percent.unwrap_or(100),
+                    available: state.backend.takes_new_flows != 0,
                 });
             }
         }

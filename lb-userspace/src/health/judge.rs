@@ -7,8 +7,21 @@ pub enum Verdict {
     Unknown,
     /// It takes traffic.
     Up,
+    /// It goes on with what it has, and takes nothing new.
+    Draining,
     /// It doesn't.
     Down,
+}
+
+/// What a single check says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// It is well.
+    Passed,
+    /// It is well, and wants nothing new: HAProxy's conditional pass.
+    Draining,
+    /// It isn't.
+    Failed,
 }
 
 /// Counts passed and failed checks in a row.
@@ -26,21 +39,30 @@ impl Judge {
     }
 
     /// Takes in a result. The first one decides; from then on `rise` passed checks in a row bring
-    /// the backend up, and `fall` failed ones take it down.
-    pub fn record(&mut self, passed: bool, rise: u32, fall: u32) -> Verdict {
+    /// the backend up, and `fall` failed ones take it down. One that isn't down drains, and no longer does, at once; one
+    /// that is doesn't come up by draining.
+    pub fn record(&mut self, mark: Mark, rise: u32, fall: u32) -> Verdict {
+        let is_well = mark != Mark::Failed;
         let (agrees, needed) = match self.verdict {
             Verdict::Unknown => (false, 1),
-            Verdict::Up => (passed, fall),
-            Verdict::Down => (!passed, rise),
+            Verdict::Up | Verdict::Draining => (is_well, fall),
+            Verdict::Down => (mark != Mark::Passed, rise),
         };
-        if agrees {
+        let decides = if agrees {
             self.against = 0;
-            return self.verdict;
-        }
-        self.against += 1;
-        if self.against >= needed {
-            self.verdict = if passed { Verdict::Up } else { Verdict::Down };
+            // It drains, or no longer does.
+            self.verdict != Verdict::Down
+        } else {
+            self.against += 1;
+            self.against >= needed
+        };
+        if decides {
             self.against = 0;
+            self.verdict = match mark {
+                Mark::Passed => Verdict::Up,
+                Mark::Draining => Verdict::Draining,
+                Mark::Failed => Verdict::Down,
+            };
         }
         self.verdict
     }
@@ -60,13 +82,22 @@ impl Judge {
 mod tests {
     use super::*;
 
-    /// Verdicts after each of a row of results: `+` passed, `-` failed; `U`, `D`.
+    fn mark(result: char) -> Mark {
+        match result {
+            '+' => Mark::Passed,
+            '~' => Mark::Draining,
+            _ => Mark::Failed,
+        }
+    }
+
+    /// Verdicts after each of a row of results: `+` passed, `~` draining, `-` failed; `U`, `~`, `D`.
     fn verdicts(mut judge: Judge, results: &str) -> String {
         results
             .chars()
-            .map(|result| match judge.record(result == '+', 2, 3) {
+            .map(|result| match judge.record(mark(result), 2, 3) {
                 Verdict::Unknown => '?',
                 Verdict::Up => 'U',
+                Verdict::Draining => '~',
                 Verdict::Down => 'D',
             })
             .collect()
@@ -86,12 +117,19 @@ mod tests {
     }
 
     #[test]
+    fn one_that_is_well_drains_and_comes_back_at_once_and_one_that_is_down_stays_so() {
+        assert_eq!(verdicts(Judge::new(Verdict::Unknown), "~+"), "~U");
+        assert_eq!(verdicts(Judge::new(Verdict::Up), "~~+~-~--+---"), "~~U~~~~~UUUD");
+        assert_eq!(verdicts(Judge::new(Verdict::Down), "~~+~++~"), "DDDDDU~");
+    }
+
+    #[test]
     fn it_wavers_between_the_first_contrary_result_and_the_last() {
         let mut judge = Judge::new(Verdict::Up);
         assert!(!judge.is_wavering());
-        judge.record(false, 2, 3);
+        judge.record(Mark::Failed, 2, 3);
         assert!(judge.is_wavering());
-        judge.record(true, 2, 3);
+        judge.record(Mark::Passed, 2, 3);
         assert!(!judge.is_wavering());
     }
 }

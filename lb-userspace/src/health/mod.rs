@@ -1,8 +1,11 @@
 //! Health checks: whether a backend is well is decided here, from what single checks say.
 
+mod agent;
 mod http;
 mod judge;
 mod target;
+mod tcp;
+mod tls;
 
 use std::{
     io,
@@ -11,9 +14,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{net::TcpStream, task::AbortHandle, time};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    task::AbortHandle,
+    time,
+};
 
-pub use judge::{Judge, Verdict};
+pub use agent::{Said, Wish, ask};
+pub use judge::{Judge, Mark, Verdict};
 pub use target::{Passage, Target, Vip};
 
 use self::target::Led;
@@ -55,9 +64,28 @@ impl Turn {
     }
 }
 
+/// Work that goes on until this is dropped.
+#[derive(Debug)]
+pub struct Task(AbortHandle);
+
+impl Task {
+    /// Starts it, within a tokio runtime.
+    pub fn spawn(work: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(tokio::spawn(work).abort_handle())
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// Checks one backend again and again, until it is dropped.
 #[derive(Debug)]
-pub struct Checker(AbortHandle);
+pub struct Checker {
+    _task: Task,
+}
 
 impl Checker {
     /// Starts to check at intervals, when it is its `turn`, within a tokio runtime. `report` is
@@ -72,7 +100,7 @@ impl Checker {
         turn: Turn,
         report: impl Fn(Report) -> F + Send + 'static,
     ) -> Self {
-        let task = tokio::spawn(async move {
+        let task = Task::spawn(async move {
             let mut judge = Judge::new(verdict);
             let mut is_first = true;
             let mut due = time::Instant::now() + turn.first();
@@ -84,10 +112,10 @@ impl Checker {
                 // What this host couldn't do says nothing of the backend.
                 let verdict = match &outcome {
                     Err(failure) if failure.cause == Cause::Local => judge.verdict(),
-                    outcome => judge.record(outcome.is_ok(), check.rise, check.fall),
+                    outcome => judge.record(mark(outcome), check.rise, check.fall),
                 };
                 let (detail, cause) = match outcome {
-                    Ok(detail) => (detail, None),
+                    Ok(passed) => (passed.detail, None),
                     Err(failure) => (failure.detail, Some(failure.cause)),
                 };
                 report(Report { verdict, detail, cause, duration }).await;
@@ -99,13 +127,15 @@ impl Checker {
                 due = (due + gap).max(time::Instant::now());
             }
         });
-        Self(task.abort_handle())
+        Self { _task: task }
     }
 }
 
-impl Drop for Checker {
-    fn drop(&mut self) {
-        self.0.abort();
+const fn mark(outcome: &Result<Passed, Failure>) -> Mark {
+    match outcome {
+        Ok(Passed { drains: true, .. }) => Mark::Draining,
+        Ok(_) => Mark::Passed,
+        Err(_) => Mark::Failed,
     }
 }
 
@@ -136,19 +166,22 @@ pub enum Cause {
     Answer,
     /// What it said isn't what its protocol says.
     Protocol,
+    /// There is no TLS with it, or its certificate isn't right.
+    Tls,
     /// This host couldn't do it.
     Local,
 }
 
 impl Cause {
     /// Every one.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Refused,
         Self::Reset,
         Self::Unreachable,
         Self::Timeout,
         Self::Answer,
         Self::Protocol,
+        Self::Tls,
         Self::Local,
     ];
 
@@ -161,9 +194,19 @@ impl Cause {
             Self::Timeout => "timeout",
             Self::Answer => "answer",
             Self::Protocol => "protocol",
+            Self::Tls => "tls",
             Self::Local => "local",
         }
     }
+}
+
+/// What a check that didn't fail says.
+#[derive(Clone, Debug)]
+struct Passed {
+    /// Whether the backend wants nothing new.
+    drains: bool,
+    /// In an operator's words.
+    detail: String,
 }
 
 /// What went wrong with a check.
@@ -181,33 +224,30 @@ impl Failure {
 }
 
 /// One check: the result in words, or a failure.
-async fn run(check: &Check, target: &Target, passage: Option<&Passage>) -> Result<String, Failure> {
-    let with_port =
-        |address: SocketAddr| SocketAddr::new(address.ip(), check.port.unwrap_or(address.port()));
+async fn run(check: &Check, target: &Target, passage: Option<&Passage>) -> Result<Passed, Failure> {
     match target {
         Target::Own(address) => {
-            let address = with_port(*address);
             let connect = async { Ok((TcpStream::connect(address).await?, ())) };
-            in_time(check, address, connect).await
+            in_time(check, *address, connect).await
         }
         Target::Vips { backend, forwarding, vips } => {
-            let mut detail = String::new();
+            let mut all = Passed { drains: false, detail: String::new() };
             for vip in vips {
-                let vip = Vip { address: with_port(vip.address), ..*vip };
                 let connect = async {
                     let passage =
                         passage.ok_or_else(|| io::Error::other("no namespace to check from"))?;
                     let Led { stream, detour } =
-                        passage.connect(*backend, *forwarding, vip).await?;
+                        passage.connect(*backend, *forwarding, *vip).await?;
                     Ok((stream, detour))
                 };
                 let failed = |failure: Failure| {
                     let detail = format!("VIP {}: {}", vip.address.ip(), failure.detail);
                     Failure { detail, ..failure }
                 };
-                detail = in_time(check, vip.address, connect).await.map_err(failed)?;
+                let passed = in_time(check, vip.address, connect).await.map_err(failed)?;
+                all = Passed { drains: all.drains || passed.drains, ..passed };
             }
-            Ok(detail)
+            Ok(all)
         }
     }
 }
@@ -218,17 +258,23 @@ async fn in_time<K>(
     check: &Check,
     address: SocketAddr,
     connect: impl Future<Output = io::Result<(TcpStream, K)>>,
-) -> Result<String, Failure> {
+) -> Result<Passed, Failure> {
     let mut step = "connecting";
     let work = async {
+        // The stream is closed before what comes with it is dropped.
         let (stream, _kept) = connect.await.map_err(|error| words(&error))?;
-        let CheckKind::Http(http) = &check.kind else {
-            // It is closed before what comes with it is dropped.
-            drop(stream);
-            return Ok("connected".to_owned());
+        let Some(tls) = &check.tls else {
+            step = "waiting for the answer";
+            return converse(&check.kind, address, stream).await;
         };
+        step = "in TLS handshake";
+        let host = match &check.kind {
+            CheckKind::Http(http) => http.host.as_deref(),
+            CheckKind::None | CheckKind::Tcp(_) => None,
+        };
+        let stream = tls::connect(tls, host, address, stream).await?;
         step = "waiting for the answer";
-        http::request(http, address, stream).await
+        converse(&check.kind, address, stream).await
     };
     match time::timeout(check.timeout, work).await {
         Ok(result) => result,
@@ -236,6 +282,19 @@ async fn in_time<K>(
             let time = humantime::format_duration(check.timeout);
             Err(Failure::new(Cause::Timeout, format!("timeout after {time} {step}")))
         }
+    }
+}
+
+/// What is said and heard once the backend is reached.
+async fn converse(
+    kind: &CheckKind,
+    address: SocketAddr,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+) -> Result<Passed, Failure> {
+    match kind {
+        CheckKind::Http(http) => http::request(http, address, stream).await,
+        CheckKind::Tcp(tcp) => tcp::exchange(tcp, stream).await,
+        CheckKind::None => Ok(Passed { drains: false, detail: "connected".to_owned() }),
     }
 }
 
@@ -248,6 +307,9 @@ fn words(error: &io::Error) -> Failure {
         ErrorKind::HostUnreachable => Failure::new(Cause::Unreachable, "host unreachable"),
         ErrorKind::NetworkUnreachable => Failure::new(Cause::Unreachable, "network unreachable"),
         ErrorKind::TimedOut => Failure::new(Cause::Timeout, "the connection timed out"),
+        ErrorKind::BrokenPipe => Failure::new(Cause::Reset, "the backend closed the connection"),
+        ErrorKind::UnexpectedEof => Failure::new(Cause::Protocol, "closed without a whole answer"),
+        ErrorKind::InvalidData => Failure::new(Cause::Tls, error.to_string()),
         _ => Failure::new(Cause::Local, error.to_string()),
     }
 }

@@ -211,7 +211,7 @@ impl Overview {
                     bind: binds.iter().map(ToString::to_string).collect(),
                     protocol: info.protocol.name(),
                     forwarding: info.forwarding.name(),
-                    balance: "maglev",
+                    balance: info.balance.name(),
                     backends_up: backends().filter(|backend| backend.takes_new_flows()).count(),
                     backends_total: backends().count(),
                     flows: of_service.map(|(index, _)| self.flow_count(*index)).sum(),

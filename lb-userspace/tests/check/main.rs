@@ -59,7 +59,9 @@ fn an_unknown_key_is_named_with_those_that_are_known() {
     let (status, error) = check(&VALID.replace("path =", "pth ="));
     assert_eq!(status, Some(2));
     assert!(error.starts_with("FILE:8:1: unknown field \"pth\"\n    pth = "), "{error}");
-    assert!(error.contains("hint: expected one of \"type\", \"method\", \"path\""), "{error}");
+    assert!(error.contains("hint: did you mean \"path\"?"), "{error}");
+    let (_, error) = check(&VALID.replace("path =", "url ="));
+    assert!(error.contains("hint: expected one of \"type\", \"track\", \"method\""), "{error}");
 }
 
 #[test]
@@ -248,7 +250,7 @@ fn what_comes_later_is_told_apart_from_what_is_misspelt() {
 FILE:7:11: balance "leastconn" isn't available in this version
     balance = "leastconn"
               ^~~~~~~~~~~
-    hint: write "maglev""#,
+    hint: write "maglev", "source""#,
     );
     wrong(
         "[service.check]",
@@ -257,7 +259,7 @@ FILE:7:11: balance "leastconn" isn't available in this version
 FILE:7:11: "lestconn" is no balance
     balance = "lestconn"
               ^~~~~~~~~~
-    hint: write "maglev""#,
+    hint: write "maglev", "source""#,
     );
 }
 
@@ -297,7 +299,25 @@ fn odd_values_are_refused() {
         ("path = \"/client/\"", "interval = \"1year\""),
         ("path = \"/client/\"", "host = \"a\\r\\nb: c\""),
         ("path = \"/client/\"", "port = 65536"),
-        ("path = \"/client/\"", "type = \"https\""),
+        ("path = \"/client/\"", "type = \"https\"\nca_file = \"/nowhere.pem\""),
+        ("path = \"/client/\"", "type = \"https\"\nca_file = \"/proc/self/status\""),
+        ("path = \"/client/\"", "type = \"https\"\ncertificate_key = \"/nowhere.pem\""),
+        ("path = \"/client/\"", "expect_body = \"(\""),
+        ("path = \"/client/\"", "expect_header = \"Server\""),
+        ("path = \"/client/\"", "drain_on = \"fifty\""),
+        ("path = \"/client/\"", "headers = { \"a b\" = \"c\" }"),
+        ("path = \"/client/\"", "headers = { a = \"b\\r\\nc: d\" }"),
+        ("path = \"/client/\"", "http_version = \"2\""),
+        ("path = \"/client/\"", "agent_send = \"hello\""),
+        ("path = \"/client/\"", "agent_port = 0"),
+        ("path = \"/client/\"", "track = \"agents\""),
+        ("name = \"mgmt02\"", "name = \"mgmt02\"\ntrack = \"mgmt01\""),
+        ("name = \"mgmt02\"", "name = \"mgmt02\"\ntrack = \"cloudstack-ui/mgmt03\""),
+        ("name = \"mgmt02\"", "name = \"mgmt02\"\ntrack = \"cloudstack-ui/mgmt02\""),
+        ("name = \"mgmt02\"", "name = \"mgmt02\"\ncheck_port = 0"),
+        ("name = \"mgmt02\"", "name = \"mgmt02\"\ncheck_address = \"127.0.0.1\""),
+        ("name = \"cloudstack-ui\"", "name = \"cloudstack-ui\"\non_all_down = \"panic\""),
+        ("name = \"cloudstack-ui\"", "name = \"cloudstack-ui\"\nslow_start = \"soon\""),
         ("path = \"/client/\"", "type = \"carrier-pigeon\""),
         ("interfaces =", "hash_seed = -1\ninterfaces ="),
         ("interfaces =", "admin = \"everywhere\"\ninterfaces ="),

@@ -133,7 +133,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use lb_common::{
-        abi::{Forwarding, Lifecycle, ServiceInfo, Text},
+        abi::{Balance, Forwarding, Lifecycle, ServiceInfo, Text},
         wire::Ipv4Address,
     };
 
@@ -163,6 +163,8 @@ mod tests {
             forwarding: Forwarding::FullNat,
             protocol,
             on_down: Fate::Keep,
+            balance: Balance::Maglev,
+            padding: [0; 3],
             timeouts: [10, 3600, 30, 60],
             access: 0,
             affinity: 0,

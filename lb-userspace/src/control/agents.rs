@@ -1,0 +1,77 @@
+//! What agents say of their backends.
+
+use std::{net::SocketAddr, time::Duration};
+
+use lb_common::abi::{CheckResult, OperatorState};
+
+use super::{
+    checks::phase,
+    controller::{Controller, Event},
+};
+use crate::{
+    config::{Agent, Check},
+    health::{self, Said, Task, Turn, Wish},
+};
+
+/// An agent, where it listens, and what asks it.
+pub(super) type Asked = ((Agent, SocketAddr), Task);
+
+impl Controller {
+    /// Begins to ask an agent.
+    pub(super) fn ask_agent(
+        &self,
+        index: u32,
+        (agent, address): (Agent, SocketAddr),
+        check: &Check,
+    ) -> Asked {
+        let turn = Turn { phase: phase(index), first_round: Duration::ZERO };
+        let events = self.events.clone();
+        let report = move |said| {
+            let events = events.clone();
+            async move {
+                // Fails only while the controller stops.
+                let _: Result<(), _> = events.send(Event::AgentSaid(index, said)).await;
+            }
+        };
+        let task = health::ask(agent.clone(), address, check.timeout, turn, report);
+        ((agent, address), task)
+    }
+
+    /// Takes in what an agent said. Returns whether that is new.
+    pub(super) fn take_in_agent(&mut self, index: u32, said: &Said) -> bool {
+        if !self.agents.contains_key(&index) {
+            return false;
+        }
+        let Some(state) = self.wanted.backends.get_mut(&index) else { return false };
+        let info = &mut state.info;
+        let before = *info;
+        if let Some(is_up) = said.is_up {
+            info.agent = if is_up { CheckResult::Up } else { CheckResult::Down };
+        }
+        if let Some(wish) = said.wish {
+            info.agent_wish = match wish {
+                Wish::Ready => OperatorState::Ready,
+                Wish::Drain => OperatorState::Drain,
+                Wish::Maint => OperatorState::Maint,
+            };
+        }
+        if let Some(percent) = said.percent {
+            info.agent_percent = u32::from(percent) + 1;
+        }
+        if *info == before {
+            return false;
+        }
+        let service = self.wanted.services.get(&info.service);
+        let service = service.map_or("", |service| service.name.as_str());
+        let (backend, reason) = (info.name, said.reason.as_deref().unwrap_or(""));
+        tracing::info!(
+            service,
+            backend = backend.as_str(),
+            reason,
+            "its agent: {}, weight {}",
+            info.state(),
+            info.weight()
+        );
+        true
+    }
+}
