@@ -1,8 +1,11 @@
 //! The log: what the controller says on standard error.
 
 use std::{
-    io::{self, IsTerminal, Stderr},
-    sync::{Arc, OnceLock},
+    io::{self, IsTerminal, Stderr, Write},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
@@ -24,7 +27,11 @@ const WAITING: usize = 8192;
 
 /// Where lines go: at first straight to standard error, and later by way of a thread. Copies share it.
 #[derive(Clone, Debug, Default)]
-pub struct Log(Arc<OnceLock<NonBlocking>>);
+pub struct Log {
+    writer: Arc<OnceLock<NonBlocking>>,
+    /// Writes of the thread that failed.
+    failed: Arc<AtomicU64>,
+}
 
 impl Log {
     /// Begins to log as the configuration says, or `RUST_LOG`; what is from `info` on and of this program goes to the
@@ -57,13 +64,32 @@ impl Log {
     /// What isn't written yet is written when the guard is dropped, if that doesn't take longer than a second.
     pub fn leave_to_a_thread(&self) -> Option<WorkerGuard> {
         let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(WAITING);
-        let (writer, guard) = builder.thread_name("log").finish(io::stderr());
-        self.0.set(writer).ok().map(|()| guard)
+        let (writer, guard) = builder.thread_name("log").finish(Counted(Arc::clone(&self.failed)));
+        self.writer.set(writer).ok().map(|()| guard)
     }
 
-    /// How many lines were lost, since nobody read them in time.
+    /// How many lines were lost, since nobody read them in time or they couldn't be written.
     pub fn lost(&self) -> u64 {
-        self.0.get().map_or(0, |writer| writer.error_counter().dropped_lines() as u64)
+        let dropped = self.writer.get().map_or(0, |writer| writer.error_counter().dropped_lines());
+        dropped as u64 + self.failed.load(Ordering::Relaxed)
+    }
+}
+
+/// Standard error, where failures are counted: each is a line's.
+struct Counted(Arc<AtomicU64>);
+
+impl Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        io::stderr().write(bytes).inspect_err(|error| {
+            // It is tried again.
+            if error.kind() != io::ErrorKind::Interrupted {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
     }
 }
 
@@ -71,7 +97,7 @@ impl<'a> MakeWriter<'a> for Log {
     type Writer = EitherWriter<NonBlocking, Stderr>;
 
     fn make_writer(&'a self) -> Self::Writer {
-        match self.0.get() {
+        match self.writer.get() {
             Some(writer) => EitherWriter::A(writer.clone()),
             None => EitherWriter::B(io::stderr()),
         }

@@ -320,7 +320,7 @@ impl Default for World {
                 replies_anywhere: 1,
                 controller: 0,
                 syn_interval: 0,
-                reserved: 0,
+                namespace: 0,
             },
             services: (0..).zip(rings).map(service).collect(),
             backends: (1..=18).map(backend).collect(),

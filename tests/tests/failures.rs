@@ -201,6 +201,7 @@ fn a_full_disk_under_the_log_stops_nothing() -> Result<()> {
     bed.kill_backend("mgmt02")?;
     bed.wait_for_state("mgmt02", "down")?;
     ensure!(bed.has_told("down")?, "events have it nevertheless");
+    bed.wait_for_event("lines of the log are lost")?;
     ensure!(bed.stop_controller(Signal::SIGTERM)?.success());
     Ok(())
 }

@@ -225,7 +225,8 @@ fn checks_judge_mutated_answers_and_go_on() -> Result<()> {
         let phase = f64::from(number) / f64::from(CHECKERS);
         let check = Arc::clone(&config.services[0].check);
         let turn = Turn { phase, first_round: check.interval };
-        Checker::start(check, Target::Own(address), None, Verdict::Unknown, turn, move |report| {
+        let way = (None, Arc::default());
+        Checker::start(check, Target::Own(address), way, Verdict::Unknown, turn, move |report| {
             assert!(!report.detail.is_empty());
             count.fetch_add(1, Ordering::Relaxed);
             async {}

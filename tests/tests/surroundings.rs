@@ -122,6 +122,35 @@ fn an_address_that_is_lost_and_comes_back_costs_only_the_time_between() -> Resul
 }
 
 #[test]
+fn while_its_own_link_is_down_nothing_is_said_of_the_backends() -> Result<()> {
+    let bed = Bed::new(LB, "native", 2)?;
+    let mut held = client::held(&bed, 6)?;
+    let switch = bed.switch.namespace();
+    for (times, (namespace, interface)) in
+        [(&bed.balancer, "eth0"), (switch, "lb")].iter().enumerate()
+    {
+        let told = |what: &str| {
+            wait_until(what, || Ok(bed.lb_ok(&["events"])?.matches(what).count() > times))
+        };
+        namespace.ip(&["link", "set", interface, "down"])?;
+        told("ERROR  no link on eth0")?;
+        // Longer than it would take to find them down.
+        std::thread::sleep(std::time::Duration::from_secs(4));
+        for name in ["mgmt01", "mgmt02"] {
+            let shown = bed.shown(name)?;
+            ensure!(shown["state"] == "up", "{shown}");
+        }
+        namespace.ip(&["link", "set", interface, "up"])?;
+        told("over: no link on eth0")?;
+        wait_until("it is served again", || Ok(bed.request_within_a_second().is_ok()))?;
+        for (name, connection) in &mut held {
+            ensure!(connection.request()? == *name);
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn a_reload_that_finds_the_maps_full_changes_nothing_and_is_told() -> Result<()> {
     /// More than the maps are made for, where few are configured.
     const SERVICES: usize = 300;

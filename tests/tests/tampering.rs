@@ -140,7 +140,7 @@ fn a_controller_that_hangs_is_shown_as_such() -> Result<()> {
 #[test]
 fn guests_that_say_nothing_take_neither_files_nor_the_pages() -> Result<()> {
     /// More than are let in at a time.
-    const GUESTS: usize = 100;
+    const GUESTS: usize = 300;
     let mut bed = Bed::without_controller(LB, "native", 1)?;
     bed.write_config("")?;
     bed.start_controller(&["--admin", "10.91.0.10:8404"])?;
@@ -152,7 +152,7 @@ fn guests_that_say_nothing_take_neither_files_nor_the_pages() -> Result<()> {
     let silent: Vec<TcpStream> = client::within(&bed.client, || {
         (0..GUESTS).map(|_| TcpStream::connect("10.91.0.10:8404")).collect::<Result<_, _>>()
     })?;
-    wait_until("they are let in", || Ok(files()? >= before + 60))?;
+    wait_until("they are let in", || Ok(files()? >= before + 250))?;
     ensure!(files()? < before + GUESTS - 20, "{} files, {before} before", files()?);
     // It waits until those are out.
     let get = ["-sSf", "--max-time", "60", "http://10.91.0.10:8404/healthz"];

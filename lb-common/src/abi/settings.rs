@@ -29,8 +29,8 @@ pub struct Settings {
     pub controller: u32,
     /// Nanoseconds between two SYNs of one source, in the long run; 0: there is no limit.
     pub syn_interval: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Number of the network namespace that the controller runs in: the inode of its `/proc/self/ns/net`.
+    pub namespace: u32,
 }
 
 /// A hardware address that an interface takes frames for: its own, and those of interfaces on top

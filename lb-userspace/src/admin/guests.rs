@@ -19,7 +19,7 @@ use tokio::{
 use tokio_io_timeout::TimeoutStream;
 
 /// Most connections at a time; more wait until one of them is closed.
-const MOST: usize = 64;
+const MOST: usize = 256;
 /// How long one may be silent, or take nothing of what it's told.
 const PATIENCE: Duration = Duration::from_secs(10);
 

@@ -113,13 +113,16 @@ pub struct ControllerStatus {
     pub interfaces: Vec<InterfaceStatus>,
 }
 
-/// An interface that the program is attached to.
+/// What stands for the mode of an interface that is wanted but not there.
+pub const ABSENT: &str = "absent";
+
+/// An interface that the program is attached to, or should be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InterfaceStatus {
     /// Its name.
     pub name: String,
-    /// `native` or `generic`.
+    /// `native`, `generic` or [`ABSENT`].
     pub mode: String,
-    /// Why it isn't native, though that was tried.
+    /// Why it isn't native, though that was tried, or why it is absent.
     pub cause: Option<String>,
 }

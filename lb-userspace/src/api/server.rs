@@ -2,12 +2,17 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
+    },
     path::Path,
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream},
@@ -24,6 +29,10 @@ const LONGEST_REQUEST: u64 = 4096;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Most clients at a time; others wait until one of them is done.
 const MOST_CLIENTS: usize = 128;
+/// Most clients that follow events; others are refused.
+const MOST_FOLLOWERS: usize = 64;
+/// How often it is looked whether who waits for an answer is still there.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// A request, and where its answer goes.
 pub type Call = (Request, oneshot::Sender<Response>);
@@ -43,7 +52,8 @@ pub fn serve(path: &Path, calls: mpsc::Sender<Call>, journal: Journal) -> io::Re
     fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
     let path: Arc<Path> = path.into();
     tokio::spawn(async move {
-        let room = Arc::new(Semaphore::new(MOST_CLIENTS));
+        let room = Arc::new(Semaphore::new(MOST_CLIENTS + MOST_FOLLOWERS));
+        let followers = Arc::new(Semaphore::new(MOST_FOLLOWERS));
         let mut is_failing = false;
         // It is never closed.
         while let Ok(place) = Arc::clone(&room).acquire_owned().await {
@@ -51,9 +61,10 @@ pub fn serve(path: &Path, calls: mpsc::Sender<Call>, journal: Journal) -> io::Re
                 Ok((stream, _)) => {
                     is_failing = false;
                     let (calls, journal) = (calls.clone(), journal.clone());
-                    let path = Arc::clone(&path);
+                    let (path, followers) = (Arc::clone(&path), Arc::clone(&followers));
                     tokio::spawn(async move {
-                        if let Err(error) = answer(stream, &path, &calls, &journal).await {
+                        let journal = (&journal, &*followers);
+                        if let Err(error) = answer(stream, &path, &calls, journal).await {
                             tracing::debug!(%error, "a client of the control socket");
                         }
                         drop(place);
@@ -92,15 +103,21 @@ async fn answer(
     mut stream: UnixStream,
     socket: &Path,
     calls: &mpsc::Sender<Call>,
-    journal: &Journal,
+    (journal, followers): (&Journal, &Semaphore),
 ) -> io::Result<()> {
     let peer = Peer::of(&stream)?;
+    let end = stream.as_fd().try_clone_to_owned()?;
     let (reader, mut writer) = stream.split();
     let mut line = String::new();
     let mut reader = BufReader::new(reader.take(LONGEST_REQUEST));
     time::timeout(PATIENCE, reader.read_line(&mut line)).await??;
     let request = match serde_json::from_str::<Request>(&line) {
         Ok(Request::Events { follow }) => {
+            let place = follow.then(|| followers.try_acquire());
+            if let Some(Err(_)) = place {
+                let why = format!("{MOST_FOLLOWERS} clients follow events already");
+                return write(&mut writer, &Response::Refused(why)).await;
+            }
             return tell(&mut reader, &mut writer, journal, follow).await;
         }
         Ok(request) => request,
@@ -109,6 +126,10 @@ async fn answer(
             return write(&mut writer, &refused).await;
         }
     };
+    if has_hung_up(&end) {
+        // It may have waited in vain for a process that was stopped.
+        return Ok(());
+    }
     if let Some(change) = request.change() {
         if let Err(refused) = peer.demand_may_change(socket) {
             tracing::warn!(%change, "{refused}");
@@ -118,11 +139,27 @@ async fn answer(
     }
     let (sender, receiver) = oneshot::channel();
     let stopping = || Response::Failed("the controller is stopping".to_owned());
-    let response = match calls.send((request, sender)).await {
-        Ok(()) => receiver.await.unwrap_or_else(|_| stopping()),
-        Err(_) => stopping(),
+    let asked = async {
+        match calls.send((request, sender)).await {
+            Ok(()) => receiver.await.unwrap_or_else(|_| stopping()),
+            Err(_) => stopping(),
+        }
     };
-    write(&mut writer, &response).await
+    let mut asked = pin!(asked);
+    loop {
+        match time::timeout(LOOK_INTERVAL, &mut asked).await {
+            Ok(response) => return write(&mut writer, &response).await,
+            // What it asked for isn't done then, if it isn't yet.
+            Err(_) if has_hung_up(&end) => return Ok(()),
+            Err(_) => {}
+        }
+    }
+}
+
+/// Whether the other end is closed, and not only done with writing.
+fn has_hung_up(stream: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+    poll(&mut polled, PollTimeout::ZERO).is_ok_and(|count| count > 0)
 }
 
 /// Tells the journal's events, and goes on with new ones until the client has gone.

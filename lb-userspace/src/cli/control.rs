@@ -73,13 +73,19 @@ fn wait(place: &Place, target: &Target, timeout: Option<Duration>) -> Outcome {
     let mut shown = None;
     loop {
         let (_, maps) = place.maps()?;
-        let left = Overview::read(&maps)?.flows_of(&target.service, &target.backend);
+        let overview = Overview::read(&maps)?;
+        let left = overview.flows_of(&target.service, &target.backend);
         if shown != Some(left) {
             output::print(&format!("flows left: {left}\n"));
             shown = Some(left);
         }
         if left == 0 {
             return Ok(());
+        }
+        if !overview.is_drained(&target.service, &target.backend) {
+            return Err(Failure::failed(format!(
+                "it takes new connections again, as somebody said meanwhile; flows left: {left}"
+            )));
         }
         let rest = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
         if rest.is_some_and(|rest| rest.is_zero()) {

@@ -113,6 +113,7 @@ pub(super) fn print(text: &str) {
             process::exit(0);
         }
         eprintln!("lb: standard output: {error}");
+        process::exit(1);
     }
 }
 

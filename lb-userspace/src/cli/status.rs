@@ -10,7 +10,7 @@ use super::{
     output::{print, print_json},
 };
 use crate::{
-    api::{self, ClientError, Request, Response},
+    api::{self, ABSENT, ClientError, Request, Response},
     observe::Status,
 };
 
@@ -51,7 +51,10 @@ pub(super) fn status(place: &Place, arguments: &StatusArgs) -> Outcome {
     match &status.controller {
         Some(controller) => {
             for interface in &controller.interfaces {
-                text += &format!("interface   {}, {} mode", interface.name, interface.mode);
+                text += &format!("interface   {}, {}", interface.name, interface.mode);
+                if interface.mode != ABSENT {
+                    text += " mode";
+                }
                 if let Some(cause) = &interface.cause {
                     text += &format!(": {cause}");
                 }

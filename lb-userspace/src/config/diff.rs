@@ -25,6 +25,13 @@ pub struct Difference {
     pub restart: bool,
 }
 
+impl Difference {
+    /// Whether it is about how large maps are, which they stay.
+    pub fn is_of_a_size(&self) -> bool {
+        self.key.is_some_and(|key| SIZES.contains(&key))
+    }
+}
+
 /// How something differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -58,8 +65,8 @@ impl fmt::Display for Difference {
             (None, None) => {}
         }
         match self.key {
-            Some(key) if SIZES.contains(&key) => formatter.write_str(
-                " (takes `lb detach`, which ends all connections, and a start of `lb run`)",
+            _ if self.is_of_a_size() => formatter.write_str(
+                " (takes `lb detach`, which ends all connections, and a start of `lb run`; until then it stays as it is)",
             ),
             _ if self.restart => formatter.write_str(" (takes a restart of `lb run`)"),
             _ => Ok(()),

@@ -152,7 +152,15 @@ impl Validator {
                 "remove some: each has up to 64,512 ports for each backend",
             );
         }
-        addresses.iter().filter_map(|address| self.value(address, values::address)).collect()
+        let mut parsed = Vec::new();
+        for address in addresses {
+            let Some(ip) = self.value(address, values::address) else { continue };
+            if parsed.contains(&ip) {
+                self.problem(address.span(), format!("{ip} is given twice"), "remove one of them");
+            }
+            parsed.push(ip);
+        }
+        parsed
     }
 
     pub(super) fn name(&mut self, name: &Spanned<String>) {

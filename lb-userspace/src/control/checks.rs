@@ -99,6 +99,7 @@ impl Controller {
             let events = self.events.clone();
             let passage = self.passage.as_ref().map(|(passage, _)| Arc::clone(passage));
             let (its_check, its_target) = (Arc::clone(&check), target.clone());
+            let way = (passage, self.cut_off.of(index));
             let report = move |report| {
                 let events = events.clone();
                 async move {
@@ -106,7 +107,7 @@ impl Controller {
                     let _: Result<(), _> = events.send(Event::Checked(index, report)).await;
                 }
             };
-            let checker = Checker::start(its_check, its_target, passage, verdict, turn, report);
+            let checker = Checker::start(its_check, its_target, way, verdict, turn, report);
             checkers.insert(index, ((check, target), checker));
         }
         // What is left are those that are checked no longer.
@@ -124,9 +125,9 @@ impl Controller {
         self.unchecked.retain(|index| self.checkers.contains_key(index));
         addresses.sort();
         addresses.dedup();
-        self.addresses.send_if_modified(|known| {
-            let changed = *known != addresses;
-            *known = addresses;
+        self.wish.send_if_modified(|wish| {
+            let changed = wish.addresses != addresses;
+            wish.addresses = addresses;
             changed
         });
     }

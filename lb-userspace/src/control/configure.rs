@@ -187,10 +187,16 @@ impl State {
                     .find(|index| !self.backends.contains_key(index))
                     .ok_or(NoRoom { what: "backend", room: room.backends - 1 })?;
                 places.free_backend = index + 1;
-                (index, new_backend(service, name, backend.address))
+                let mut state = new_backend(service, name, backend.address);
+                // What an operator said of the one before, which had another address, was meant for the name.
+                if let Some((operator, weight)) = places.said.get(&(service, name.as_str())) {
+                    state.info.operator = *operator;
+                    state.info.operator_weight = *weight;
+                }
+                (index, state)
             }
         };
-        if state.info.lifecycle != Lifecycle::Active {
+        if state.info.lifecycle == Lifecycle::Retired {
             state.info.forget_runtime();
         }
         state.info.lifecycle = Lifecycle::Active;
@@ -198,8 +204,9 @@ impl State {
         state.backend.maximum_segment = configured.maximum_segment.unwrap_or(0);
         state.info.configured_weight = u32::from(backend.weight);
         if state.info.check != check {
-            state.info.result = CheckResult::Unknown;
+            // What is known of it holds until the new check has another opinion.
             state.info.check = check;
+            state.info.detail = Text::new("not checked yet");
         }
         state.info.is_backup = backend.backup.into();
         if configured.check.agent.is_none() && check != CheckKind::Track {
@@ -224,6 +231,8 @@ struct Places<'a> {
     services: HashMap<&'a str, u32>,
     /// By service, name and address.
     backends: HashMap<(u32, &'a str, SocketAddr), u32>,
+    /// What an operator has said, by service and name.
+    said: HashMap<(u32, &'a str), (OperatorState, u32)>,
     /// No index below is free.
     free_service: u32,
     /// No index below is free.
@@ -239,6 +248,16 @@ impl<'a> Places<'a> {
         Self {
             services: state.services.iter().map(service).collect(),
             backends: state.backends.iter().map(backend).collect(),
+            said: state
+                .backends
+                .values()
+                .filter(|state| state.info.lifecycle == Lifecycle::Active)
+                .map(|state| {
+                    let info = &state.info;
+                    let name = (info.service, info.name.as_str());
+                    (name, (info.operator, info.operator_weight))
+                })
+                .collect(),
             free_service: 0,
             // Index 0 stands for no backend.
             free_backend: 1,

@@ -16,6 +16,7 @@ use tokio::{
 use super::{
     agents::Asked,
     configure::Room,
+    cut_off::CutOff,
     file_watch::FileWatch,
     interfaces::{self, Interfaces},
     path_mtu::PathMtu,
@@ -35,7 +36,7 @@ use crate::{
     config::{Check, Config},
     dataplane::{DataplaneError, Loaded, Pins, XdpLink},
     health::{Checker, Passage, Report, Said, Target, Task},
-    netlink::Network,
+    netlink::{NetlinkError, Network, Reader, Wish},
 };
 
 /// Time between two looks for what is forgotten after a while.
@@ -85,6 +86,8 @@ pub(super) struct Controller {
     pub(super) members: BTreeMap<u32, Vec<Member>>,
     pub(super) checkers: HashMap<u32, ((Arc<Check>, Target), Checker)>,
     pub(super) agents: HashMap<u32, Asked>,
+    /// Backends that there is no link to.
+    pub(super) cut_off: CutOff,
     /// Since when backends warm up.
     pub(super) warming: BTreeMap<u32, time::Instant>,
     /// Waits for the next step of those.
@@ -94,7 +97,8 @@ pub(super) struct Controller {
     pub(super) idle_sweeps: HashMap<u32, u32>,
     /// When a router last said how much it takes, by the backend's address.
     pub(super) path_mtu_times: HashMap<IpAddr, Instant>,
-    pub(super) addresses: watch::Sender<Vec<IpAddr>>,
+    /// What is to be known of the network.
+    pub(super) wish: watch::Sender<Wish>,
     pub(super) events: mpsc::Sender<Event>,
     pub(super) started: Instant,
     pub(super) troubles: Troubles,
@@ -147,12 +151,17 @@ impl Controller {
             }
             for event in batch.drain(..) {
                 is_changed |= !matches!(event, Event::Checked(..) | Event::AgentSaid(..));
+                if matches!(&event, Event::Reload | Event::Call((Request::Reload, _))) {
+                    self.look_at_interfaces().await;
+                }
                 match event {
                     Event::Checked(index, report) => is_changed |= self.record(index, &report),
                     Event::AgentSaid(index, said) => is_changed |= self.take_in_agent(index, &said),
                     Event::Warm => self.warm(),
                     Event::Network(network) => self.take_in(network),
                     Event::PathMtu(path_mtu) => self.learn_path_mtu(path_mtu),
+                    // Who asked has given up.
+                    Event::Call((_, answer)) if answer.is_closed() => {}
                     Event::Call((request, answer)) => {
                         let response = self.answer(request);
                         // A client that hung up doesn't care.
@@ -221,21 +230,47 @@ impl Controller {
     /// Takes in what the network looks like now.
     fn take_in(&mut self, network: Network) {
         for (address, hop) in &network.next_hops {
-            if let Err(unresolved) = hop
-                && self.network.next_hops.get(address) != Some(hop)
-            {
-                tracing::warn!(backend = %address, "not reachable: {unresolved}");
+            let known = self.network.next_hops.get(address);
+            match (known, hop) {
+                (known, Err(unresolved)) if known != Some(hop) => {
+                    tracing::warn!(backend = %address, "not reachable: {unresolved}");
+                }
+                (Some(Err(_)), Ok(_)) => tracing::info!(backend = %address, "reachable again"),
+                _ => {}
             }
         }
         let before = std::mem::replace(&mut self.network, network);
         let result = self.attach_present();
         self.troubles.note("interfaces", result);
         self.interfaces.warn_of_detours(&self.network);
+        self.cut_off.take_in(&self.wanted, &self.network, &mut self.troubles);
         Interfaces::tell_of_addresses(&self.config, &self.network, Some(&before));
         self.apply_network();
         self.follow_up();
         let result = self.wanted.demand_direct_reach(&self.network);
         self.troubles.note("dsr", result);
+    }
+
+    /// Looks at the interfaces that there are, and their addresses: news of one that has just come may still be on its
+    /// way.
+    async fn look_at_interfaces(&mut self) {
+        let look = async {
+            let reader = Reader::connect()?;
+            Ok::<_, NetlinkError>((reader.links().await?, reader.addresses().await?))
+        };
+        match look.await {
+            Ok((links, addresses)) => {
+                if (&self.network.links, &self.network.addresses) == (&links, &addresses) {
+                    return;
+                }
+                self.network.links = links;
+                self.network.addresses = addresses;
+                // Who watches may never have seen that, and would take it for nothing new if it were gone again.
+                self.wish.send_modify(|wish| wish.asked += 1);
+            }
+            // What is known will do.
+            Err(error) => tracing::warn!(%error, "looking at the interfaces"),
+        }
     }
 
     /// Takes in what a router on the way to a backend said.
@@ -304,7 +339,7 @@ impl Controller {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 uptime_s: self.started.elapsed().as_secs(),
                 config: self.source.file.display().to_string(),
-                interfaces: self.interfaces.status(),
+                interfaces: self.interfaces.status(&self.config),
             }),
             Request::Reload => self.reload_counted(),
             Request::Config => Response::Config(self.config.text.to_string()),

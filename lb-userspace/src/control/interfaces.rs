@@ -8,7 +8,7 @@ use std::{
 use aya::programs::links::PinnedLink;
 
 use crate::{
-    api::InterfaceStatus,
+    api::{ABSENT, InterfaceStatus},
     config::{Bind, Config},
     dataplane::{DataplaneError, Loaded, Pins, attach, detach},
     netlink::{self, Network},
@@ -164,9 +164,19 @@ impl Interfaces {
         self.attached.keys().copied().collect()
     }
 
-    /// How they are.
-    pub(super) fn status(&self) -> Vec<InterfaceStatus> {
-        self.attached.values().cloned().collect()
+    /// How they are, and which are wanted but not there.
+    pub(super) fn status(&self, config: &Config) -> Vec<InterfaceStatus> {
+        let mut all: Vec<InterfaceStatus> = self.attached.values().cloned().collect();
+        for name in &config.interfaces {
+            if !all.iter().any(|status| status.name == *name) {
+                all.push(InterfaceStatus {
+                    name: name.clone(),
+                    mode: ABSENT.to_owned(),
+                    cause: Some("no such interface".to_owned()),
+                });
+            }
+        }
+        all
     }
 
     /// Tells which of the addresses that services are bound to have come to this host, or have gone, since `before`; at
@@ -183,6 +193,19 @@ impl Interfaces {
                 Bind::Any(_) => None,
             })
             .collect();
+        for ip in &config.nat_addresses {
+            let before = before.is_none_or(|before| has(before, *ip));
+            match (before, has(network, *ip)) {
+                (true, false) => tracing::error!(
+                    "{ip} of nat.addresses isn't an address of this host: what backends answer to it is lost, unless it \
+                     is routed here"
+                ),
+                (false, true) => {
+                    tracing::info!("{ip} of nat.addresses is an address of this host now");
+                }
+                _ => {}
+            }
+        }
         for ip in bound {
             let before = before.map(|before| has(before, ip));
             match (before, has(network, ip)) {

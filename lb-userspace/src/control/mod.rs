@@ -9,6 +9,7 @@ mod agents;
 mod checks;
 pub mod configure;
 mod controller;
+mod cut_off;
 mod file_watch;
 mod interfaces;
 mod operate;

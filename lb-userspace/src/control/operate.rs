@@ -2,7 +2,7 @@
 
 use lb_common::abi::{CheckKind, CheckResult, OperatorState, Text};
 
-use super::{controller::Controller, preflight};
+use super::{controller::Controller, interfaces::Interfaces, preflight};
 use crate::{
     api::{Operation, Response},
     config,
@@ -21,7 +21,7 @@ impl Controller {
     ) -> Response {
         let Some(index) = self.wanted.find_backend(service, backend) else {
             return Response::Refused(format!(
-                "no backend {service}/{backend}; `lb list backends` shows those there are"
+                "no backend {service}/{backend} in the configuration; `lb list backends` shows those there are"
             ));
         };
         let Some(state) = self.wanted.backends.get_mut(&index) else {
@@ -79,7 +79,9 @@ impl Controller {
             Err(invalid) => return Response::Invalid(invalid.to_string()),
         };
         let differences = config::diff(&self.config, &config);
-        let fixed = differences.iter().find(|difference| difference.restart);
+        // Sizes of maps stay as they are, and who wants others is told so.
+        let fixed =
+            differences.iter().find(|difference| difference.restart && !difference.is_of_a_size());
         if let Some(fixed) = fixed {
             return Response::Refused(format!(
                 "nothing was changed, since this can't be changed by a reload: {fixed}"
@@ -90,7 +92,10 @@ impl Controller {
         }
         let (interfaces, all) = self.wanted_interfaces(&config);
         if let Err(why) = all {
-            return Response::Refused(format!("{why}; nothing was changed"));
+            // One that has gone comes back as it went; a new name may be a mistake.
+            if config.interfaces != self.config.interfaces {
+                return Response::Refused(format!("{why}; nothing was changed"));
+            }
         }
         if let Err(error) = self.open_passage(&config, None) {
             return Response::Failed(format!("{error}; nothing was changed"));
@@ -129,6 +134,13 @@ impl Controller {
         }
         for difference in &differences {
             tracing::info!("reload: {difference}");
+        }
+        let own = |config: &config::Config| {
+            let binds = config.services.iter().flat_map(|service| service.binds.clone());
+            (config.nat_addresses.clone(), binds.collect::<Vec<_>>())
+        };
+        if own(&self.config) != own(&config) {
+            Interfaces::tell_of_addresses(&config, &self.network, None);
         }
         self.config = config;
         self.wanted = wanted;

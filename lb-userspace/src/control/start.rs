@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs, io,
+    os::unix::fs::MetadataExt as _,
     path::PathBuf,
     sync::Arc,
     time::Instant,
@@ -16,6 +17,7 @@ use super::{
     NAT_SOURCES, NETWORKS, SOURCES,
     configure::{NoRoom, Room},
     controller::{Controller, Event},
+    cut_off::CutOff,
     interfaces::{self, Interfaces},
     plan::NoSpace,
     preflight::PreflightError,
@@ -35,7 +37,7 @@ use crate::{
     dataplane::{Capacity, DataplaneError, Pins, load},
     journal::Journal,
     log::Log,
-    netlink::{NetlinkError, Reader, Vantage},
+    netlink::{NetlinkError, Reader, Vantage, Wish},
 };
 
 /// Why the controller doesn't start.
@@ -72,6 +74,17 @@ pub enum StartError {
         path: PathBuf,
         /// Its process.
         pid: u32,
+    },
+    /// The pins are of a balancer somewhere else.
+    #[error(
+        "the pins at {path} are of a balancer in another network namespace, net:[{namespace}], which still forwards there: set \
+         another pin_path (--pin-path), or start lb in that namespace"
+    )]
+    OtherNamespace {
+        /// The pins.
+        path: PathBuf,
+        /// The namespace.
+        namespace: u32,
     },
     /// Something of the operating system.
     #[error("{what}: {source}")]
@@ -172,7 +185,7 @@ async fn start(
             }
         }
     });
-    watch_network(controller.addresses.subscribe(), events.clone());
+    watch_network(controller.wish.subscribe(), events.clone());
     watch_path_mtus(&events);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -180,6 +193,15 @@ async fn start(
         "ready"
     );
     Ok((controller, receiver))
+}
+
+/// Demands that what is attached is attached here. Returns the number of this network namespace.
+fn demand_namespace(pins: &Pins, before: u32) -> Result<u32, StartError> {
+    let own = fs::metadata("/proc/self/ns/net").map_or(0, |metadata| metadata.ino() as u32);
+    if [0, own].contains(&before) || own == 0 || !pins.are_attached() {
+        return Ok(own);
+    }
+    Err(StartError::OtherNamespace { path: pins.root().to_path_buf(), namespace: before })
 }
 
 /// Loads the program, brings the maps to what the configuration says, and attaches.
@@ -193,7 +215,11 @@ async fn assemble(
     let backends = config.services.iter().flat_map(|service| &service.backends);
     let addresses: Vec<_> = backends.map(|backend| backend.address.ip()).collect();
     let network = Reader::connect()?.read(addresses).await?;
-    let (wanted, all) = interfaces::present(&config, &network, None);
+    // What was chosen by the default route before is still the one, should there be none at the moment.
+    let attached = pins.links().into_iter().map(|link| link.index);
+    let chosen = attached.filter(|index| network.links.contains_key(index)).min();
+    let (wanted, all) =
+        interfaces::present(&config, &network, network.default_interface.or(chosen));
     if let Err(missing) = all {
         // What was served goes on being served; one that comes back is attached then.
         if wanted.is_empty() || !pins.exist() {
@@ -213,6 +239,7 @@ async fn assemble(
     let mut state = there.configured(&config, room)?;
     state.settings.abi_version = abi::VERSION;
     state.settings.controller = std::process::id();
+    state.settings.namespace = demand_namespace(&pins, there.settings.namespace)?;
     if !there.backends.is_empty() {
         tracing::info!(backends = there.backends.len(), "took over the pinned maps");
     }
@@ -235,12 +262,13 @@ async fn assemble(
         members: BTreeMap::new(),
         checkers: HashMap::new(),
         agents: HashMap::new(),
+        cut_off: CutOff::default(),
         warming: BTreeMap::new(),
         warming_timer: None,
         passage: None,
         idle_sweeps: HashMap::new(),
         path_mtu_times: HashMap::new(),
-        addresses: watch::channel(Vec::new()).0,
+        wish: watch::channel(Wish::default()).0,
         events,
         started: Instant::now(),
         troubles: Troubles::default(),

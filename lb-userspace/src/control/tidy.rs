@@ -38,7 +38,7 @@ impl Controller {
         let result = if lost == before {
             Ok(())
         } else {
-            Err("lines of the log are lost, since nobody reads them in time; `lb events` has the latest".to_owned())
+            Err("lines of the log are lost: they can't be written, or nobody reads them in time; `lb events` has the latest".to_owned())
         };
         self.troubles.note("log", result);
     }

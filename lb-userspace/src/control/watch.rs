@@ -1,17 +1,15 @@
 //! What comes from outside, and becomes events of the controller's loop.
 
-use std::net::IpAddr;
-
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
 };
 
 use super::{controller::Event, path_mtu, start::StartError};
-use crate::netlink;
+use crate::netlink::{self, Wish};
 
-/// Tells what the network looks like, and where those addresses are, whenever that changes.
-pub(super) fn watch_network(addresses: watch::Receiver<Vec<IpAddr>>, events: mpsc::Sender<Event>) {
+/// Tells what the network looks like whenever that changes, or somebody wishes to know.
+pub(super) fn watch_network(wish: watch::Receiver<Wish>, events: mpsc::Sender<Event>) {
     tokio::spawn(async move {
         // Only the newest is of interest to a loop that is busy.
         let (sender, mut receiver) = watch::channel(None);
@@ -24,7 +22,7 @@ pub(super) fn watch_network(addresses: watch::Receiver<Vec<IpAddr>>, events: mps
             }
         });
         let changed = |network| sender.send(Some(network)).is_ok();
-        if let Err(error) = netlink::watch(addresses, changed).await {
+        if let Err(error) = netlink::watch(wish, changed).await {
             tracing::error!(%error, "the network is no longer watched; restart the controller");
         }
     });

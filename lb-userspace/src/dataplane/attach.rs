@@ -6,7 +6,7 @@ use aya::programs::{
     xdp::XdpLink,
 };
 
-use super::{DataplaneError, Pins, pins::LinkPin, unlink};
+use super::{DataplaneError, Pins, link, pins::LinkPin};
 
 /// Where the program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,7 +133,7 @@ pub fn detach(pins: &Pins, is_meant: impl Fn(u32) -> bool) -> Result<Vec<String>
     let mut detached = Vec::new();
     for pin in pins.links() {
         if is_meant(pin.index) {
-            unlink::remove(&pin.path)
+            link::remove(&pin.path)
                 .map_err(DataplaneError::system(pin.path.display().to_string()))?;
             detached.push(pin.name);
         }

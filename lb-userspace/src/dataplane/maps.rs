@@ -3,7 +3,8 @@
 use std::{io::ErrorKind, os::fd::AsFd};
 
 use aya::maps::{
-    Array, HashMap, IterableMap, Map, MapData, PerCpuArray, lpm_trie::LpmTrie, xdp::DevMapHash,
+    Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray, lpm_trie::LpmTrie,
+    xdp::DevMapHash,
 };
 use lb_common::{
     abi::{
@@ -166,7 +167,13 @@ impl Maps {
             ports: PortMemory::new(data(pins, maps::NAT_PORTS)?)?,
             refusals: open(pins, maps::REFUSALS)?,
             local_macs: open(pins, maps::LOCAL_MACS)?,
-            egress: open(pins, maps::EGRESS)?,
+            egress: open(pins, maps::EGRESS).map_err(|error| match error {
+                // Only who may make maps finds out how large its values are.
+                DataplaneError::Map { source: MapError::InvalidValueSize { .. }, .. } => {
+                    DataplaneError::Permission { what: format!("reading map {}", maps::EGRESS) }
+                }
+                error => error,
+            })?,
             service_counters: open(pins, maps::SERVICE_COUNTERS)?,
             backend_counters: open(pins, maps::BACKEND_COUNTERS)?,
             reason_counters: open(pins, maps::REASON_COUNTERS)?,
@@ -217,10 +224,7 @@ impl Maps {
     }
 }
 
-fn sum(
-    counters: &PerCpuArray<MapData, Counters>,
-    index: u32,
-) -> Result<Counters, aya::maps::MapError> {
+fn sum(counters: &PerCpuArray<MapData, Counters>, index: u32) -> Result<Counters, MapError> {
     let mut sum = Counters::default();
     for counts in counters.get(&index, 0)?.iter() {
         sum.add(counts);
@@ -233,7 +237,7 @@ pub fn nat_source_words(words: [NetworkU32; 4]) -> [u32; 4] {
     words.map(NetworkU32::raw)
 }
 
-pub(super) fn open<M: TryFrom<Map, Error = aya::maps::MapError>>(
+pub(super) fn open<M: TryFrom<Map, Error = MapError>>(
     pins: &Pins,
     name: &'static str,
 ) -> Result<M, DataplaneError> {
@@ -253,7 +257,7 @@ fn data(pins: &Pins, name: &'static str) -> Result<MapData, DataplaneError> {
 }
 
 /// What the operating system says that lies behind an error.
-fn cause(error: &aya::maps::MapError) -> Option<ErrorKind> {
+fn cause(error: &MapError) -> Option<ErrorKind> {
     let mut source: Option<&dyn std::error::Error> = Some(error);
     while let Some(error) = source {
         if let Some(error) = error.downcast_ref::<std::io::Error>() {

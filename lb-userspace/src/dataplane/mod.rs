@@ -4,12 +4,12 @@ mod attach;
 mod batch;
 mod clock;
 mod detour;
+mod link;
 mod load;
 mod mapped;
 mod maps;
 mod pins;
 mod rings;
-mod unlink;
 
 pub use aya::programs::xdp::XdpLink;
 

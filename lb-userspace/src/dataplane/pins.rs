@@ -12,7 +12,7 @@ use std::{
 use lb_common::abi;
 use nix::sys::statfs::{self, BPF_FS_MAGIC};
 
-use super::{DataplaneError, unlink};
+use super::{DataplaneError, link};
 
 /// The directory of pins: `PIN_PATH/vN` holds the maps under their names, and a link for each
 /// interface as `link_INDEX_NAME`. N is the layout's version.
@@ -178,6 +178,11 @@ impl Pins {
         entries(&self.directory).into_iter().filter_map(parse).collect()
     }
 
+    /// Whether one of the links still attaches something, wherever that is.
+    pub fn are_attached(&self) -> bool {
+        self.links().iter().any(|link| link::is_attached(&link.path).unwrap_or(false))
+    }
+
     /// Removes every pin, as [`Self::remove`], since something failed, which is what there is to be told.
     pub fn remove_after_failure(&self) {
         if let Err(error) = self.remove() {
@@ -207,7 +212,7 @@ impl Pins {
                 .partition(|path| file_name(path).starts_with(LINK_PREFIX));
             // Links first: the program must not run on without its maps' pins.
             for pin in &links {
-                unlink::remove(pin).map_err(DataplaneError::system(pin.display().to_string()))?;
+                link::remove(pin).map_err(DataplaneError::system(pin.display().to_string()))?;
             }
             for pin in &maps {
                 fs::remove_file(pin).map_err(DataplaneError::system(pin.display().to_string()))?;

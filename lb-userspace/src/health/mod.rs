@@ -10,7 +10,10 @@ mod tls;
 use std::{
     io,
     net::SocketAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -91,11 +94,12 @@ impl Checker {
     /// Starts to check at intervals, when it is its `turn`, within a tokio runtime. `report` is
     /// called after every check; `verdict` is what was thought before.
     ///
-    /// `passage` is there where a target needs it.
+    /// `passage` is there where a target needs it. While this host is `cut_off` from the backend, failed checks say nothing
+    /// of that.
     pub fn start<F: Future<Output = ()> + Send>(
         check: Arc<Check>,
         target: Target,
-        passage: Option<Arc<Passage>>,
+        (passage, cut_off): (Option<Arc<Passage>>, Arc<AtomicBool>),
         verdict: Verdict,
         turn: Turn,
         report: impl Fn(Report) -> F + Send + 'static,
@@ -109,6 +113,13 @@ impl Checker {
                 let start = Instant::now();
                 let outcome = run(&check, &target, passage.as_deref()).await;
                 let duration = start.elapsed();
+                let outcome = outcome.map_err(|failure| {
+                    if !cut_off.load(Ordering::Relaxed) {
+                        return failure;
+                    }
+                    let detail = format!("{}; the link that leads there is down", failure.detail);
+                    Failure::new(Cause::Local, detail)
+                });
                 // What this host couldn't do says nothing of the backend.
                 let verdict = match &outcome {
                     Err(failure) if failure.cause == Cause::Local => judge.verdict(),
@@ -305,7 +316,8 @@ fn words(error: &io::Error) -> Failure {
         ErrorKind::ConnectionRefused => Failure::new(Cause::Refused, "connection refused"),
         ErrorKind::ConnectionReset => Failure::new(Cause::Reset, "connection reset"),
         ErrorKind::HostUnreachable => Failure::new(Cause::Unreachable, "host unreachable"),
-        ErrorKind::NetworkUnreachable => Failure::new(Cause::Unreachable, "network unreachable"),
+        // It is this host that has no way there.
+        ErrorKind::NetworkUnreachable => Failure::new(Cause::Local, "network unreachable"),
         ErrorKind::TimedOut => Failure::new(Cause::Timeout, "the connection timed out"),
         ErrorKind::BrokenPipe => Failure::new(Cause::Reset, "the backend closed the connection"),
         ErrorKind::UnexpectedEof => Failure::new(Cause::Protocol, "closed without a whole answer"),

@@ -18,7 +18,7 @@ pub use frames::FrameSender;
 pub use offloads::trouble;
 pub use read::{NetlinkError, Reader};
 pub use vantage::Vantage;
-pub use watch::watch;
+pub use watch::{Wish, watch};
 
 use crate::dataplane::Mode;
 
@@ -47,7 +47,7 @@ pub struct Link {
     pub mac: MacAddress,
     /// Longest datagram that it takes, in bytes.
     pub mtu: u32,
-    /// Whether it is switched on.
+    /// Whether frames come and go: it is switched on, and there is a carrier.
     pub up: bool,
     /// The interface below it, if it is a VLAN or a macvlan, on which Keepalived puts virtual addresses.
     pub below: Option<Below>,

@@ -162,12 +162,22 @@ impl Reader {
         Ok(next_hops)
     }
 
-    async fn links(&self) -> Result<BTreeMap<u32, Link>, NetlinkError> {
+    /// The interfaces.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub async fn links(&self) -> Result<BTreeMap<u32, Link>, NetlinkError> {
         let messages: Vec<LinkMessage> = self.handle.link().get().execute().try_collect().await?;
         Ok(messages.iter().map(|message| (message.header.index, link(message))).collect())
     }
 
-    async fn addresses(&self) -> Result<BTreeSet<(u32, IpAddr)>, NetlinkError> {
+    /// The addresses that interfaces have.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub async fn addresses(&self) -> Result<BTreeSet<(u32, IpAddr)>, NetlinkError> {
         let messages: Vec<AddressMessage> =
             self.handle.address().get().execute().try_collect().await?;
         let address = |message: &AddressMessage| {
@@ -283,7 +293,7 @@ pub(super) fn link(message: &LinkMessage) -> Link {
         name: String::new(),
         mac: MacAddress::UNKNOWN,
         mtu: 0,
-        up: message.header.flags.contains(LinkFlags::Up),
+        up: message.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
         below: None,
         is_veth: false,
         xdp: None,

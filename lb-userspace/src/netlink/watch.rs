@@ -24,20 +24,30 @@ const REFRESH_FACTOR: u32 = 50;
 /// The same while an address isn't resolved.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Calls `changed` with the network whenever it isn't what it was, until that returns false or
-/// the sender of `addresses` is gone. However much there is to look at, it takes a fifth of a CPU at most.
+/// What is looked at, and how often somebody has asked for the picture whether it's new or not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// Whose next hops are wanted.
+    pub addresses: Vec<IpAddr>,
+    /// Counts who asked.
+    pub asked: u64,
+}
+
+/// Calls `changed` with the network whenever it isn't what it was, or somebody asks, until that returns false or
+/// the sender of `wish` is gone. However much there is to look at, it takes a fifth of a CPU at most.
 ///
 /// # Errors
 ///
 /// No connection to the kernel.
 pub async fn watch(
-    mut addresses: Receiver<Vec<IpAddr>>,
+    mut wish: Receiver<Wish>,
     mut changed: impl FnMut(Network) -> bool,
 ) -> Result<(), NetlinkError> {
     let mut reader = Reader::connect()?;
     let mut changes = changes()?;
     let mut last: Option<Network> = None;
     let mut change = Change::Other;
+    let mut answered = 0;
     loop {
         let start = Instant::now();
         let looked = match (&last, change) {
@@ -45,8 +55,12 @@ pub async fn watch(
                 reader.next_hops().await.map(|next_hops| Network { next_hops, ..last.clone() })
             }
             _ => {
-                let wanted = addresses.borrow_and_update().clone();
-                reader.read(wanted).await
+                let Wish { addresses, asked } = wish.borrow_and_update().clone();
+                if answered != asked {
+                    answered = asked;
+                    last = None;
+                }
+                reader.read(addresses).await
             }
         };
         let took = start.elapsed();
@@ -70,8 +84,8 @@ pub async fn watch(
         change = tokio::select! {
             // Addresses that are asked for aren't left waiting for what changes all the time.
             biased;
-            wanted = addresses.changed() => {
-                if wanted.is_err() {
+            changed = wish.changed() => {
+                if changed.is_err() {
                     return Ok(());
                 }
                 Change::Other

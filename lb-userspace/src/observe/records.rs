@@ -181,11 +181,18 @@ impl Overview {
     /// Flows under way to the backend of that name, of the service of that name, also where its address was
     /// another when they began.
     pub fn flows_of(&self, service: &str, backend: &str) -> u64 {
-        let is_it = |info: &BackendInfo| {
+        self.found(service, backend).map(|(index, _)| self.flow_count(*index)).sum()
+    }
+
+    /// Whether it drains, is in maintenance or is no longer in the configuration.
+    pub fn is_drained(&self, service: &str, backend: &str) -> bool {
+        self.found(service, backend).all(|(_, info)| ["drain", "maint"].contains(&info.state()))
+    }
+
+    fn found(&self, service: &str, backend: &str) -> impl Iterator<Item = (&u32, &BackendInfo)> {
+        self.backends.iter().filter(move |(_, info)| {
             info.name.as_str() == backend && self.service_name(info.service) == service
-        };
-        let found = self.backends.iter().filter(|(_, info)| is_it(info));
-        found.map(|(index, _)| self.flow_count(*index)).sum()
+        })
     }
 
     /// The services in the configuration, and those that flows still belong to.

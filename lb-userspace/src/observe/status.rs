@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{BackendRecord, Overview, ServiceRecord};
 use crate::{
-    api::ControllerStatus,
+    api::{ABSENT, ControllerStatus},
     dataplane::{DataplaneError, Maps},
 };
 
@@ -38,9 +38,13 @@ impl Status {
         })
     }
 
-    /// Whether the program is attached, and every service has a backend for new connections.
+    /// Whether the program is attached wherever it should be, and every service has a backend for new connections.
     pub fn is_ready(&self) -> bool {
-        self.controller.as_ref().is_some_and(|status| !status.interfaces.is_empty())
+        let is_attached = |status: &ControllerStatus| {
+            !status.interfaces.is_empty()
+                && status.interfaces.iter().all(|interface| interface.mode != ABSENT)
+        };
+        self.controller.as_ref().is_some_and(is_attached)
             && self
                 .services
                 .iter()
