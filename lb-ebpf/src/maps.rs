@@ -87,6 +87,12 @@ pub(crate) static NAT_PORTS: Array<u64> = Array::pinned(1, BPF_F_MMAPABLE);
 pub(crate) static REFUSALS: Array<Refusal> = Array::pinned(1, 0);
 
 #[map]
+pub(crate) static LOADS: Array<i64> = Array::pinned(1, 0);
+
+#[map]
+pub(crate) static SERVICE_LOADS: Array<i64> = Array::pinned(1, 0);
+
+#[map]
 pub(crate) static ACCESS: LpmTrie<AccessKey<Ipv4Address>, Access> =
     LpmTrie::pinned(1, BPF_F_NO_PREALLOC);
 

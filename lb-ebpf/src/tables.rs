@@ -112,6 +112,37 @@ impl Tables for MapTables {
     }
 
     #[inline(always)]
+    fn load(&self, backend: u32) -> i64 {
+        read_load(maps::LOADS.get_ptr(backend))
+    }
+
+    #[inline(always)]
+    fn service_load(&self, service: u32) -> i64 {
+        read_load(maps::SERVICE_LOADS.get_ptr(service))
+    }
+
+    #[inline(always)]
+    fn add_load(&self, service: u32, backend: u32, number: i64) {
+        let Some(load) = maps::SERVICE_LOADS.get_ptr_mut(service) else { return };
+        // SAFETY: as above.
+        unsafe { add(load, number) };
+        if let Some(load) = maps::LOADS.get_ptr_mut(backend) {
+            // SAFETY: as above.
+            unsafe { add(load, number) };
+        }
+    }
+
+    #[inline(always)]
+    fn take_turn(&self, service: u32) -> u64 {
+        let mut turn = 0;
+        update(maps::SERVICE_COUNTERS.get_ptr_mut(service), |counters| {
+            turn = counters.turns;
+            counters.turns += 1;
+        });
+        turn
+    }
+
+    #[inline(always)]
     fn local_mac(&self, mac: &LocalMac) -> Option<u32> {
         // SAFETY: the map isn't pre-allocated, so a value stays what it is while it's read.
         unsafe { maps::LOCAL_MACS.get(mac) }.copied()
@@ -244,6 +275,21 @@ family_tables!(
     CLIENTS_IPV6,
     SOURCES_IPV6
 );
+
+#[inline(always)]
+fn read_load(load: Option<*const i64>) -> i64 {
+    // SAFETY: the map's value is valid and aligned.
+    load.map_or(0, |load| unsafe { load.read_volatile() })
+}
+
+/// Adds to a number that other CPUs add to as well.
+#[inline(always)]
+unsafe fn add(place: *mut i64, number: i64) {
+    // SAFETY: the caller says that it is valid and aligned.
+    unsafe {
+        intrinsics::atomic_xadd::<i64, i64, { intrinsics::AtomicOrdering::Relaxed }>(place, number);
+    }
+}
 
 #[inline(always)]
 fn update(counters: Option<*mut Counters>, change: impl FnOnce(&mut Counters)) {

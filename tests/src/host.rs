@@ -48,6 +48,8 @@ pub struct Host {
     ipv6: FamilyMemory<Ipv6Address>,
     ports: RefCell<Vec<u64>>,
     refusals: RefCell<HashMap<u32, Refusal>>,
+    /// Connections under way by service, then by backend.
+    pub loads: RefCell<[HashMap<u32, i64>; 2]>,
     now: Cell<Moment>,
     /// Counts by service, then by backend.
     pub counters: RefCell<[HashMap<u32, Counters>; 2]>,
@@ -63,6 +65,7 @@ impl Host {
             ipv6: FamilyMemory::new(world.services_ipv6(), most_entries),
             ports: RefCell::new(world.port_words()),
             refusals: RefCell::default(),
+            loads: RefCell::default(),
             now: Cell::default(),
             counters: RefCell::default(),
         }
@@ -141,6 +144,14 @@ impl Host {
         records
     }
 
+    /// Flows in the tables that count as a backend's connections.
+    pub fn flows_under_way(&self, backend: u32) -> i64 {
+        [Table::Established, Table::Embryonic]
+            .map(|table| self.ipv4.under_way(table, backend) + self.ipv6.under_way(table, backend))
+            .iter()
+            .sum()
+    }
+
     /// Sets the clock.
     pub fn set_now(&self, now: Moment) {
         self.now.set(now);
@@ -203,6 +214,30 @@ impl Tables for Host {
 
     fn set_refusal(&self, backend: u32, refusal: Refusal) {
         self.refusals.borrow_mut().insert(backend, refusal);
+    }
+
+    fn load(&self, backend: u32) -> i64 {
+        self.loads.borrow()[1].get(&backend).copied().unwrap_or(0)
+    }
+
+    fn service_load(&self, service: u32) -> i64 {
+        self.loads.borrow()[0].get(&service).copied().unwrap_or(0)
+    }
+
+    fn add_load(&self, service: u32, backend: u32, number: i64) {
+        if service == CHECK_SERVICE {
+            return;
+        }
+        let mut loads = self.loads.borrow_mut();
+        *loads[0].entry(service).or_default() += number;
+        *loads[1].entry(backend).or_default() += number;
+    }
+
+    fn take_turn(&self, service: u32) -> u64 {
+        let mut counters = self.counters.borrow_mut();
+        let counters = counters[0].entry(service).or_default();
+        counters.turns += 1;
+        counters.turns - 1
     }
 
     fn local_mac(&self, mac: &LocalMac) -> Option<u32> {

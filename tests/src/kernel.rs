@@ -18,6 +18,10 @@ use lb_common::{
     wire::Address,
 };
 use lb_userspace::dataplane::{Capacity, FamilyMaps, Loaded, Pins, load, nat_source_words};
+use nix::{
+    sched::{CpuSet, sched_getcpu, sched_setaffinity},
+    unistd::Pid,
+};
 
 use crate::{
     host::Outcome,
@@ -45,12 +49,16 @@ const XDP_TX: u32 = 3;
 const XDP_REDIRECT: u32 = 4;
 
 impl Kernel {
-    /// Loads the program, with maps that hold what `world` says.
+    /// Loads the program, with maps that hold what `world` says. From then on the thread stays on its CPU: whose turn it
+    /// is, each CPU counts by itself.
     ///
     /// # Errors
     ///
     /// The kernel refuses, or the user may not.
     pub fn new(world: &World) -> Result<Self> {
+        let mut here = CpuSet::new();
+        here.set(sched_getcpu()?)?;
+        sched_setaffinity(Pid::from_raw(0), &here)?;
         let pins = Pins::new(&pin_directory()?);
         let capacity = Capacity {
             flows: world.flows,
@@ -107,6 +115,11 @@ impl Kernel {
         clear(&mut maps.ipv6.clients)?;
         for index in 0..maps.refusals.len() {
             maps.refusals.set(index, Refusal::default(), 0)?;
+        }
+        for loads in [&mut maps.loads, &mut maps.service_loads] {
+            for index in 0..loads.len() {
+                loads.set(index, 0, 0)?;
+            }
         }
         for (word, free) in maps.ports.words().iter().zip(world.port_words()) {
             word.store(free, Ordering::Relaxed);
@@ -222,6 +235,24 @@ impl Kernel {
     /// The map can't be read.
     pub fn backend_counters(&self, backend: u32) -> Result<Counters> {
         Ok(self.loaded.maps.backend_count(backend)?)
+    }
+
+    /// Connections under way to a backend, as packets have counted them.
+    ///
+    /// # Errors
+    ///
+    /// The map can't be read.
+    pub fn load(&self, backend: u32) -> Result<i64> {
+        Ok(self.loaded.maps.loads.get(&backend, 0)?)
+    }
+
+    /// The same of a service.
+    ///
+    /// # Errors
+    ///
+    /// The map can't be read.
+    pub fn service_load(&self, service: u32) -> Result<i64> {
+        Ok(self.loaded.maps.service_loads.get(&service, 0)?)
     }
 
     /// Counts of a service.

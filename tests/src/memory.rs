@@ -9,8 +9,8 @@ use std::{
 use bytemuck::{Pod, Zeroable};
 use lb_common::{
     abi::{
-        Client, ClientKey, Direction, Entry, Flow, FlowKey, FlowState, Fragment, FragmentKey,
-        Service, ServiceKey, Tick,
+        CHECK_SERVICE, Client, ClientKey, Direction, Entry, Flow, FlowKey, FlowState, Fragment,
+        FragmentKey, Service, ServiceKey, Tick,
     },
     datapath::{ErrorScratch, Family, InsertError, Table},
     wire::Address,
@@ -110,6 +110,19 @@ where
             let flow = unsafe { *flow.get() };
             records.insert(bytemuck::bytes_of(key).to_vec(), Recorded::new(&flow));
         }
+    }
+
+    pub(crate) fn under_way(&self, table: Table, backend: u32) -> i64 {
+        let table = self.table(table).borrow();
+        // SAFETY: no packet is under way.
+        let flows = table.values().map(|flow| unsafe { *flow.get() });
+        let is_counted = |flow: &Flow<A>| {
+            flow.backend == backend
+                && flow.service != CHECK_SERVICE
+                && flow.direction == Direction::ToBackend as u8
+                && flow.is_under_way()
+        };
+        flows.filter(is_counted).count() as i64
     }
 
     pub(crate) fn find(&self, table: Table, key: &FlowKey<A>) -> Option<Entry<'_, Flow<A>>> {

@@ -147,6 +147,18 @@ impl Pair {
         for (index, counters) in backends {
             ensure!(self.kernel.backend_counters(*index)? == *counters, "backend {index}");
         }
+        let [services, backends] = &*self.host.loads.borrow();
+        for (index, load) in services {
+            ensure!(self.kernel.service_load(*index)? == *load, "load of service {index}");
+        }
+        for (index, load) in backends {
+            let kernel = self.kernel.load(*index)?;
+            let flows = self.host.flows_under_way(*index);
+            ensure!(
+                kernel == *load && *load == flows,
+                "load of backend {index}: {kernel}, {load}, {flows}"
+            );
+        }
         Ok(())
     }
 }

@@ -12,8 +12,8 @@ use crate::{
     icmp::Message,
     seen::{self, Seen},
     world::{
-        DOUBLE_TAGS, EMPTY_VIP, NAT_SOURCE, NAT_VIP, OTHER_FORWARDINGS, SILENT_VIP, Socket, TAGS,
-        UNRESOLVED_VIP, VIP, VIP_IPV6,
+        BOUNDED_VIP, DOUBLE_TAGS, EMPTY_VIP, LEAST_VIP, NAT_SOURCE, NAT_VIP, OTHER_FORWARDINGS,
+        SILENT_VIP, Socket, TAGS, TURN_VIP, UNRESOLVED_VIP, VIP, VIP_IPV6,
     },
 };
 
@@ -89,6 +89,9 @@ impl Generator {
             NAT_VIP,
             EMPTY_VIP,
             SILENT_VIP,
+            TURN_VIP,
+            LEAST_VIP,
+            BOUNDED_VIP,
             UNRESOLVED_VIP,
             (NAT_SOURCE, 22),
             VIP_IPV6,

@@ -29,13 +29,26 @@ impl Haproxy {
     ///
     /// It doesn't.
     pub fn start(bed: &Bed, backends: &[&str]) -> Result<Self> {
+        Self::run(bed, "option httpchk GET /client/", 8080, backends)
+    }
+
+    /// Starts one that shares connections out in another way, to servers on a port.
+    ///
+    /// # Errors
+    ///
+    /// It doesn't answer.
+    pub fn with_balance(bed: &Bed, balance: &str, port: u16, backends: &[&str]) -> Result<Self> {
+        Self::run(bed, &format!("balance {balance}"), port, backends)
+    }
+
+    fn run(bed: &Bed, line: &str, port: u16, backends: &[&str]) -> Result<Self> {
         bed.balancer.ip(&["address", "add", "10.91.0.200/32", "dev", "eth0"])?;
         let mut text = format!(
             "defaults\n mode tcp\n timeout connect 2s\n timeout client 50s\n timeout server 50s\n\
-             listen ui\n bind {HAPROXY}\n option httpchk GET /client/\n"
+             listen ui\n bind {HAPROXY}\n {line}\n"
         );
         for name in backends {
-            writeln!(text, " server {name} {}:8080 check", bed.backend_address(name)?)?;
+            writeln!(text, " server {name} {}:{port} check", bed.backend_address(name)?)?;
         }
         let file = bed.config().with_extension("cfg");
         fs::write(&file, text)?;

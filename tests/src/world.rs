@@ -31,6 +31,12 @@ pub const VIP: Socket = (v4(100), 8080);
 pub const EMPTY_VIP: Socket = (v4(100), 8081);
 /// A service without backends that tells nobody.
 pub const SILENT_VIP: Socket = (v4(100), 8091);
+/// A service whose backends get connections in turn.
+pub const TURN_VIP: Socket = (v4(100), 8092);
+/// A service whose backends are chosen by their connections.
+pub const LEAST_VIP: Socket = (v4(100), 8093);
+/// A service whose backends have no more connections than their share.
+pub const BOUNDED_VIP: Socket = (v4(100), 8094);
 /// A service on the very address, and a port of the range, that full NAT sends from.
 pub const NAT_VIP: Socket = (NAT_SOURCE, 8082);
 /// A service whose backend isn't resolved yet.
@@ -39,6 +45,8 @@ pub const UNRESOLVED_VIP: Socket = (v4(100), 8083);
 pub const VIP_IPV6: Socket = (v6(0x100), 8080);
 /// The backends of the first service.
 pub const BACKENDS: [u32; 3] = [1, 2, 3];
+/// The weight of each backend.
+const WEIGHT: u32 = 100;
 /// The backends of the service on IPv6.
 pub const BACKENDS_IPV6: [u32; 2] = [11, 12];
 /// Services of the other forwardings, each with the backend of the number beside it. Two share one.
@@ -169,6 +177,7 @@ fn backend(index: u32) -> Backend {
         remembers_clients: 0,
         fate: Fate::Keep,
         is_down: 0,
+        weight: WEIGHT,
     }
 }
 
@@ -305,9 +314,17 @@ impl Default for World {
         ];
         rings.extend(OTHER_FORWARDINGS.map(|(_, vip, index)| (vip, ring_of(index))));
         rings.push((SILENT_VIP, Ring::new(0, 0, 1)));
+        rings.extend([TURN_VIP, LEAST_VIP, BOUNDED_VIP].map(|vip| (vip, Ring::new(32, 251, 1))));
         let service = |(index, (vip, ring))| {
-            let options = if vip == SILENT_VIP { service_options::SILENT } else { 0 };
-            (vip, Service { ring, index, options, ..Service::default() })
+            let options = match vip {
+                SILENT_VIP => service_options::SILENT,
+                TURN_VIP => service_options::IN_TURN,
+                LEAST_VIP => service_options::LEAST,
+                _ => 0,
+            };
+            let most_load = if vip == BOUNDED_VIP { 100 } else { 0 };
+            let weights = WEIGHT * BACKENDS.len() as u32;
+            (vip, Service { ring, index, options, most_load, weights, ..Service::default() })
         };
         Self {
             settings: Settings {

@@ -9,9 +9,9 @@ use lb_tests::{
     frame::{Segment, flags},
     pair::Pair,
     world::{
-        CLIENT, CLIENT_IPV6, DOUBLE_TAGS, EMPTY_VIP, NAT_SOURCE, NAT_SOURCE_IPV6,
-        OTHER_FORWARDINGS, SILENT_VIP, Socket, TAGS, UNRESOLVED_VIP, VIP, VIP_IPV6, World,
-        backend_address, client_of,
+        BOUNDED_VIP, CLIENT, CLIENT_IPV6, DOUBLE_TAGS, EMPTY_VIP, LEAST_VIP, NAT_SOURCE,
+        NAT_SOURCE_IPV6, OTHER_FORWARDINGS, SILENT_VIP, Socket, TAGS, TURN_VIP, UNRESOLVED_VIP,
+        VIP, VIP_IPV6, World, backend_address, client_of,
     },
 };
 
@@ -201,6 +201,14 @@ fn cases() -> Vec<Case> {
             InvalidSource,
         ),
         ("a service without backends", Segment::syn(CLIENT, EMPTY_VIP).build(), NoBackend),
+        ("a connection whose turn it is", Segment::syn(CLIENT, TURN_VIP).build(), Opened),
+        ("a connection to the least", Segment::syn(CLIENT, LEAST_VIP).build(), Opened),
+        ("a connection to one within bounds", Segment::syn(CLIENT, BOUNDED_VIP).build(), Opened),
+        (
+            "none whose turn it could be",
+            Segment::syn(CLIENT, TURN_VIP).with_flags(flags::ACK).build(),
+            NoFlow,
+        ),
         ("one that tells nobody", Segment::syn(CLIENT, SILENT_VIP).build(), AllDown),
         ("UDP to one that tells nobody", udp(SILENT_VIP, |_| {}), AllDown),
         ("a first fragment", syn(|s| s.fragment = 0x2000), Opened),

@@ -53,6 +53,8 @@ pub struct Backend {
     pub fate: Fate,
     /// 1: its checks say that it is down.
     pub is_down: u8,
+    /// How many connections it is to have, relative to the other backends of its service.
+    pub weight: u32,
 }
 
 impl Backend {

@@ -16,6 +16,8 @@ pub struct Counters {
     pub reply_bytes: u64,
     /// Connections whose handshake was completed.
     pub new_flows: u64,
+    /// Of a service: connections that backends were chosen for in turn.
+    pub turns: u64,
 }
 
 impl Counters {
@@ -26,6 +28,7 @@ impl Counters {
         self.reply_packets += other.reply_packets;
         self.reply_bytes += other.reply_bytes;
         self.new_flows += other.new_flows;
+        self.turns += other.turns;
     }
 
     /// Counts one packet of `bytes` bytes.

@@ -124,6 +124,12 @@ impl<A: Address> Flow<A> {
         !self.state.is_half_open() && finished::surely(self.finished)
     }
 
+    /// Whether it counts as one of its backend's connections.
+    #[inline(always)]
+    pub const fn is_under_way(&self) -> bool {
+        self.state.is_under_way(self.forwarding)
+    }
+
     /// The key under which the other direction is tracked: the answer to what this one becomes.
     #[inline(always)]
     pub fn peer_key(&self, protocol: u32) -> FlowKey<A> {
@@ -173,6 +179,17 @@ impl FlowState {
     #[inline(always)]
     pub const fn is_half_open(self) -> bool {
         matches!(self, Self::SYN | Self::ANSWERED | Self::REFUSED)
+    }
+
+    /// Whether a flow counts as one of its backend's connections. By direct return, nothing tells of a backend's end: the
+    /// client's must do.
+    #[inline(always)]
+    pub const fn is_under_way(self, forwarding: Forwarding) -> bool {
+        match self {
+            Self::SYN | Self::ANSWERED | Self::ESTABLISHED => true,
+            Self::CLOSING => forwarding.sees_replies(),
+            _ => false,
+        }
     }
 
     /// The word for it in the CLI and in JSON, of a flow of the protocol.

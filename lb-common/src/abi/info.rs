@@ -29,12 +29,16 @@ word! {
         Maglev = 0 "maglev",
         /// By the client's address alone.
         Source = 1 "source",
+        /// In turn.
+        RoundRobin = 2 "roundrobin",
+        /// To the backend with the fewest connections.
+        LeastConn = 3 "leastconn",
     }
 }
 
 impl Balance {
     /// Every one.
-    pub const ALL: [Self; 2] = [Self::Maglev, Self::Source];
+    pub const ALL: [Self; 4] = [Self::Maglev, Self::Source, Self::RoundRobin, Self::LeastConn];
 }
 
 word! {

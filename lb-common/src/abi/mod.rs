@@ -43,7 +43,7 @@ pub use tick::{Moment, Stamp, Tick};
 use crate::wire::{Ipv4Address, Ipv6Address};
 
 /// Version of everything in this module.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 /// Room for counts of packets by reason.
 pub const MOST_REASONS: u32 = 64;
 const _: () = assert!(crate::datapath::Reason::ALL.len() <= MOST_REASONS as usize);
@@ -80,6 +80,10 @@ pub mod maps {
     pub const NAT_PORTS: &str = "NAT_PORTS";
     /// [`super::Refusal`] by a backend's index.
     pub const REFUSALS: &str = "REFUSALS";
+    /// Connections under way to a backend, by its index.
+    pub const LOADS: &str = "LOADS";
+    /// The same of a service.
+    pub const SERVICE_LOADS: &str = "SERVICE_LOADS";
     /// Lists of networks: [`super::AccessKey`] by prefix to [`super::Access`].
     pub const ACCESS: &str = "ACCESS";
     /// [`ACCESS`] for IPv6.
@@ -108,7 +112,7 @@ pub mod maps {
     pub const BACKEND_INFO: &str = "BACKEND_INFO";
 
     /// Every map.
-    pub const ALL: [&str; 28] = [
+    pub const ALL: [&str; 30] = [
         SETTINGS,
         SERVICES,
         BACKENDS,
@@ -124,6 +128,8 @@ pub mod maps {
         NAT_SOURCES,
         NAT_PORTS,
         REFUSALS,
+        LOADS,
+        SERVICE_LOADS,
         ACCESS,
         ACCESS_IPV6,
         CLIENTS,
@@ -153,14 +159,14 @@ macro_rules! plain_data {
 
 plain_data! {
     Access: 1,
-    Backend: 60,
+    Backend: 64,
     BackendInfo: 320,
     Client: 8,
-    Counters: 40,
+    Counters: 48,
     Fragment: 12,
     LocalMac: 16,
     Refusal: 8,
-    Service: 24,
+    Service: 32,
     ServiceInfo: 96,
     Settings: 40,
 }

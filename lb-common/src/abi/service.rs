@@ -35,6 +35,21 @@ pub struct Service {
     pub affinity: u32,
     /// Bits of [`service_options`].
     pub options: u32,
+    /// Weights of all backends together that take new flows.
+    pub weights: u32,
+    /// How many connections a backend may have before new ones go elsewhere, in percent of its share of all; 0: any
+    /// number.
+    pub most_load: u32,
+}
+
+impl Service {
+    /// Whether a connection's addresses and ports decide where it goes, and so it goes there again, and from another
+    /// balancer as well.
+    #[inline(always)]
+    pub const fn is_hashed(&self) -> bool {
+        self.options & (service_options::IN_TURN | service_options::LEAST) == 0
+            && self.most_load == 0
+    }
 }
 
 /// What else holds for a service.
@@ -43,4 +58,8 @@ pub mod service_options {
     pub const SOURCE: u32 = 1;
     /// While no backend takes new flows, what would open one is dropped without a word.
     pub const SILENT: u32 = 2;
+    /// Backends get connections in turn: the ring is the order.
+    pub const IN_TURN: u32 = 4;
+    /// The backend with the fewest connections gets the next one.
+    pub const LEAST: u32 = 8;
 }

@@ -43,7 +43,11 @@ const MOST_MEMBERS: u32 = 16;
 /// The golden ratio spreads those over the ring.
 const STRIDE: u32 = 0x9e37_79b9;
 
-/// The backend for a connection of the client's: the one that it keeps, or the ring's.
+/// So many of a service's backends are compared by their connections; of more, as many that are chosen at random.
+const MOST_COMPARED: u32 = 32;
+
+/// The backend for a connection of the client's: the one that it keeps, or whose turn it is, or that has the fewest
+/// connections, or else the ring's.
 #[inline(always)]
 pub(super) fn choose<A: Family, T: FamilyTables<A>>(
     tables: &T,
@@ -60,7 +64,105 @@ pub(super) fn choose<A: Family, T: FamilyTables<A>>(
     {
         return Ok(backend);
     }
+    if attempt.avoided == NO_BACKEND && service.ring.size() != 0 {
+        let chosen = if service.options & service_options::IN_TURN != 0 {
+            next(tables, service)?
+        } else if service.options & service_options::LEAST != 0 {
+            least(tables, key, service, settings)?
+        } else if service.most_load != 0 {
+            bounded(tables, key, service, settings)?
+        } else {
+            NO_BACKEND
+        };
+        if chosen != NO_BACKEND && !has_refused(tables, chosen, now, SPARED) {
+            return Ok(chosen);
+        }
+    }
     pick(tables, key, service, settings, attempt)
+}
+
+/// The backend whose turn it is.
+#[inline(always)]
+fn next<T: Tables>(tables: &T, service: &Service) -> Result<u32, Reason> {
+    let turn = tables.take_turn(service.index) as u32;
+    let position = turn.checked_rem(service.ring.size()).ok_or(Reason::NoBackend)?;
+    named(tables, service.ring.offset().wrapping_add(position))
+}
+
+/// The backend that has the fewest connections for its weight, with the one that is to come. Of those that have equally few,
+/// it is the first from some place on, which the connection decides.
+#[inline(always)]
+fn least<A: Family, T: FamilyTables<A>>(
+    tables: &T,
+    key: &FlowKey<A>,
+    service: &Service,
+    settings: &Settings,
+) -> Result<u32, Reason> {
+    let members = service.ring.members();
+    let count = tables.ring_slot(members).ok_or(Reason::TablesIncomplete)?;
+    let hash = hash::flow(key, settings.hash_seed);
+    let start = ((u64::from(hash) * u64::from(count)) >> 32) as u32;
+    let mut best = NO_BACKEND;
+    let (mut best_load, mut best_weight) = (u64::MAX, 1);
+    for number in 0..MOST_COMPARED {
+        if number >= count {
+            break;
+        }
+        let position = start + number;
+        let position = if position < count { position } else { position - count };
+        let index = named(tables, members + 1 + position)?;
+        let weight = tables.backend(index).map_or(0, |backend| backend.weight);
+        let load = tables.load(index).max(0) as u64 + 1;
+        // As fractions: load / weight < best_load / best_weight.
+        if weight != 0
+            && (best == NO_BACKEND || load * u64::from(best_weight) < best_load * u64::from(weight))
+        {
+            best = index;
+            best_load = load;
+            best_weight = weight;
+        }
+    }
+    Ok(best)
+}
+
+/// The first backend that the ring leads to from the connection's slot on, as often as slots are looked at, that may have
+/// another connection (Mirrokni et al., "Consistent Hashing with Bounded Loads", 2017). [`NO_BACKEND`]: none was found.
+#[inline(always)]
+fn bounded<A: Family, T: FamilyTables<A>>(
+    tables: &T,
+    key: &FlowKey<A>,
+    service: &Service,
+    settings: &Settings,
+) -> Result<u32, Reason> {
+    let hash = hash_of(key, service, settings);
+    for number in 0..MOST_COMPARED {
+        let index = slot(tables, service, hash.wrapping_add(number.wrapping_mul(STRIDE)))?;
+        if !is_overloaded(tables, service, index) {
+            return Ok(index);
+        }
+    }
+    Ok(NO_BACKEND)
+}
+
+/// What decides about a connection's place in the ring.
+#[inline(always)]
+fn hash_of<A: Family>(key: &FlowKey<A>, service: &Service, settings: &Settings) -> u32 {
+    if service.affinity == 0 && service.options & service_options::SOURCE == 0 {
+        hash::flow(key, settings.hash_seed)
+    } else {
+        hash::client(key, settings.hash_seed)
+    }
+}
+
+/// Whether a backend has more connections than its service allows, with the one that is to come.
+#[inline(always)]
+fn is_overloaded<T: Tables>(tables: &T, service: &Service, index: u32) -> bool {
+    let weight = tables.backend(index).map_or(0, |backend| backend.weight);
+    let load = tables.load(index).max(0) as u64;
+    let all = tables.service_load(service.index).max(0) as u64 + 1;
+    let share = all * u64::from(weight) * u64::from(service.most_load);
+    // Rounded up, so that somebody takes the last one.
+    load * u64::from(service.weights) * 100 >= share
 }
 
 /// The backend that the client had, if it has had a connection lately, and the backend takes another.
@@ -90,15 +192,13 @@ pub(super) fn pick<A: Family, T: FamilyTables<A>>(
         return Err(if is_silent { Reason::AllDown } else { Reason::NoBackend });
     }
     let now = tables.now();
-    let by_flow = service.affinity == 0 && service.options & service_options::SOURCE == 0;
-    let hash = if by_flow {
-        hash::flow(key, settings.hash_seed)
-    } else {
-        hash::client(key, settings.hash_seed)
-    };
+    let hash = hash_of(key, service, settings);
     let first = slot(tables, service, hash)?;
     let is_first = attempt.avoided == NO_BACKEND;
-    if is_first && !has_refused(tables, first, now, SPARED) {
+    if is_first
+        && !has_refused(tables, first, now, SPARED)
+        && !is_overloaded(tables, service, first)
+    {
         return Ok(first);
     }
     let members = service.ring.members();

@@ -1,7 +1,9 @@
 //! Packets of a connection whose handshake is complete.
 
 use super::{
-    Family, FamilyTables, Reason, Stop, Table, choice, nat, parse::Segment, tables::find_peer,
+    Family, FamilyTables, Reason, Stop, Table, choice, nat,
+    parse::Segment,
+    tables::{find_peer, follow_load},
 };
 use crate::{
     abi::{Direction, Entry, Flow, FlowState, Link, LocalMac, finished},
@@ -178,6 +180,7 @@ fn follow_state<A: Family, T: FamilyTables<A>>(
     if finished::surely(ended) && !finished::surely(flow.finished) {
         nat::give_back(tables, flow, &segment.key);
     }
+    follow_load(tables, flow, state);
     entry.set_state(state, ended);
     if let Some(peer) = peer {
         peer.set_state(state, ended);

@@ -5,7 +5,7 @@ use super::{
     choice::{self, Attempt},
     established,
     parse::Segment,
-    tables::{self, find_peer, forget},
+    tables::{self, find_peer, follow_load, forget},
     transmit,
 };
 use crate::{
@@ -71,6 +71,9 @@ pub(super) fn find<'t, A: Family, T: FamilyTables<A>>(
     };
     let Some(peer) = peer else {
         tables.remove(Table::Embryonic, &segment.key);
+        if flow.direction == Direction::ToBackend as u8 {
+            tables.add_load(flow.service, flow.backend, -1);
+        }
         return Found::Nothing;
     };
     if segment.opens()
@@ -238,6 +241,7 @@ fn establish<A: Family, T: FamilyTables<A>>(
         flow.number = reply.number;
     }
 
+    follow_load(tables, flow, FlowState::after(finished));
     // Changed in place: a copy of the whole becomes a call of memmove.
     flow.state = FlowState::after(finished);
     flow.finished = finished;

@@ -95,6 +95,10 @@ fn choose<A: Family, T: FamilyTables<A>>(
 ) -> Result<(), Reason> {
     flow.maximum_datagram = established::demand_own_station(tables, segment)?;
     let key = &segment.key;
+    if !segment.opens() && !service.is_hashed() {
+        // Nobody knows where the connection goes that it may belong to.
+        return Err(if segment.flags.is_invalid() { Reason::InvalidFlags } else { Reason::NoFlow });
+    }
     let chosen = choice::choose(tables, key, service, settings, attempt);
     if !segment.opens() && !segment.flags.is_invalid() {
         let backend = chosen.ok().and_then(|index| tables.backend(index));
@@ -145,6 +149,9 @@ pub(super) fn guess<A: Family, T: FamilyTables<A>>(
     let key = &segment.key;
     let service = service(tables, key)?;
     let settings = tables.settings()?;
+    if !service.is_hashed() {
+        return None;
+    }
     let index = choice::pick(tables, key, &service, &settings, Attempt::FIRST).ok()?;
     let forwarding = tables.backend(index)?.forwarding;
     if !may_adopt(segment, forwarding) {
@@ -214,6 +221,7 @@ fn record<A: Family, T: FamilyTables<A>>(
     }
     flow.direction = Direction::ToBackend as u8;
     rewrite::prepare(flow, key);
+    tables.add_load(flow.service, flow.backend, 1);
     if tables.insert(Table::Embryonic, key, flow).is_err() {
         forget(tables, Table::Embryonic, key, flow);
         return Err(Reason::EmbryonicTableFull.into());

@@ -3,8 +3,8 @@
 use super::{Family, nat};
 use crate::{
     abi::{
-        Access, AccessKey, Backend, Client, ClientKey, Direction, Entry, Flow, FlowKey, Fragment,
-        FragmentKey, LocalMac, Moment, Refusal, Service, ServiceKey, Settings,
+        Access, AccessKey, Backend, Client, ClientKey, Direction, Entry, Flow, FlowKey, FlowState,
+        Fragment, FragmentKey, LocalMac, Moment, Refusal, Service, ServiceKey, Settings,
     },
     wire::NetworkU32,
 };
@@ -61,6 +61,19 @@ pub trait Tables {
 
     /// Sets that.
     fn set_refusal(&self, backend: u32, refusal: Refusal);
+
+    /// Connections under way to a backend: a little wrong for some seconds where entries of flows were evicted, also
+    /// below zero.
+    fn load(&self, backend: u32) -> i64;
+
+    /// The same of a service.
+    fn service_load(&self, service: u32) -> i64;
+
+    /// Adds to both. A service that has no counts stands for none at all.
+    fn add_load(&self, service: u32, backend: u32, number: i64);
+
+    /// Counts the connections whose backends are chosen in turn, on this CPU, and returns how many there were before.
+    fn take_turn(&self, service: u32) -> u64;
 
     /// The longest datagram that can be sent from this hardware address, in bytes; `None` where frames for
     /// it aren't ours.
@@ -135,8 +148,24 @@ pub(super) fn forget<A: Family, T: FamilyTables<A>>(
     flow: &Flow<A>,
 ) {
     remove(tables, table, key, flow);
+    if flow.is_under_way() {
+        tables.add_load(flow.service, flow.backend, -1);
+    }
     if !flow.is_surely_over() {
         nat::give_back(tables, flow, key);
+    }
+}
+
+/// Counts a flow as one of its backend's connections, or no longer, since its state becomes another.
+#[inline(always)]
+pub(super) fn follow_load<A: Family, T: FamilyTables<A>>(
+    tables: &T,
+    flow: &Flow<A>,
+    state: FlowState,
+) {
+    let after = state.is_under_way(flow.forwarding);
+    if after != flow.is_under_way() {
+        tables.add_load(flow.service, flow.backend, if after { 1 } else { -1 });
     }
 }
 

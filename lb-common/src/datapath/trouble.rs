@@ -7,7 +7,7 @@ use super::{
     established, nat, opening,
     parse::Segment,
     source_rate,
-    tables::{find_peer, forget},
+    tables::{find_peer, follow_load, forget},
     transmit,
 };
 use crate::{
@@ -93,6 +93,7 @@ fn go_on<A: Family, P: Packet, T: FamilyTables<A>>(
     if segment.opens() && !flow.forwarding.sees_replies() {
         // Nothing will show that the backend agrees. If it doesn't, the connection is as old as it is.
         tables.count_new_flow(flow.service, flow.backend);
+        follow_load(tables, flow, FlowState::ESTABLISHED);
         entry.set_state(FlowState::ESTABLISHED, 0);
     }
     entry.touch(tables.now().tick());
@@ -120,6 +121,7 @@ fn reset<A: Family, P: Packet, T: FamilyTables<A>>(
         forget(tables, table, &segment.key, flow);
     } else if !flow.is_surely_over() {
         let ended = flow.finished | finished::BACKEND_RESET;
+        follow_load(tables, flow, FlowState::CLOSED);
         entry.set_state(FlowState::CLOSED, ended);
         if let Some(peer) = find_peer(tables, table, &segment.key, flow) {
             peer.set_state(FlowState::CLOSED, ended);
@@ -163,6 +165,7 @@ fn refused<A: Family, P: Packet, T: FamilyTables<A>>(
         if !flow.is_surely_over() {
             nat::give_back(tables, flow, &segment.key);
         }
+        follow_load(tables, flow, FlowState::CLOSED);
         entry.set_state(FlowState::CLOSED, ended);
         peer.set_state(FlowState::CLOSED, ended);
     }
@@ -200,6 +203,7 @@ pub(super) fn withhold<A: Family, T: FamilyTables<A>>(
     if is_half_open {
         nat::give_back(tables, flow, key);
         tables.remove(Table::Embryonic, key);
+        follow_load(tables, flow, FlowState::REFUSED);
         peer.set_state(FlowState::REFUSED, tries);
     }
     true

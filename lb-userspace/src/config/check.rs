@@ -109,7 +109,7 @@ pub struct Agent {
 impl Validator {
     pub(super) fn check(&mut self, check: &file::Check) -> Check {
         let kinds = ["http", "https", "tcp", "none"];
-        let kind = self.choice(check.kind.as_ref(), "check type", &kinds, &[]);
+        let kind = self.choice(check.kind.as_ref(), "check type", &kinds);
         let tls = (kind == "https").then(|| self.tls(check)).flatten();
         let second = Duration::from_secs(1);
         let interval = self.duration(check.interval.as_ref(), 2 * second);
@@ -173,8 +173,7 @@ impl Validator {
                 "write a path that begins with a slash, without blanks, as in \"/client/\"",
             );
         }
-        let version =
-            self.choice(check.http_version.as_ref(), "http_version", &["1.1", "1.0"], &[]);
+        let version = self.choice(check.http_version.as_ref(), "http_version", &["1.1", "1.0"]);
         let host = check.host.as_ref().filter(|host| !host.get_ref().is_empty());
         if let Some(written) = host
             && !written.get_ref().bytes().all(|byte| byte.is_ascii_graphic())

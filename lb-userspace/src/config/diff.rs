@@ -193,6 +193,10 @@ fn service_keys(service: &Service) -> Vec<Key> {
         ("protocol", service.protocol.name().to_owned()),
         ("forwarding", service.forwarding.name().to_owned()),
         ("balance", service.balance.name().to_owned()),
+        (
+            "max_load",
+            service.most_load.map_or_else(none, |most| format!("{}", f64::from(most) / 100.0)),
+        ),
         ("slow_start", time(service.slow_start)),
         ("mss", optional(service.maximum_segment.as_ref())),
         ("on_down", service.on_down.name().to_owned()),

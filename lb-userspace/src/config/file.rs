@@ -76,6 +76,7 @@ pub(super) struct Service {
     pub(super) on_all_down: Option<Text>,
     pub(super) mss: Option<Spanned<i64>>,
     pub(super) slow_start: Option<Text>,
+    pub(super) max_load: Option<Spanned<f64>>,
     #[serde(default)]
     pub(super) allow: Vec<Text>,
     #[serde(default)]

@@ -115,6 +115,9 @@ pub struct Service {
     pub on_all_down: AllDown,
     /// How long a backend that came up again takes until it has its whole share; zero: it has it at once.
     pub slow_start: Duration,
+    /// How many connections a backend may have before new ones go elsewhere, in percent of its share of all; `None`: any
+    /// number.
+    pub most_load: Option<u32>,
     /// How long a client keeps its backend after its last connection; `None`: it doesn't.
     pub affinity: Option<Duration>,
     /// Which networks may connect, and which may not: the longest prefix decides. Empty: everyone may.

@@ -27,21 +27,18 @@ const MAXIMUM_SEGMENTS: RangeInclusive<i64> = 536..=65_495;
 impl Validator {
     pub(super) fn service(&mut self, service: &file::Service, timeouts: Timeouts) -> Service {
         self.name(&service.name);
-        let protocol = self.choice(service.protocol.as_ref(), "protocol", &["tcp", "udp"], &[]);
+        let protocol = self.choice(service.protocol.as_ref(), "protocol", &["tcp", "udp"]);
         let protocol = if protocol == "udp" { Protocol::Udp } else { Protocol::Tcp };
         let forwarding = self.forwarding(service.forwarding.as_ref());
-        let balance = self.choice(
-            service.balance.as_ref(),
-            "balance",
-            &Balance::ALL.map(Balance::name),
-            &["roundrobin", "leastconn"],
-        );
-        let balance = Balance::ALL.into_iter().find(|one| one.name() == balance);
+        let words = Balance::ALL.map(Balance::name);
+        let balance = self.choice(service.balance.as_ref(), "balance", &words);
+        let balance =
+            Balance::ALL.into_iter().find(|one| one.name() == balance).unwrap_or_default();
         let fates = [Fate::Reset, Fate::Move, Fate::Keep];
-        let on_down = self.choice(service.on_down.as_ref(), "on_down", &fates.map(Fate::name), &[]);
+        let on_down = self.choice(service.on_down.as_ref(), "on_down", &fates.map(Fate::name));
         let on_down = fates.into_iter().find(|fate| fate.name() == on_down).unwrap_or(Fate::Reset);
         let words = AllDown::ALL.map(AllDown::name);
-        let on_all_down = self.choice(service.on_all_down.as_ref(), "on_all_down", &words, &[]);
+        let on_all_down = self.choice(service.on_all_down.as_ref(), "on_all_down", &words);
         let on_all_down = AllDown::ALL.into_iter().find(|one| one.name() == on_all_down);
         if service.bind.get_ref().is_empty() {
             self.problem(service.bind.span(), "no address", "write bind = [\"192.0.2.1:8080\"]");
@@ -57,7 +54,8 @@ impl Validator {
                 .timeouts
                 .as_ref()
                 .map_or(timeouts, |own| self.timeouts(own, timeouts)),
-            balance: balance.unwrap_or_default(),
+            balance,
+            most_load: self.most_load(service.max_load.as_ref(), balance),
             on_down,
             on_all_down: on_all_down.unwrap_or_default(),
             slow_start: self.slow_start(service.slow_start.as_ref()),
@@ -69,6 +67,27 @@ impl Validator {
         self.refuse_translation(service, &parsed);
         self.refuse_two_families(service, &parsed);
         parsed
+    }
+
+    fn most_load(&mut self, written: Option<&Spanned<f64>>, balance: Balance) -> Option<u32> {
+        let written = written?;
+        let factor = *written.get_ref();
+        if !(1.0..=100.0).contains(&factor) {
+            self.problem(
+                written.span(),
+                format!("max_load {factor} is out of range: 1.0 to 100.0"),
+                "write how much more than its share a backend may have, as in 1.25",
+            );
+            return None;
+        }
+        if ![Balance::Maglev, Balance::Source].contains(&balance) {
+            self.problem(
+                written.span(),
+                format!("balance \"{}\" has no use for max_load", balance.name()),
+                "leave it out, or write balance = \"maglev\" or \"source\"",
+            );
+        }
+        Some((factor * 100.0).round() as u32)
     }
 
     /// Zero, or a duration like others.
@@ -127,7 +146,7 @@ impl Validator {
     }
 
     fn forwarding(&mut self, written: Option<&Spanned<String>>) -> Forwarding {
-        let word = self.choice(written, "forwarding", &Forwarding::ALL.map(Forwarding::name), &[]);
+        let word = self.choice(written, "forwarding", &Forwarding::ALL.map(Forwarding::name));
         Forwarding::ALL.into_iter().find(|one| one.name() == word).unwrap_or_default()
     }
 

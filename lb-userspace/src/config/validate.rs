@@ -210,27 +210,22 @@ impl Validator {
         }
     }
 
-    /// One of the words that this version can do; the first where none is written.
+    /// One of the words; the first where none is written.
     pub(super) fn choice(
         &mut self,
         written: Option<&Spanned<String>>,
         key: &str,
-        available: &[&'static str],
-        later: &[&str],
+        words: &[&'static str],
     ) -> &'static str {
-        let Some(written) = written else { return available[0] };
+        let Some(written) = written else { return words[0] };
         let word = written.get_ref();
-        if let Some(word) = available.iter().find(|available| **available == *word) {
+        if let Some(word) = words.iter().find(|known| **known == *word) {
             return word;
         }
-        let quoted: Vec<String> = available.iter().map(|word| format!("\"{word}\"")).collect();
-        let message = if later.contains(&word.as_str()) {
-            format!("{key} \"{word}\" isn't available in this version")
-        } else {
-            format!("\"{word}\" is no {key}")
-        };
-        self.problem(written.span(), message, format!("write {}", quoted.join(", ")));
-        available[0]
+        let quoted: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
+        let hint = format!("write {}", quoted.join(", "));
+        self.problem(written.span(), format!("\"{word}\" is no {key}"), hint);
+        words[0]
     }
 
     pub(super) fn number(

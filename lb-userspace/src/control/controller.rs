@@ -22,10 +22,9 @@ use super::{
     path_mtu::PathMtu,
     plan::{NoSpace, Plan, Spaces, plan},
     prepare::Source,
-    ring::Member,
     room,
     service_manager::Watchdog,
-    state::{BackendState, State},
+    state::{BackendState, Built, State},
     store,
     sweep::{Orders, Sweeper, Swept},
     troubles::{Fullness, Troubles},
@@ -83,7 +82,7 @@ pub(super) struct Controller {
     pub(super) spaces: Spaces,
     pub(super) room: Room,
     /// What the rings were built of.
-    pub(super) members: BTreeMap<u32, Vec<Member>>,
+    pub(super) members: BTreeMap<u32, Built>,
     pub(super) checkers: HashMap<u32, ((Arc<Check>, Target), Checker)>,
     pub(super) agents: HashMap<u32, Asked>,
     /// Backends that there is no link to.

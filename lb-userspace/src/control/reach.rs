@@ -20,6 +20,8 @@ use crate::{
 fn options(service: &config::Service) -> u32 {
     let balance = match service.balance {
         Balance::Source => service_options::SOURCE,
+        Balance::RoundRobin => service_options::IN_TURN,
+        Balance::LeastConn => service_options::LEAST,
         _ => 0,
     };
     let on_all_down = match service.on_all_down {
@@ -164,6 +166,7 @@ impl State {
             let bound = Service {
                 index,
                 options: options(service),
+                most_load: service.most_load.unwrap_or(0),
                 access: info.map_or(0, |info| info.access),
                 affinity: info.map_or(0, |info| ticks(info.affinity)),
                 ..Service::default()

@@ -8,7 +8,7 @@
 //! ring is what it was. Only a change to the configured set or to weights disturbs others, and the
 //! size is chosen so that for ten backends this stays below two in a hundred.
 
-use std::{hash::Hasher, net::SocketAddr};
+use std::{cmp::Reverse, collections::BinaryHeap, hash::Hasher, net::SocketAddr};
 
 use siphasher::sip::SipHasher13;
 
@@ -81,6 +81,38 @@ pub fn build(members: &[Member], size: u32, seed: u32) -> Vec<u32> {
     owners.into_iter().flatten().map(|owner| members[owner].index).collect()
 }
 
+/// The order in which members get connections in turn: each as often as its weight says, and as evenly as can be. Where
+/// that would take more than `longest` places, weights are rounded. Empty where no member is available.
+pub fn order(members: &[Member], longest: u32) -> Vec<u32> {
+    let mut members: Vec<&Member> =
+        members.iter().filter(|member| member.available && member.weight > 0).collect();
+    members.sort_by_key(|member| member.address);
+    let mut turns: Vec<u32> = members.iter().map(|member| member.weight * member.percent).collect();
+    let divisor = turns.iter().copied().fold(0, greatest_common_divisor).max(1);
+    turns.iter_mut().for_each(|turns| *turns /= divisor);
+    if turns.iter().map(|turns| u64::from(*turns)).sum::<u64>() > u64::from(longest) {
+        turns = shares(&turns, longest);
+    }
+    // When each one's next turn is due, if all of them were spread evenly over one round.
+    let due = |taken: u64, turns: u32| ((2 * taken + 1) << 32) / u64::from(turns);
+    let mut queue: BinaryHeap<Reverse<(u64, usize, u64)>> = (0..members.len())
+        .filter(|number| turns[*number] > 0)
+        .map(|number| Reverse((due(0, turns[number]), number, 0)))
+        .collect();
+    let mut order = Vec::new();
+    while let Some(Reverse((_, number, taken))) = queue.pop() {
+        order.push(members[number].index);
+        if taken + 1 < u64::from(turns[number]) {
+            queue.push(Reverse((due(taken + 1, turns[number]), number, taken + 1)));
+        }
+    }
+    order
+}
+
+fn greatest_common_divisor(first: u32, second: u32) -> u32 {
+    if second == 0 { first } else { greatest_common_divisor(second, first % second) }
+}
+
 /// Whole numbers of slots in proportion to the weights: largest remainders first.
 fn shares(weights: &[u32], size: u32) -> Vec<u32> {
     let total: u64 = weights.iter().map(|weight| u64::from(*weight)).sum();
@@ -88,7 +120,7 @@ fn shares(weights: &[u32], size: u32) -> Vec<u32> {
     let mut shares: Vec<u32> =
         weights.iter().map(|weight| (exact(weight) / total) as u32).collect();
     let mut order: Vec<usize> = (0..weights.len()).collect();
-    order.sort_by_key(|index| std::cmp::Reverse(exact(&weights[*index]) % total));
+    order.sort_by_key(|index| Reverse(exact(&weights[*index]) % total));
     let left = size - shares.iter().sum::<u32>();
     for index in order.into_iter().take(left as usize) {
         shares[index] += 1;
@@ -239,6 +271,37 @@ mod tests {
             assert!(full.iter().zip(&ring).all(|(full, now)| *full == 3 || full == now));
         }
         assert_eq!(build(&all, 8191, 0), full);
+    }
+
+    #[test]
+    fn turns_come_as_often_as_weights_say_and_evenly() {
+        let mut three = members(3);
+        for (member, weight) in three.iter_mut().zip([30, 20, 10]) {
+            member.weight = weight;
+        }
+        assert_eq!(order(&three, 8191), [1, 2, 1, 3, 2, 1]);
+        three[1].available = false;
+        assert_eq!(order(&three, 8191), [1, 1, 3, 1]);
+        three[2].percent = 50;
+        assert_eq!(order(&three, 8191).len(), 7);
+        three[0].available = false;
+        assert_eq!(order(&three, 8191), [3]);
+        three[2].available = false;
+        assert!(order(&three, 8191).is_empty());
+        // Too many for the room there is.
+        let mut many = members(200);
+        for (member, weight) in many.iter_mut().zip((1..=256).rev()) {
+            member.weight = weight;
+        }
+        let ring = order(&many, size(200));
+        assert!(ring.len() <= size(200) as usize, "{}", ring.len());
+        let counts = counts(&ring, 200);
+        let fair = |weight: u32| {
+            ring.len() as f64 * f64::from(weight) / f64::from((57..=256).sum::<u32>())
+        };
+        for (member, slots) in many.iter().zip(counts) {
+            assert!((slots as f64 - fair(member.weight)).abs() <= 1.0, "{member:?}: {slots}");
+        }
     }
 
     #[test]

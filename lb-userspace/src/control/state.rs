@@ -9,8 +9,8 @@ use std::{
 
 use ipnet::IpNet;
 use lb_common::abi::{
-    Access, Backend, BackendInfo, Fate, Forwarding, Lifecycle, LocalMac, OperatorState, Protocol,
-    Ring, Service, ServiceInfo, Settings,
+    Access, Backend, BackendInfo, Balance, Fate, Forwarding, Lifecycle, LocalMac, OperatorState,
+    Protocol, Ring, Service, ServiceInfo, Settings,
 };
 
 use super::ring::{self, Member};
@@ -50,6 +50,9 @@ pub struct State {
     /// is wanted; it comes out in [`Backend::maximum_datagram`].
     pub path_mtus: BTreeMap<IpAddr, u16>,
 }
+
+/// What a ring is built of.
+pub type Built = (Balance, Vec<Member>);
 
 /// What holds for a service.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -164,8 +167,17 @@ impl State {
             state.backend.fate = if is_down { on_down } else { Fate::Keep };
             state.backend.is_down = is_down.into();
             state.backend.takes_new_flows = takes_new_flows.into();
+            let percent = self.warming.get(index).copied().unwrap_or(100);
+            state.backend.weight = if takes_new_flows { state.info.weight() * percent } else { 0 };
             state.backend.remembers_clients =
                 service.is_some_and(|service| service.affinity > 0).into();
+        }
+        let mut weights: HashMap<u32, u32> = HashMap::new();
+        for state in self.backends.values() {
+            *weights.entry(state.info.service).or_default() += state.backend.weight;
+        }
+        for service in self.binds.values_mut() {
+            service.weights = weights.get(&service.index).copied().unwrap_or(0);
         }
     }
 
@@ -226,18 +238,18 @@ impl State {
     }
 
     /// Builds the rings anew whose members have changed since `members` was filled.
-    pub fn build_rings(&mut self, members: &mut BTreeMap<u32, Vec<Member>>) {
-        let mut now: BTreeMap<u32, Vec<Member>> = BTreeMap::new();
+    pub fn build_rings(&mut self, members: &mut BTreeMap<u32, Built>) {
+        let mut now: BTreeMap<u32, Built> = BTreeMap::new();
         for (index, info) in &self.services {
             if info.lifecycle == Lifecycle::Active {
-                now.insert(*index, Vec::new());
+                now.insert(*index, (info.balance, Vec::new()));
             }
         }
         for (index, state) in &self.backends {
             if state.info.lifecycle != Lifecycle::Active {
                 continue;
             }
-            if let Some(members) = now.get_mut(&state.info.service) {
+            if let Some((_, members)) = now.get_mut(&state.info.service) {
                 let percent = self.warming.get(index).copied();
                 members.push(Member {
                     index: *index,
@@ -249,11 +261,16 @@ impl State {
             }
         }
         self.rings.retain(|service, _| now.contains_key(service));
-        for (service, wanted) in &now {
-            if members.get(service) == Some(wanted) && self.rings.contains_key(service) {
+        for (service, of) in &now {
+            if members.get(service) == Some(of) && self.rings.contains_key(service) {
                 continue;
             }
-            let slots = ring::build(wanted, ring::size(wanted.len()), self.settings.hash_seed);
+            let (balance, wanted) = of;
+            let size = ring::size(wanted.len());
+            let slots = match *balance {
+                Balance::RoundRobin => ring::order(wanted, size),
+                _ => ring::build(wanted, size, self.settings.hash_seed),
+            };
             let mut counts: HashMap<u32, u32> = HashMap::new();
             for slot in &slots {
                 *counts.entry(*slot).or_default() += 1;

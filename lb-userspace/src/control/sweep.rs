@@ -4,6 +4,7 @@
 
 mod affinity;
 mod expiry;
+mod loads;
 mod ports;
 mod wake;
 
@@ -20,7 +21,7 @@ use lb_common::{
     wire::Address,
 };
 
-use self::{affinity::Clients, ports::PortAudit, wake::Waker};
+use self::{affinity::Clients, loads::Loads, ports::PortAudit, wake::Waker};
 use super::state::State;
 use crate::dataplane::{self, DataplaneError, FamilyMaps, Maps, Pins};
 
@@ -232,10 +233,21 @@ impl Thread {
         audit.begin(orders);
         let now = dataplane::now();
         let pause = u32::try_from(pause.as_nanos() as u64 / Tick::NANOSECONDS).unwrap_or(u32::MAX);
-        let mut round = Round { orders, audit, swept: &mut swept, now, pause, crowded: *crowded };
+        let (backends, services) = (orders.backends.keys(), orders.services.keys());
+        let mut loads = Loads::begin(maps, backends.copied(), services.copied())?;
+        let mut round = Round {
+            orders,
+            audit,
+            swept: &mut swept,
+            loads: &mut loads,
+            now,
+            pause,
+            crowded: *crowded,
+        };
         round.family(&mut maps.ipv4, ["established", "embryonic"])?;
         round.family(&mut maps.ipv6, ["established_ipv6", "embryonic_ipv6"])?;
         audit.end(&maps.ports);
+        loads.end(maps)?;
         *crowded = is_crowded(&swept.usage, *crowded);
         let ended = self.end_flows()?;
         Ok((swept, ended))
@@ -262,6 +274,7 @@ struct Round<'a> {
     orders: &'a Orders,
     audit: &'a mut PortAudit,
     swept: &'a mut Swept,
+    loads: &'a mut Loads,
     now: Tick,
     /// Ticks between two rounds, as far as is known.
     pause: u32,
@@ -287,6 +300,8 @@ impl Round<'_> {
                 }
                 if expiry::is_over(self.orders, flow, self.now, self.crowded) {
                     expired.push(*key);
+                } else {
+                    self.loads.see(flow);
                 }
             })?;
             self.swept.usage.push((name, entries, maps.room(table)?));

@@ -85,6 +85,8 @@ pub fn load(pins: &Pins, capacity: &Capacity) -> Result<Loaded, DataplaneError> 
         .map_max_entries(abi::BACKEND_COUNTERS, capacity.backends)
         .map_max_entries(abi::BACKEND_INFO, capacity.backends)
         .map_max_entries(abi::REFUSALS, capacity.backends)
+        .map_max_entries(abi::LOADS, capacity.backends)
+        .map_max_entries(abi::SERVICE_LOADS, capacity.services)
         .map_max_entries(abi::NAT_PORTS, capacity.port_words)
         .map_max_entries(abi::ACCESS, capacity.networks)
         .map_max_entries(abi::ACCESS_IPV6, capacity.networks)

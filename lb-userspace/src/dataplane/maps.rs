@@ -123,6 +123,8 @@ pub struct Maps {
     pub nat_sources: Array<MapData, [u32; 4]>,
     pub ports: PortMemory,
     pub refusals: Array<MapData, Refusal>,
+    pub loads: Array<MapData, i64>,
+    pub service_loads: Array<MapData, i64>,
     pub local_macs: HashMap<MapData, LocalMac, u32>,
     pub egress: DevMapHash<MapData>,
     pub service_counters: PerCpuArray<MapData, Counters>,
@@ -166,6 +168,8 @@ impl Maps {
             nat_sources: open(pins, maps::NAT_SOURCES)?,
             ports: PortMemory::new(data(pins, maps::NAT_PORTS)?)?,
             refusals: open(pins, maps::REFUSALS)?,
+            loads: open(pins, maps::LOADS)?,
+            service_loads: open(pins, maps::SERVICE_LOADS)?,
             local_macs: open(pins, maps::LOCAL_MACS)?,
             egress: open(pins, maps::EGRESS).map_err(|error| match error {
                 // Only who may make maps finds out how large its values are.

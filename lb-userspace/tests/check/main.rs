@@ -242,16 +242,7 @@ fn one_address_and_port_is_for_tcp_and_for_udp() {
 }
 
 #[test]
-fn what_comes_later_is_told_apart_from_what_is_misspelt() {
-    wrong(
-        "[service.check]",
-        "balance = \"leastconn\"\n[service.check]",
-        r#"
-FILE:7:11: balance "leastconn" isn't available in this version
-    balance = "leastconn"
-              ^~~~~~~~~~~
-    hint: write "maglev", "source""#,
-    );
+fn words_are_told_where_one_is_wanted() {
     wrong(
         "[service.check]",
         "balance = \"lestconn\"\n[service.check]",
@@ -259,7 +250,7 @@ FILE:7:11: balance "leastconn" isn't available in this version
 FILE:7:11: "lestconn" is no balance
     balance = "lestconn"
               ^~~~~~~~~~
-    hint: write "maglev", "source""#,
+    hint: write "maglev", "source", "roundrobin", "leastconn""#,
     );
 }
 
@@ -318,6 +309,11 @@ fn odd_values_are_refused() {
         ("name = \"mgmt02\"", "name = \"mgmt02\"\ncheck_address = \"127.0.0.1\""),
         ("name = \"cloudstack-ui\"", "name = \"cloudstack-ui\"\non_all_down = \"panic\""),
         ("name = \"cloudstack-ui\"", "name = \"cloudstack-ui\"\nslow_start = \"soon\""),
+        ("name = \"cloudstack-ui\"", "name = \"cloudstack-ui\"\nmax_load = 0.9"),
+        (
+            "name = \"cloudstack-ui\"",
+            "name = \"cloudstack-ui\"\nmax_load = 2.0\nbalance = \"leastconn\"",
+        ),
         ("path = \"/client/\"", "type = \"carrier-pigeon\""),
         ("interfaces =", "hash_seed = -1\ninterfaces ="),
         ("interfaces =", "admin = \"everywhere\"\ninterfaces ="),
