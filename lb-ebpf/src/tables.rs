@@ -133,6 +133,17 @@ impl Tables for MapTables {
     }
 
     #[inline(always)]
+    fn count_answer(&self, backend: u32, is_there: bool) {
+        update(maps::BACKEND_COUNTERS.get_ptr_mut(backend), |counters| {
+            if is_there {
+                counters.answered += 1;
+            } else {
+                counters.unanswered += 1;
+            }
+        });
+    }
+
+    #[inline(always)]
     fn take_turn(&self, service: u32) -> u64 {
         let mut turn = 0;
         update(maps::SERVICE_COUNTERS.get_ptr_mut(service), |counters| {

@@ -233,6 +233,16 @@ impl Tables for Host {
         *loads[1].entry(backend).or_default() += number;
     }
 
+    fn count_answer(&self, backend: u32, is_there: bool) {
+        let mut counters = self.counters.borrow_mut();
+        let counters = counters[1].entry(backend).or_default();
+        if is_there {
+            counters.answered += 1;
+        } else {
+            counters.unanswered += 1;
+        }
+    }
+
     fn take_turn(&self, service: u32) -> u64 {
         let mut counters = self.counters.borrow_mut();
         let counters = counters[0].entry(service).or_default();

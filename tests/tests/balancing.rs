@@ -3,6 +3,8 @@
 
 use std::{
     fs,
+    net::{SocketAddr, TcpStream},
+    ops::ControlFlow,
     time::{Duration, Instant},
 };
 
@@ -203,4 +205,49 @@ fn a_backend_follows_the_one_that_it_tracks() -> Result<()> {
     becomes("mgmt01", "maint")?;
     bed.lb_ok(&["ready", "ui/mgmt01"])?;
     becomes("mgmt01", "up")
+}
+
+#[test]
+fn what_clients_see_takes_a_backend_out_before_its_check_but_never_the_last_one() -> Result<()> {
+    let bed = bed(3, |text| {
+        let observed = "interval = \"1h\"\nfast_interval = \"200ms\"\ndown_interval = \"200ms\"\nobserve = \
+                        \"connect\"\nobserve_failures = 2";
+        text.replace("interval = \"200ms\"", observed)
+    })?;
+    bed.wait_for_up(3)?;
+    let ask = |count: u32| {
+        let address: SocketAddr = SERVICE.parse()?;
+        client::at_pace(&bed.client, 8, Duration::from_millis(20), move |number| {
+            // Whatever comes of it.
+            let _: std::io::Result<TcpStream> =
+                TcpStream::connect_timeout(&address, Duration::from_millis(300));
+            if number < count { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })
+    };
+    bed.kill_backend("mgmt03")?;
+    wait_until("it is out", || {
+        ask(40)?;
+        Ok(bed.shown("mgmt03")?["state"] == "down")
+    })?;
+    let detail = bed.shown("mgmt03")?["check"]["detail"].clone();
+    ensure!(detail.as_str().is_some_and(|said| said.contains("connection")), "{detail}");
+    bed.wait_for_event("clients' connections failed")?;
+    for name in ["mgmt01", "mgmt02"] {
+        bed.kill_backend(name)?;
+    }
+    wait_until("one is left", || {
+        ask(40)?;
+        let up = bed.json(&["list", "services", "--json"])?[0]["backends_up"].clone();
+        Ok(up == 1)
+    })?;
+    ask(100)?;
+    ensure!(
+        bed.json(&["list", "services", "--json"])?[0]["backends_up"] == 1,
+        "the last one is out"
+    );
+    // Checks bring them back.
+    for name in ["mgmt01", "mgmt02", "mgmt03"] {
+        bed.start_backend(name)?;
+    }
+    bed.wait_for_up(3)
 }

@@ -90,7 +90,7 @@ fn a_reload_with_a_wrong_file_changes_nothing() -> Result<()> {
         ("10.91.0.101:8080", "10.91.0.101:70000", "out of range"),
         ("10.91.0.102:8080", "10.91.0.101:8080", "given twice"),
         ("\"eth0\"", "\"eth9\"", "no such interface: eth9; there are"),
-        ("flows = 65536", "flows = 70000", "can't be changed by a reload: ~ limits.flows"),
+        ("admin = \"\"", "admin = \"127.0.0.1:1\"", "can't be changed by a reload: ~ admin"),
         ("[limits]", "[nat]\nports = \"32768-60999\"\n\n[limits]", "overlaps net.ipv4"),
     ];
     for (old, new, wanted) in wrong {
@@ -333,6 +333,8 @@ fn what_a_restart_does_not_change_is_said() -> Result<()> {
     fs::write(bed.config(), text)?;
     let said = bed.lb_ok(&["diff"])?;
     ensure!(said.contains("65536 -> 70000 (takes `lb detach`"), "{said}");
+    // It hinders nothing else.
+    ensure!(bed.lb_ok(&["reload"])?.contains("until then it stays as it is"));
     bed.stop_controller(Signal::SIGTERM)?;
     bed.start_controller(&[])?;
     let log = fs::read_to_string(bed.log())?;

@@ -18,6 +18,10 @@ pub struct Counters {
     pub new_flows: u64,
     /// Of a service: connections that backends were chosen for in turn.
     pub turns: u64,
+    /// Of a backend: answers to SYNs.
+    pub answered: u64,
+    /// Of a backend: SYNs that it refused, or hadn't answered when they were sent again.
+    pub unanswered: u64,
 }
 
 impl Counters {
@@ -29,6 +33,8 @@ impl Counters {
         self.reply_bytes += other.reply_bytes;
         self.new_flows += other.new_flows;
         self.turns += other.turns;
+        self.answered += other.answered;
+        self.unanswered += other.unanswered;
     }
 
     /// Counts one packet of `bytes` bytes.

@@ -43,7 +43,7 @@ pub use tick::{Moment, Stamp, Tick};
 use crate::wire::{Ipv4Address, Ipv6Address};
 
 /// Version of everything in this module.
-pub const VERSION: u32 = 8;
+pub const VERSION: u32 = 9;
 /// Room for counts of packets by reason.
 pub const MOST_REASONS: u32 = 64;
 const _: () = assert!(crate::datapath::Reason::ALL.len() <= MOST_REASONS as usize);
@@ -162,7 +162,7 @@ plain_data! {
     Backend: 64,
     BackendInfo: 320,
     Client: 8,
-    Counters: 48,
+    Counters: 64,
     Fragment: 12,
     LocalMac: 16,
     Refusal: 8,

@@ -83,6 +83,9 @@ pub(super) fn find<'t, A: Family, T: FamilyTables<A>>(
         let takes = tables.backend(flow.backend).is_some_and(|one| one.takes_new_flows != 0);
         // Others aren't told of its silence: it may be this SYN that isn't worth an answer.
         if !takes || is_mute(tables, segment, flow) {
+            if flow.forwarding.sees_replies() {
+                tables.count_answer(flow.backend, false);
+            }
             forget(tables, Table::Embryonic, &segment.key, flow);
             return Found::Failed(Attempt::after(flow.finished, flow.backend));
         }
@@ -209,6 +212,7 @@ fn follow_backend<A: Family, T: FamilyTables<A>>(
         handshake.peer.touch(tables.now().tick());
         if !segment.is_udp() {
             choice::note_answer(tables, flow.backend);
+            tables.count_answer(flow.backend, true);
         }
     }
     Ok(Reason::ToClient)

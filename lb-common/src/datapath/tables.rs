@@ -72,6 +72,9 @@ pub trait Tables {
     /// Adds to both. A service that has no counts stands for none at all.
     fn add_load(&self, service: u32, backend: u32, number: i64);
 
+    /// Counts a backend's answer to a SYN, or that there was none.
+    fn count_answer(&self, backend: u32, is_there: bool);
+
     /// Counts the connections whose backends are chosen in turn, on this CPU, and returns how many there were before.
     fn take_turn(&self, service: u32) -> u64;
 

@@ -170,6 +170,7 @@ fn refused<A: Family, P: Packet, T: FamilyTables<A>>(
         peer.set_state(FlowState::CLOSED, ended);
     }
     choice::note_refusal(tables, flow.backend);
+    tables.count_answer(flow.backend, false);
     if withhold(tables, &settings, &segment.key, flow, peer) {
         return Err(Reason::RefusalWithheld);
     }

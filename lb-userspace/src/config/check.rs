@@ -28,6 +28,8 @@ pub struct Check {
     pub fall: u32,
     /// The port that is checked; `None`: the backend's own.
     pub port: Option<u16>,
+    /// What connections of clients say of a backend, beside the check.
+    pub observe: Option<Observe>,
     /// A program at the backend that says how it is, beside the check.
     pub agent: Option<Agent>,
 }
@@ -95,6 +97,15 @@ impl fmt::Display for HttpVersion {
     }
 }
 
+/// When connections that a backend doesn't take, as the data path sees, take it out before the next check does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Observe {
+    /// So many, with none that it answered between them.
+    pub failures: u32,
+    /// Within so long.
+    pub window: Duration,
+}
+
 /// HAProxy's agent check: whoever connects is told a line of words.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Agent {
@@ -134,8 +145,23 @@ impl Validator {
             rise: self.number(check.rise.as_ref(), 2, 1..=1000, "rise"),
             fall: self.number(check.fall.as_ref(), 3, 1..=1000, "fall"),
             port: (port != 0).then_some(port),
+            observe: self.observe(check),
             agent: self.agent(check, interval),
         }
+    }
+
+    fn observe(&mut self, check: &file::Check) -> Option<Observe> {
+        let kind = self.choice(check.observe.as_ref(), "observe", &["none", "connect"]);
+        let observe = Observe {
+            failures: self.number(
+                check.observe_failures.as_ref(),
+                3,
+                1..=1_000_000,
+                "observe_failures",
+            ),
+            window: self.duration(check.observe_window.as_ref(), 60 * Duration::from_secs(1)),
+        };
+        (kind == "connect").then_some(observe)
     }
 
     fn agent(&mut self, check: &file::Check, interval: Duration) -> Option<Agent> {

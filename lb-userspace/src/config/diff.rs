@@ -255,6 +255,12 @@ fn check_keys(check: &Check) -> Vec<Key> {
         ("check.rise", check.rise.to_string()),
         ("check.fall", check.fall.to_string()),
         ("check.port", optional(check.port.as_ref())),
+        ("check.observe", if check.observe.is_some() { "connect".to_owned() } else { none() }),
+        (
+            "check.observe_failures",
+            optional(check.observe.map(|observe| observe.failures).as_ref()),
+        ),
+        ("check.observe_window", check.observe.map_or_else(none, |observe| time(observe.window))),
         ("check.agent_port", optional(agent.map(|agent| agent.port).as_ref())),
         ("check.agent_interval", agent.map_or_else(none, |agent| time(agent.interval))),
         ("check.agent_send", optional(agent.and_then(|agent| agent.send.as_ref()))),

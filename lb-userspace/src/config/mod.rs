@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-pub use check::{Agent, Check, CheckKind, HttpCheck, HttpVersion, TcpCheck};
+pub use check::{Agent, Check, CheckKind, HttpCheck, HttpVersion, Observe, TcpCheck};
 pub use diff::{Change, Difference, diff};
 pub use problem::{Invalid, Problem};
 pub use tls::Tls;

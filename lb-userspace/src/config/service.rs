@@ -64,6 +64,7 @@ impl Validator {
             check: Arc::new(self.check_of(service, protocol)),
             backends: self.backends(service),
         };
+        self.refuse_observation(service, &parsed);
         self.refuse_translation(service, &parsed);
         self.refuse_two_families(service, &parsed);
         parsed
@@ -148,6 +149,26 @@ impl Validator {
     fn forwarding(&mut self, written: Option<&Spanned<String>>) -> Forwarding {
         let word = self.choice(written, "forwarding", &Forwarding::ALL.map(Forwarding::name));
         Forwarding::ALL.into_iter().find(|one| one.name() == word).unwrap_or_default()
+    }
+
+    /// Who is taken out by what clients see comes back by checks; and by direct return, nothing is seen.
+    fn refuse_observation(&mut self, written: &file::Service, service: &Service) {
+        let Some(observe) = written.check.as_ref().and_then(|check| check.observe.as_ref()) else {
+            return;
+        };
+        if service.check.observe.is_none() {
+            return;
+        }
+        let problem = if service.check.kind == CheckKind::None {
+            "nothing would bring a backend up again without a check"
+        } else if service.protocol == Protocol::Udp {
+            "by UDP, nothing tells whether a backend answers"
+        } else if !service.forwarding.sees_replies() {
+            "by direct return, backends' answers aren't seen"
+        } else {
+            return;
+        };
+        self.problem(observe.span(), problem, "leave observe out, or write \"none\"");
     }
 
     /// Only the NAT modes can change a port: in the others the packet reaches the backend as the

@@ -120,6 +120,7 @@ impl Controller {
             let service = service.map_or("", |service| service.name.as_str());
             self.live.forget(service, info.name.as_str(), &Cause::ALL.map(Cause::name));
         }
+        self.watch_observed();
         self.checkers = checkers;
         self.agents = agents;
         self.unchecked.retain(|index| self.checkers.contains_key(index));

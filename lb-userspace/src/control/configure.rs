@@ -75,8 +75,11 @@ impl State {
         let mut tracking = Vec::new();
         for service in &config.services {
             let index = state.place_service(service, &mut places, room)?;
-            let policy =
-                Policy { on_all_down: service.on_all_down, slow_start: service.slow_start };
+            let policy = Policy {
+                on_all_down: service.on_all_down,
+                slow_start: service.slow_start,
+                observe: service.check.observe,
+            };
             state.policies.insert(index, policy);
             for backend in &service.backends {
                 let placed = state.place_backend(index, service, backend, &mut places, room)?;

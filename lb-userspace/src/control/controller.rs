@@ -19,6 +19,7 @@ use super::{
     cut_off::CutOff,
     file_watch::FileWatch,
     interfaces::{self, Interfaces},
+    observe::Observed,
     path_mtu::PathMtu,
     plan::{NoSpace, Plan, Spaces, plan},
     prepare::Source,
@@ -49,6 +50,8 @@ pub(super) enum Event {
     Checked(u32, Report),
     /// A backend's agent said something.
     AgentSaid(u32, Said),
+    /// It's time to look at what clients' connections came to.
+    Observe,
     /// It's time to give backends that warm up more.
     Warm,
     /// The network isn't what it was.
@@ -85,6 +88,8 @@ pub(super) struct Controller {
     pub(super) members: BTreeMap<u32, Built>,
     pub(super) checkers: HashMap<u32, ((Arc<Check>, Target), Checker)>,
     pub(super) agents: HashMap<u32, Asked>,
+    /// What clients' connections say of backends.
+    pub(super) observed: Observed,
     /// Backends that there is no link to.
     pub(super) cut_off: CutOff,
     /// Since when backends warm up.
@@ -149,13 +154,16 @@ impl Controller {
                 return self;
             }
             for event in batch.drain(..) {
-                is_changed |= !matches!(event, Event::Checked(..) | Event::AgentSaid(..));
+                let decides =
+                    matches!(event, Event::Checked(..) | Event::AgentSaid(..) | Event::Observe);
+                is_changed |= !decides;
                 if matches!(&event, Event::Reload | Event::Call((Request::Reload, _))) {
                     self.look_at_interfaces().await;
                 }
                 match event {
                     Event::Checked(index, report) => is_changed |= self.record(index, &report),
                     Event::AgentSaid(index, said) => is_changed |= self.take_in_agent(index, &said),
+                    Event::Observe => is_changed |= self.observe(),
                     Event::Warm => self.warm(),
                     Event::Network(network) => self.take_in(network),
                     Event::PathMtu(path_mtu) => self.learn_path_mtu(path_mtu),

@@ -14,7 +14,7 @@ use lb_common::abi::{
 };
 
 use super::ring::{self, Member};
-use crate::config::AllDown;
+use crate::config::{AllDown, Observe};
 
 /// Everything that the controller writes into maps.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -61,6 +61,8 @@ pub struct Policy {
     pub on_all_down: AllDown,
     /// How long a backend that came up again takes until it has its whole share.
     pub slow_start: Duration,
+    /// When what clients see takes a backend down.
+    pub observe: Option<Observe>,
 }
 
 /// What a service is bound to.
