@@ -46,7 +46,9 @@ impl Controller {
             .iter()
             .filter_map(|(index, info)| {
                 let service = *by_name.get(info.name.as_str())?;
-                let backends = service.backends.iter();
+                let is_asked =
+                    service.check.kind != config::CheckKind::None || service.check.agent.is_some();
+                let backends = service.backends.iter().filter(|_| is_asked);
                 let backends = backends.map(|backend| (backend.name.as_str(), backend)).collect();
                 Some((*index, (service, backends)))
             })

@@ -254,7 +254,12 @@ impl<'a> Places<'a> {
             said: state
                 .backends
                 .values()
-                .filter(|state| state.info.lifecycle == Lifecycle::Active)
+                .filter(|state| {
+                    let info = &state.info;
+                    let is_said =
+                        info.operator != OperatorState::Ready || info.operator_weight != 0;
+                    is_said && info.lifecycle == Lifecycle::Active
+                })
                 .map(|state| {
                     let info = &state.info;
                     let name = (info.service, info.name.as_str());

@@ -1,7 +1,7 @@
 //! What the maps hold, as values: what is wanted, and what is there.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -200,32 +200,33 @@ impl State {
     }
 
     /// Backends that take new flows: those that are up; else backups that are; else, where it is wanted, all.
-    fn taking(&self) -> BTreeSet<u32> {
-        /// Of one service.
-        #[derive(Default)]
+    fn taking(&self) -> HashSet<u32> {
+        /// Which of a service's backends are used: the first kind that there are any of.
+        #[derive(Clone, Copy, Default)]
         struct Candidates {
-            up: [Vec<u32>; 2],
-            wanted: [Vec<u32>; 2],
+            up: [bool; 2],
+            wanted: [bool; 2],
         }
+        let kind = |info: &BackendInfo| usize::from(info.is_backup != 0);
         let mut services: HashMap<u32, Candidates> = HashMap::new();
-        for (index, state) in &self.backends {
+        for state in self.backends.values() {
             let candidates = services.entry(state.info.service).or_default();
-            let kind = usize::from(state.info.is_backup != 0);
-            if state.info.takes_new_flows() {
-                candidates.up[kind].push(*index);
-            }
-            if state.info.is_wanted() {
-                candidates.wanted[kind].push(*index);
-            }
+            candidates.up[kind(&state.info)] |= state.info.takes_new_flows();
+            candidates.wanted[kind(&state.info)] |= state.info.is_wanted();
         }
-        let mut taking = BTreeSet::new();
-        for (service, Candidates { up, wanted }) in services {
-            let keeps = self.policies.get(&service).map(|policy| policy.on_all_down);
-            let wanted = if keeps == Some(AllDown::Keep) { wanted } else { [vec![], vec![]] };
-            let first = up.into_iter().chain(wanted).find(|candidates| !candidates.is_empty());
-            taking.extend(first.into_iter().flatten());
-        }
-        taking
+        let takes = |info: &BackendInfo| {
+            let Candidates { up, wanted } =
+                services.get(&info.service).copied().unwrap_or_default();
+            if let Some(used) = up.iter().position(|is_there| *is_there) {
+                return used == kind(info) && info.takes_new_flows();
+            }
+            let policy = self.policies.get(&info.service);
+            policy.is_some_and(|policy| policy.on_all_down == AllDown::Keep)
+                && wanted.iter().position(|is_there| *is_there) == Some(kind(info))
+                && info.is_wanted()
+        };
+        let taking = self.backends.iter().filter(|(_, state)| takes(&state.info));
+        taking.map(|(index, _)| *index).collect()
     }
 
     /// Shares the rings that are the same with `there`, so that it is seen at once that they are.
