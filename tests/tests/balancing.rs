@@ -5,6 +5,7 @@ use std::{
     fs,
     net::{SocketAddr, TcpStream},
     ops::ControlFlow,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -250,4 +251,51 @@ fn what_clients_see_takes_a_backend_out_before_its_check_but_never_the_last_one(
         bed.start_backend(name)?;
     }
     bed.wait_for_up(3)
+}
+
+#[test]
+fn a_backend_that_flaps_changes_its_state_no_more_often_than_rise_and_fall_let_it() -> Result<()> {
+    /// Checks are made so often; three that fail take a backend down.
+    const INTERVAL: Duration = Duration::from_millis(200);
+    let bed = bed(3, |text| {
+        text.replace(
+            "[service.check]",
+            "[service.check]\npath = \"/upload/ready\"\nrise = 2\nfall = 3",
+        )
+    })?;
+    for name in ["mgmt01", "mgmt02", "mgmt03"] {
+        fs::write(bed.backend_file(name, "upload/ready"), "")?;
+        bed.wait_for_state(name, "up")?;
+    }
+    let mut held = client::held(&bed, 12)?;
+    held.retain(|(name, _)| name != "mgmt02");
+    let file = bed.backend_file("mgmt02", "upload/ready");
+    let changes = || -> Result<usize> {
+        let events = bed.lb_ok(&["events"])?;
+        let of_it = events.lines().filter(|line| line.contains("backend=mgmt02"));
+        Ok(of_it.filter(|line| line.contains("  up  ") || line.contains("  down  ")).count())
+    };
+    let mut flap = |times: usize, pause: Duration| -> Result<()> {
+        for _ in 0..times {
+            fs::remove_file(&file)?;
+            thread::sleep(pause);
+            fs::write(&file, "")?;
+            thread::sleep(pause);
+            for (name, connection) in &mut held {
+                ensure!(connection.request()? == *name, "a connection of another one moved");
+            }
+        }
+        Ok(())
+    };
+    // Too short for three checks.
+    let before = changes()?;
+    flap(8, INTERVAL * 3 / 2)?;
+    ensure!(changes()? == before, "{}", bed.lb_ok(&["events"])?);
+    ensure!(bed.shown("mgmt02")?["state"] == "up");
+    // Every second.
+    let times = 6;
+    flap(times, Duration::from_secs(1))?;
+    let seen = changes()? - before;
+    ensure!((1..=2 * times).contains(&seen), "{seen} changes: {}", bed.lb_ok(&["events"])?);
+    Ok(())
 }

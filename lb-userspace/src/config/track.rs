@@ -26,6 +26,9 @@ impl Validator {
                 wanted.extend(tracked.map(|tracked| ((number, name.clone()), tracked)));
             }
         }
+        if wanted.is_empty() {
+            return;
+        }
         let places: HashMap<Tracked, (usize, String)> = services
             .iter()
             .enumerate()
