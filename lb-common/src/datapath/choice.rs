@@ -195,10 +195,7 @@ pub(super) fn pick<A: Family, T: FamilyTables<A>>(
     let hash = hash_of(key, service, settings);
     let first = slot(tables, service, hash)?;
     let is_first = attempt.avoided == NO_BACKEND;
-    if is_first
-        && !has_refused(tables, first, now, SPARED)
-        && !is_overloaded(tables, service, first)
-    {
+    if is_first && !has_refused(tables, first, now, SPARED) {
         return Ok(first);
     }
     let members = service.ring.members();
