@@ -8,6 +8,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{IpAddr, Ipv4Addr, TcpListener, TcpStream},
+    os::fd::AsRawFd,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -19,8 +20,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use lb_tests::{bed::Bed, client::within, setting, under_traffic, wait::wait_until};
 use nix::{
+    errno::Errno,
+    sched::{CpuSet, sched_setaffinity},
     sys::socket::{Backlog, listen},
-    unistd::{SysconfVar, sysconf},
+    unistd::{Pid, SysconfVar, sysconf},
 };
 use serde_json::Value;
 use xtask::netns::Namespace;
@@ -44,6 +47,15 @@ fn bed() -> Result<Bed> {
     bed.on_backend("mgmt01", "ip", &["route", "add", "local", NETWORK, "dev", "lo"])?;
     bed.balancer.ip(&["route", "add", NETWORK, "via", bed.backend_address("mgmt01")?])?;
     Ok(bed)
+}
+
+/// The CPU that the controller has for itself, where there is another one for everybody else.
+const ITS_CPU: usize = 0;
+
+/// The CPUs for everybody else.
+fn other_cpus() -> Result<Vec<usize>> {
+    let all = thread::available_parallelism()?.get().min(32);
+    Ok((0..all).filter(|cpu| *cpu != ITS_CPU).collect())
 }
 
 /// Services with backends on addresses of their own.
@@ -75,6 +87,19 @@ type Seen = Arc<Mutex<Vec<(Instant, IpAddr)>>>;
 fn answer_checks(namespace: &Namespace, over: &Arc<AtomicBool>) -> Result<Seen> {
     let listener = within(namespace, || TcpListener::bind("0.0.0.0:8081"))?;
     listen(&listener, Backlog::new(4096)?)?;
+    // A thread is woken once there is a request, and not before (tcp(7)).
+    let seconds: libc::c_int = 1;
+    // SAFETY: the option's value is an int, which outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            listener.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_DEFER_ACCEPT,
+            (&raw const seconds).cast(),
+            size_of_val(&seconds) as libc::socklen_t,
+        )
+    };
+    Errno::result(result)?;
     let seen = Seen::default();
     let shared = Arc::clone(&seen);
     let answer = move |mut stream: TcpStream| -> std::io::Result<()> {
@@ -92,7 +117,13 @@ fn answer_checks(namespace: &Namespace, over: &Arc<AtomicBool>) -> Result<Seen> 
     for _ in 0..THREADS {
         let (listener, answer, over) =
             (listener.try_clone()?, Arc::clone(&answer), Arc::clone(over));
+        let mut cpus = CpuSet::new();
+        let others = other_cpus()?;
+        others.iter().try_for_each(|cpu| cpus.set(*cpu))?;
         thread::spawn(move || {
+            if !others.is_empty() {
+                sched_setaffinity(Pid::from_raw(0), &cpus).expect("they are there");
+            }
             while !over.load(Ordering::Relaxed) {
                 let answered = listener.accept().and_then(|(stream, _)| answer(stream));
                 if let Err(error) = answered {
@@ -128,7 +159,7 @@ fn many_backends_are_each_checked_when_due() -> Result<()> {
     // One CPU is enough for all of it.
     let log = fs::File::create(bed.log())?;
     let mut command = bed.balancer.command("taskset");
-    command.args(["-c", "0", LB, "run", "-c"]).arg(bed.config());
+    command.args(["-c", &ITS_CPU.to_string(), LB, "run", "-c"]).arg(bed.config());
     command.stdout(log.try_clone()?).stderr(log);
     bed.spawn_controller(&mut command)?;
     wait_until("all are up", || {

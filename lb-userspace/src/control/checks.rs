@@ -17,7 +17,7 @@ use super::{
     store,
 };
 use crate::{
-    config::{self, Config},
+    config::{self, Check, Config},
     dataplane::{DataplaneError, Detours, attach_until_dropped},
     health::{Cause, Checker, Passage, Report, Target, Turn, Verdict, Vip},
     netlink::{Network, NextHop, Vantage},
@@ -30,6 +30,17 @@ pub(super) fn phase(index: u32) -> f64 {
 
 /// Where many backends begin to be checked, they take turns: one in so long.
 const FIRST_PACE: Duration = Duration::from_micros(200);
+
+/// A backend that is checked.
+#[derive(Debug)]
+pub(super) struct Checked {
+    /// How, and where.
+    of: (Arc<Check>, Target),
+    /// The number of its checker, by which its reports are told from those of one before.
+    number: u64,
+    /// Checks until this is dropped.
+    _checker: Checker,
+}
 
 impl Controller {
     /// Starts and stops checks, and watches addresses, as the state says.
@@ -84,7 +95,7 @@ impl Controller {
             let place = (backend.check_address, port);
             let target = self.wanted.check_target(*index, state, place, bound, &self.network);
             let wanted = (Arc::clone(&service.check), target);
-            match self.checkers.remove(index).filter(|(running, _)| *running == wanted) {
+            match self.checkers.remove(index).filter(|running| running.of == wanted) {
                 Some(running) => drop(checkers.insert(*index, running)),
                 None => started.push((*index, wanted, state.info.result)),
             }
@@ -101,16 +112,18 @@ impl Controller {
             let events = self.events.clone();
             let passage = self.passage.as_ref().map(|(passage, _)| Arc::clone(passage));
             let (its_check, its_target) = (Arc::clone(&check), target.clone());
+            self.started_checkers += 1;
+            let number = self.started_checkers;
             let way = (passage, self.cut_off.of(index));
             let report = move |report| {
                 let events = events.clone();
                 async move {
                     // Fails only while the controller stops.
-                    let _: Result<(), _> = events.send(Event::Checked(index, report)).await;
+                    let _: Result<(), _> = events.send(Event::Checked(index, number, report)).await;
                 }
             };
             let checker = Checker::start(its_check, its_target, way, verdict, turn, report);
-            checkers.insert(index, ((check, target), checker));
+            checkers.insert(index, Checked { of: (check, target), number, _checker: checker });
         }
         // What is left are those that are checked no longer.
         for index in self.checkers.keys() {
@@ -135,11 +148,11 @@ impl Controller {
         });
     }
 
-    /// Takes in the result of a check. Returns whether it makes a difference to packets; if not, what is shown of
+    /// Takes in the result of a check, by the checker of that number. Returns whether it makes a difference to packets; if not, what is shown of
     /// it is written at once, since there may be thousands of checks a second.
-    pub(super) fn record(&mut self, index: u32, report: &Report) -> bool {
-        // A check that was under way when checking ended.
-        if !self.checkers.contains_key(&index) {
+    pub(super) fn record(&mut self, index: u32, checker: u64, report: &Report) -> bool {
+        // What was still under way when that checking ended.
+        if self.checkers.get(&index).is_none_or(|running| running.number != checker) {
             return false;
         }
         self.note_local(index, report);

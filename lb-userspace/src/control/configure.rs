@@ -1,7 +1,7 @@
 //! From a configuration to the state that it asks for, keeping what need not change.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     net::SocketAddr,
 };
 
@@ -70,9 +70,14 @@ impl State {
         state.settings.replies_anywhere = config.services.iter().any(answers_to_client).into();
 
         let mut places = Places::new(self);
-        let mut kept = BTreeSet::new();
+        let mut kept = vec![false; room.backends as usize];
         state.policies.clear();
         let mut tracking = Vec::new();
+        let has_track = |service: &config::Service| {
+            service.backends.iter().any(|backend| backend.track.is_some())
+        };
+        let are_tracked = config.services.iter().any(has_track);
+        let mut by_name = HashMap::new();
         for service in &config.services {
             let index = state.place_service(service, &mut places, room)?;
             let policy = Policy {
@@ -83,24 +88,26 @@ impl State {
             state.policies.insert(index, policy);
             for backend in &service.backends {
                 let placed = state.place_backend(index, service, backend, &mut places, room)?;
-                kept.insert(placed);
-                tracking.extend(backend.track.as_ref().map(|tracked| (placed, tracked)));
+                kept[placed as usize] = true;
+                if are_tracked {
+                    by_name.insert((service.name.as_str(), backend.name.as_str()), placed);
+                    tracking.extend(backend.track.as_ref().map(|tracked| (placed, tracked)));
+                }
             }
         }
-        state.tracks = tracking
-            .into_iter()
-            .filter_map(|(index, tracked)| {
-                Some((index, state.find_backend(&tracked.service, &tracked.backend)?))
-            })
-            .collect();
-        state.warming.retain(|index, _| kept.contains(index));
+        let found = |(index, tracked): (u32, &config::Tracked)| {
+            Some((index, *by_name.get(&(tracked.service.as_str(), tracked.backend.as_str()))?))
+        };
+        state.tracks = tracking.into_iter().filter_map(found).collect();
+        let is_kept = |index: &u32| kept.get(*index as usize).copied().unwrap_or(false);
+        state.warming.retain(|index, _| is_kept(index));
         if config.services.iter().map(|service| service.binds.len()).sum::<usize>()
             > room.binds as usize
         {
             return Err(NoRoom { what: "address that services are bound to", room: room.binds });
         }
         for (index, backend) in &mut state.backends {
-            if !kept.contains(index) {
+            if !is_kept(index) {
                 backend.info.lifecycle = Lifecycle::Retired;
                 backend.info.detail = Text::new("no longer configured");
                 backend.info.ring_slots = 0;
@@ -181,24 +188,23 @@ impl State {
             config::CheckKind::Http(_) if configured.check.tls.is_some() => CheckKind::Https,
             config::CheckKind::Http(_) => CheckKind::Http,
         };
-        let index = places.backends.get(&(service, name.as_str(), backend.address));
-        let known = index.and_then(|index| Some((*index, *self.backends.get(index)?)));
-        let (index, mut state) = match known {
-            Some(known) => known,
-            None => {
-                let index = (places.free_backend..room.backends)
-                    .find(|index| !self.backends.contains_key(index))
-                    .ok_or(NoRoom { what: "backend", room: room.backends - 1 })?;
-                places.free_backend = index + 1;
-                let mut state = new_backend(service, name, backend.address);
-                // What an operator said of the one before, which had another address, was meant for the name.
-                if let Some((operator, weight)) = places.said.get(&(service, name.as_str())) {
-                    state.info.operator = *operator;
-                    state.info.operator_weight = *weight;
-                }
-                (index, state)
-            }
+        let known = places.backends.get(&(service, name.as_str(), backend.address));
+        let index = match known {
+            Some(index) => *index,
+            None => (places.free_backend..room.backends)
+                .find(|index| !self.backends.contains_key(index))
+                .ok_or(NoRoom { what: "backend", room: room.backends - 1 })
+                .inspect(|index| places.free_backend = *index + 1)?,
         };
+        let state = self.backends.entry(index).or_insert_with(|| {
+            let mut state = new_backend(service, name, backend.address);
+            // What an operator said of the one before, which had another address, was meant for the name.
+            if let Some((operator, weight)) = places.said.get(&(service, name.as_str())) {
+                state.info.operator = *operator;
+                state.info.operator_weight = *weight;
+            }
+            state
+        });
         if state.info.lifecycle == Lifecycle::Retired {
             state.info.forget_runtime();
         }
@@ -223,7 +229,6 @@ impl State {
             state.info.detail = Text::new(&format!("as {tracked}"));
             state.info.check_microseconds = 0;
         }
-        self.backends.insert(index, state);
         Ok(index)
     }
 }

@@ -7,7 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_common::abi::Lifecycle;
 use tokio::{
     sync::{mpsc, watch},
     time,
@@ -15,6 +14,7 @@ use tokio::{
 
 use super::{
     agents::Asked,
+    checks::Checked,
     configure::Room,
     cut_off::CutOff,
     file_watch::FileWatch,
@@ -33,21 +33,22 @@ use super::{
 use crate::{
     admin::Live,
     api::{Call, ControllerStatus, Request, Response},
-    config::{Check, Config},
+    config::Config,
     dataplane::{DataplaneError, Loaded, Pins, XdpLink},
-    health::{Checker, Passage, Report, Said, Target, Task},
+    health::{Passage, Report, Said, Task},
     netlink::{NetlinkError, Network, Reader, Wish},
 };
 
 /// Time between two looks for what is forgotten after a while.
 const TIDY_INTERVAL: Duration = Duration::from_secs(5);
-/// Sweeps in a row that must find no flow of a retired backend before its index is free.
-const IDLE_SWEEPS: u32 = 2;
+
+/// What happens within so long is handled together: with thousands of checks a second, each would wake the loop.
+const GATHERING: Duration = Duration::from_millis(1);
 
 /// Something that happened.
 pub(super) enum Event {
-    /// A backend was checked.
-    Checked(u32, Report),
+    /// A backend was checked, by the checker of that number.
+    Checked(u32, u64, Report),
     /// A backend's agent said something.
     AgentSaid(u32, Said),
     /// It's time to look at what clients' connections came to.
@@ -86,7 +87,9 @@ pub(super) struct Controller {
     pub(super) room: Room,
     /// What the rings were built of.
     pub(super) members: BTreeMap<u32, Built>,
-    pub(super) checkers: HashMap<u32, ((Arc<Check>, Target), Checker)>,
+    pub(super) checkers: HashMap<u32, Checked>,
+    /// Checkers that were started so far.
+    pub(super) started_checkers: u64,
     pub(super) agents: HashMap<u32, Asked>,
     /// What clients' connections say of backends.
     pub(super) observed: Observed,
@@ -108,6 +111,8 @@ pub(super) struct Controller {
     pub(super) troubles: Troubles,
     /// Backends that this host couldn't check lately.
     pub(super) unchecked: BTreeSet<u32>,
+    /// Whether the maps aren't what is wanted, since something failed.
+    pub(super) lags: bool,
     /// What is counted for the admin pages.
     pub(super) live: Live,
     /// Lines of the log that were lost when it was looked at last.
@@ -139,11 +144,12 @@ impl Controller {
             }
         });
         let mut batch = Vec::new();
-        // Where much is to be compared, what comes in meanwhile is compared together: it takes half of the time at most.
+        // Where much is to be compared, what comes in meanwhile is compared together: it takes a fifth of the time at most.
         let mut is_changed = false;
         let mut rested = time::Instant::now();
         loop {
             batch.clear();
+            time::sleep(GATHERING).await;
             let received = events.recv_many(&mut batch, 1024);
             let count = if is_changed {
                 time::timeout_at(rested, received).await.ok()
@@ -154,19 +160,24 @@ impl Controller {
                 return self;
             }
             for event in batch.drain(..) {
-                let decides =
-                    matches!(event, Event::Checked(..) | Event::AgentSaid(..) | Event::Observe);
-                is_changed |= !decides;
                 if matches!(&event, Event::Reload | Event::Call((Request::Reload, _))) {
                     self.look_at_interfaces().await;
                 }
                 match event {
-                    Event::Checked(index, report) => is_changed |= self.record(index, &report),
+                    Event::Checked(index, checker, report) => {
+                        is_changed |= self.record(index, checker, &report);
+                    }
                     Event::AgentSaid(index, said) => is_changed |= self.take_in_agent(index, &said),
                     Event::Observe => is_changed |= self.observe(),
-                    Event::Warm => self.warm(),
-                    Event::Network(network) => self.take_in(network),
-                    Event::PathMtu(path_mtu) => self.learn_path_mtu(path_mtu),
+                    Event::Warm => {
+                        self.warm();
+                        is_changed = true;
+                    }
+                    Event::Network(network) => {
+                        self.take_in(network);
+                        is_changed = true;
+                    }
+                    Event::PathMtu(path_mtu) => is_changed |= self.learn_path_mtu(path_mtu),
                     // Who asked has given up.
                     Event::Call((_, answer)) if answer.is_closed() => {}
                     Event::Call((request, answer)) => {
@@ -174,11 +185,17 @@ impl Controller {
                         // A client that hung up doesn't care.
                         let _: Result<(), Response> = answer.send(response);
                     }
-                    Event::Tidy => self.tidy(),
-                    Event::Swept(result) => self.take_in_sweep(result),
+                    Event::Tidy => is_changed |= self.tidy() || self.lags,
+                    Event::Swept(result) => is_changed |= self.take_in_sweep(result),
                     // What comes of it is logged.
                     Event::Reload => drop(self.reload_counted()),
-                    Event::Stop => return self,
+                    Event::Stop => {
+                        // The data plane goes on with what it is told now.
+                        if is_changed {
+                            let _: Result<(), String> = self.reconcile();
+                        }
+                        return self;
+                    }
                 }
             }
             watchdog.turn();
@@ -187,12 +204,12 @@ impl Controller {
                 // What fails is logged there.
                 let _: Result<(), String> = self.reconcile();
                 is_changed = false;
-                rested = time::Instant::now() + start.elapsed();
+                rested = time::Instant::now() + 4 * start.elapsed();
             }
         }
     }
 
-    /// Makes the maps what is wanted. What fails is logged, and tried again at the next event.
+    /// Makes the maps what is wanted. What fails is logged, and tried again soon.
     ///
     /// # Errors
     ///
@@ -200,6 +217,15 @@ impl Controller {
     pub(super) fn reconcile(&mut self) -> Result<(), String> {
         self.wanted.settle();
         self.wanted.build_rings(&mut self.members);
+        self.bring_about()
+    }
+
+    /// Makes the maps what is wanted, which is settled and has its rings.
+    ///
+    /// # Errors
+    ///
+    /// Something failed.
+    pub(super) fn bring_about(&mut self) -> Result<(), String> {
         self.wanted.share_rings(&self.there);
         let now = Instant::now();
         let Plan { changes, shortage } = plan(&self.wanted, &self.there, &mut self.spaces, now);
@@ -213,6 +239,7 @@ impl Controller {
         };
         self.spaces.keep(&self.there, now);
         self.troubles.note("reconcile", result.clone());
+        self.lags = result.is_err();
         let orders = Orders::new(&self.wanted, &self.there);
         if *self.orders != orders {
             self.orders = Arc::new(orders);
@@ -280,8 +307,8 @@ impl Controller {
         }
     }
 
-    /// Takes in what a router on the way to a backend said.
-    fn learn_path_mtu(&mut self, path_mtu: PathMtu) {
+    /// Takes in what a router on the way to a backend said. Returns whether that is new.
+    fn learn_path_mtu(&mut self, path_mtu: PathMtu) -> bool {
         let PathMtu { source, destination, mtu } = path_mtu;
         let is_meant = |state: &BackendState| {
             state.backend.forwarding.encapsulates()
@@ -289,13 +316,15 @@ impl Controller {
                 && self.wanted.nat_sources.get(state.backend.nat_source as usize) == Some(&source)
         };
         if !self.wanted.backends.values().any(is_meant) {
-            return;
+            return false;
         }
         self.path_mtu_times.insert(destination, Instant::now());
-        if self.wanted.path_mtus.insert(destination, mtu) != Some(mtu) {
+        let is_new = self.wanted.path_mtus.insert(destination, mtu) != Some(mtu);
+        if is_new {
             tracing::info!(backend = %destination, mtu, "a router on the way takes no more");
             self.apply_network();
         }
+        is_new
     }
 
     pub(super) fn apply_network(&mut self) {
@@ -355,38 +384,5 @@ impl Controller {
             }
             Request::Events { .. } => Response::Refused("the socket tells events".to_owned()),
         }
-    }
-
-    /// Takes in what was found in the tables of flows, and frees the indices of retired backends that no flow
-    /// names.
-    fn take_in_sweep(&mut self, result: Result<Swept, DataplaneError>) {
-        let swept = match result {
-            Ok(swept) => swept,
-            Err(error) => {
-                let trouble = format!("looking for idle flows: {error}");
-                return self.troubles.note("sweep", Err(trouble));
-            }
-        };
-        self.troubles.note("sweep", Ok(()));
-        if swept.removed > 0 {
-            tracing::debug!(entries = swept.removed, "forgot idle flows");
-        }
-        self.fullness.note(&swept.usage);
-        let retired = |lifecycle| lifecycle == Lifecycle::Retired;
-        let mut idle = HashMap::new();
-        self.wanted.backends.retain(|index, state| {
-            if !retired(state.info.lifecycle) || swept.backends_in_use.contains(index) {
-                return true;
-            }
-            let sweeps = self.idle_sweeps.get(index).copied().unwrap_or(0) + 1;
-            idle.insert(*index, sweeps);
-            sweeps < IDLE_SWEEPS
-        });
-        self.idle_sweeps = idle;
-        let backends = &self.wanted.backends;
-        self.wanted.services.retain(|index, info| {
-            !retired(info.lifecycle) || backends.values().any(|state| state.info.service == *index)
-        });
-        self.follow_up();
     }
 }

@@ -149,7 +149,7 @@ impl Controller {
         if self.interfaces.indices() != before {
             self.interfaces.warn_of_detours(&self.network);
         }
-        let result = self.reconcile();
+        let result = self.bring_about();
         self.follow_up();
         if let Err(error) = result {
             return Response::Failed(format!("reloaded, but the maps lag behind: {error}"));

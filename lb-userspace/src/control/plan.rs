@@ -145,7 +145,7 @@ pub(super) fn networks(state: &State) -> impl Iterator<Item = (u32, IpNet, Acces
 fn plan_infos(
     wanted: &State,
     there: &State,
-    pools: &BTreeMap<u32, u32>,
+    pools: &[(u32, u32)],
     changes: &mut Vec<Change>,
 ) -> Vec<Change> {
     let mut shown = Vec::new();
@@ -166,7 +166,7 @@ fn plan_infos(
         if known.is_none() {
             changes.push(Change::ClearBackend(*index));
         }
-        let pool = pools.next_if(|(other, _)| *other == index).map(|(_, place)| *place);
+        let pool = pools.next_if(|(other, _)| other == index).map(|(_, place)| *place);
         let backend = match pool {
             None if state.has_pool() => Backend { ports: 0, nat_sources: 0, ..state.backend },
             _ => Backend { ports: pool.unwrap_or(0), ..state.backend },

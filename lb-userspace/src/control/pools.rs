@@ -82,17 +82,17 @@ impl Protocols {
     }
 }
 
-/// Places the pools of source ports that aren't there yet. Returns where each backend's lies.
+/// Places the pools of source ports that aren't there yet. Returns where each backend's lies, by index.
 pub(super) fn plan(
     wanted: &State,
     there: &State,
     space: &mut Space,
     now: Instant,
     plan: &mut Plan,
-) -> BTreeMap<u32, u32> {
+) -> Vec<(u32, u32)> {
     let known = |state: &BackendState| Some((PoolKey::new(there, state)?, state.backend.ports));
     let mut shared: Option<HashMap<PoolKey, u32>> = None;
-    let mut places = BTreeMap::new();
+    let mut places = Vec::with_capacity(wanted.backends.len());
     let of_services = Protocols::new(wanted, there);
     let mut those_there = there.backends.iter().peekable();
     for (index, state) in &wanted.backends {
@@ -101,7 +101,7 @@ pub(super) fn plan(
         if let Some((_, own)) = those_there.next_if(|(other, _)| *other == index)
             && of_services.share_pool(state, own)
         {
-            places.insert(*index, own.backend.ports);
+            places.push((*index, own.backend.ports));
             continue;
         }
         let Some(key) = PoolKey::new(wanted, state) else { continue };
@@ -121,7 +121,7 @@ pub(super) fn plan(
                 place
             }
         };
-        places.insert(*index, place);
+        places.push((*index, place));
     }
     places
 }

@@ -1,12 +1,14 @@
 //! What of the state depends on the network around this host.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
 };
 
 use lb_common::{
-    abi::{Balance, Forwarding, Link, LocalMac, Service, Tick, service_options},
+    abi::{
+        Balance, Forwarding, Lifecycle, Link, LocalMac, Service, ServiceInfo, Tick, service_options,
+    },
     wire::Vlans,
 };
 
@@ -160,15 +162,17 @@ impl State {
             .collect();
         let mut binds = BTreeMap::new();
         let mut following = BTreeMap::new();
+        let active = self.services.iter().filter(|(_, info)| info.lifecycle == Lifecycle::Active);
+        let by_name: HashMap<&str, (u32, &ServiceInfo)> =
+            active.map(|(index, info)| (info.name.as_str(), (*index, info))).collect();
         for service in &config.services {
-            let Some(index) = self.find_service(&service.name) else { continue };
-            let info = self.services.get(&index);
+            let Some((index, info)) = by_name.get(service.name.as_str()).copied() else { continue };
             let bound = Service {
                 index,
                 options: options(service),
                 most_load: service.most_load.unwrap_or(0),
-                access: info.map_or(0, |info| info.access),
-                affinity: info.map_or(0, |info| ticks(info.affinity)),
+                access: info.access,
+                affinity: ticks(info.affinity),
                 ..Service::default()
             };
             let protocol = service.protocol;

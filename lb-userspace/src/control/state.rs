@@ -1,7 +1,7 @@
 //! What the maps hold, as values: what is wanted, and what is there.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -124,6 +124,32 @@ impl BackendState {
     }
 }
 
+/// Which of a service's backends are used: those that are up; else backups that are; else, where it is wanted, all.
+#[derive(Clone, Copy, Default)]
+struct Used {
+    /// Whether there are some that are up, and backups that are.
+    up: [bool; 2],
+    /// Whether there are some that nobody has taken out, and such backups.
+    wanted: [bool; 2],
+    /// Whether all are used while none is up.
+    keeps_all: bool,
+}
+
+impl Used {
+    const fn kind(info: &BackendInfo) -> usize {
+        (info.is_backup != 0) as usize
+    }
+
+    /// Whether a backend takes new flows.
+    fn takes(&self, info: &BackendInfo) -> bool {
+        let first = |kinds: [bool; 2]| kinds.iter().position(|is_there| *is_there);
+        if let Some(used) = first(self.up) {
+            return used == Self::kind(info) && info.takes_new_flows();
+        }
+        self.keeps_all && first(self.wanted) == Some(Self::kind(info)) && info.is_wanted()
+    }
+}
+
 impl State {
     /// The index of a backend in the configuration, by the names of its service and its own.
     pub fn find_backend(&self, service: &str, backend: &str) -> Option<u32> {
@@ -158,10 +184,14 @@ impl State {
     /// Lets the packet path know what the checks, operators and the configuration mean for flows.
     pub fn settle(&mut self) {
         self.follow_tracked();
-        let taking = self.taking();
+        let used = self.used();
+        let mut weights: HashMap<u32, u32> = HashMap::new();
         for (index, state) in &mut self.backends {
             let service = self.services.get(&state.info.service);
-            let takes_new_flows = taking.contains(index);
+            let used = used.get(&state.info.service).copied().unwrap_or_default();
+            // It may be up a moment before it is known how packets get there.
+            let is_known = state.backend.link.interface != 0;
+            let takes_new_flows = is_known && used.takes(&state.info);
             // Also one that is checked no longer, as in maintenance, was down by its last check. One that is used all the
             // same isn't.
             let is_down = state.info.is_down() && !takes_new_flows;
@@ -173,9 +203,6 @@ impl State {
             state.backend.weight = if takes_new_flows { state.info.weight() * percent } else { 0 };
             state.backend.remembers_clients =
                 service.is_some_and(|service| service.affinity > 0).into();
-        }
-        let mut weights: HashMap<u32, u32> = HashMap::new();
-        for state in self.backends.values() {
             *weights.entry(state.info.service).or_default() += state.backend.weight;
         }
         for service in self.binds.values_mut() {
@@ -199,34 +226,20 @@ impl State {
         }
     }
 
-    /// Backends that take new flows: those that are up; else backups that are; else, where it is wanted, all.
-    fn taking(&self) -> HashSet<u32> {
-        /// Which of a service's backends are used: the first kind that there are any of.
-        #[derive(Clone, Copy, Default)]
-        struct Candidates {
-            up: [bool; 2],
-            wanted: [bool; 2],
-        }
-        let kind = |info: &BackendInfo| usize::from(info.is_backup != 0);
-        let mut services: HashMap<u32, Candidates> = HashMap::new();
+    /// Which backends of each service are used.
+    fn used(&self) -> HashMap<u32, Used> {
+        let mut services: HashMap<u32, Used> = HashMap::new();
         for state in self.backends.values() {
-            let candidates = services.entry(state.info.service).or_default();
-            candidates.up[kind(&state.info)] |= state.info.takes_new_flows();
-            candidates.wanted[kind(&state.info)] |= state.info.is_wanted();
+            let used = services.entry(state.info.service).or_default();
+            let kind = Used::kind(&state.info);
+            used.up[kind] |= state.info.takes_new_flows();
+            used.wanted[kind] |= state.info.is_wanted();
         }
-        let takes = |info: &BackendInfo| {
-            let Candidates { up, wanted } =
-                services.get(&info.service).copied().unwrap_or_default();
-            if let Some(used) = up.iter().position(|is_there| *is_there) {
-                return used == kind(info) && info.takes_new_flows();
-            }
-            let policy = self.policies.get(&info.service);
-            policy.is_some_and(|policy| policy.on_all_down == AllDown::Keep)
-                && wanted.iter().position(|is_there| *is_there) == Some(kind(info))
-                && info.is_wanted()
-        };
-        let taking = self.backends.iter().filter(|(_, state)| takes(&state.info));
-        taking.map(|(index, _)| *index).collect()
+        for (index, used) in &mut services {
+            let policy = self.policies.get(index).copied().unwrap_or_default();
+            used.keeps_all = policy.on_all_down == AllDown::Keep;
+        }
+        services
     }
 
     /// Shares the rings that are the same with `there`, so that it is seen at once that they are.

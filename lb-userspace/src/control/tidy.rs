@@ -1,34 +1,39 @@
 //! What is looked after from time to time, since nobody tells of it.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
-use lb_common::abi::maps;
+use lb_common::abi::{Lifecycle, maps};
 
-use super::controller::Controller;
+use super::{controller::Controller, sweep::Swept};
+use crate::dataplane::DataplaneError;
 
 /// How long it is believed what a router said, as long as by the kernel (`mtu_expires`).
 const PATH_MTU_LIFE: Duration = Duration::from_secs(600);
+/// Sweeps in a row that must find no flow of a retired backend before its index is free.
+const IDLE_SWEEPS: u32 = 2;
 
 impl Controller {
-    /// Looks after all of it.
-    pub(super) fn tidy(&mut self) {
+    /// Looks after all of it. Returns whether the maps are to change.
+    pub(super) fn tidy(&mut self) -> bool {
         let pinned = self.demand_pins();
         self.troubles.note("pins", pinned);
-        self.attach_again();
         self.tell_of_lost_lines();
-        self.forget_path_mtus();
         self.loaded.forget_earlier();
+        let attached = self.attach_again();
+        let forgotten = self.forget_path_mtus();
+        attached || forgotten
     }
 
-    /// Attaches the program again where somebody has detached it. The picture of the network may be older than when it
+    /// Attaches the program again where somebody has detached it, and returns whether somebody has. The picture of the network may be older than when it
     /// was attached, but not the next one.
-    fn attach_again(&mut self) {
+    fn attach_again(&mut self) -> bool {
         let is_lost = self.interfaces.forget_detached(&self.network, self.loaded.program_id());
         if is_lost {
             let result = self.attach_present();
             self.troubles.note("interfaces", result);
             self.apply_network();
         }
+        is_lost
     }
 
     /// Tells when lines of the log begin to be lost, and when that is over.
@@ -68,13 +73,54 @@ impl Controller {
         ))
     }
 
-    /// Forgets what routers said long ago: the way may be another by now.
-    fn forget_path_mtus(&mut self) {
+    /// Forgets what routers said long ago: the way may be another by now. Returns whether there was such.
+    fn forget_path_mtus(&mut self) -> bool {
         self.path_mtu_times.retain(|_, heard| heard.elapsed() < PATH_MTU_LIFE);
         let known = self.wanted.path_mtus.len();
         self.wanted.path_mtus.retain(|address, _| self.path_mtu_times.contains_key(address));
-        if self.wanted.path_mtus.len() < known {
+        let is_shorter = self.wanted.path_mtus.len() < known;
+        if is_shorter {
             self.apply_network();
         }
+        is_shorter
+    }
+
+    /// Takes in what was found in the tables of flows, and frees the indices of retired backends that no flow
+    /// names. Returns whether there are some.
+    pub(super) fn take_in_sweep(&mut self, result: Result<Swept, DataplaneError>) -> bool {
+        let swept = match result {
+            Ok(swept) => swept,
+            Err(error) => {
+                let trouble = format!("looking for idle flows: {error}");
+                self.troubles.note("sweep", Err(trouble));
+                return false;
+            }
+        };
+        self.troubles.note("sweep", Ok(()));
+        if swept.removed > 0 {
+            tracing::debug!(entries = swept.removed, "forgot idle flows");
+        }
+        self.fullness.note(&swept.usage);
+        let retired = |lifecycle| lifecycle == Lifecycle::Retired;
+        let mut idle = HashMap::new();
+        let before = (self.wanted.backends.len(), self.wanted.services.len());
+        self.wanted.backends.retain(|index, state| {
+            if !retired(state.info.lifecycle) || swept.backends_in_use.contains(index) {
+                return true;
+            }
+            let sweeps = self.idle_sweeps.get(index).copied().unwrap_or(0) + 1;
+            idle.insert(*index, sweeps);
+            sweeps < IDLE_SWEEPS
+        });
+        self.idle_sweeps = idle;
+        let backends = &self.wanted.backends;
+        self.wanted.services.retain(|index, info| {
+            !retired(info.lifecycle) || backends.values().any(|state| state.info.service == *index)
+        });
+        let is_changed = before != (backends.len(), self.wanted.services.len());
+        if is_changed {
+            self.follow_up();
+        }
+        is_changed
     }
 }

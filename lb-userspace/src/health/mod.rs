@@ -134,8 +134,7 @@ impl Checker {
                 let interval = interval(&check, &judge);
                 let gap = if is_first { turn.second(interval) } else { interval };
                 is_first = false;
-                // Counted from when it was due, so that each keeps its place among the others.
-                due = (due + gap).max(time::Instant::now());
+                due = next(due, gap, time::Instant::now());
             }
         });
         Self { _task: task }
@@ -148,6 +147,15 @@ const fn mark(outcome: &Result<Passed, Failure>) -> Mark {
         Ok(_) => Mark::Passed,
         Err(_) => Mark::Failed,
     }
+}
+
+/// When the next check is due: counted from when the last one was, so that each keeps its place among the others. One
+/// that is late is made at once, but those that were missed altogether aren't made up for: after a moment without
+/// processor time, all are spread again as they were.
+fn next(due: time::Instant, gap: Duration, now: time::Instant) -> time::Instant {
+    let due = due + gap;
+    let missed = now.saturating_duration_since(due).as_nanos() / gap.as_nanos().max(1);
+    due + gap * u32::try_from(missed).unwrap_or(u32::MAX)
 }
 
 /// Time from the start of a check to that of the next.
@@ -337,6 +345,18 @@ mod tests {
         assert_eq!(few(0.5).first(), Duration::ZERO);
         assert_eq!(few(0.5).second(second), second / 2);
         assert_eq!(few(0.0).second(second), second / 20, "but not twice in a moment");
+    }
+
+    #[test]
+    fn a_late_check_keeps_its_place() {
+        let start = time::Instant::now();
+        let at = |tenths: u64| start + Duration::from_millis(100 * tenths);
+        let gap = Duration::from_secs(1);
+        assert_eq!(next(at(0), gap, at(4)), at(10), "in time");
+        assert_eq!(next(at(0), gap, at(15)), at(10), "late: at once");
+        assert_eq!(next(at(10), gap, at(16)), at(20), "and then in its place again");
+        assert_eq!(next(at(0), gap, at(47)), at(40), "missed ones aren't made up for");
+        assert_eq!(next(at(3), Duration::ZERO, at(4)), at(3), "no gap, no end");
     }
 
     #[test]
