@@ -145,6 +145,10 @@ fn outlives_unmounting(user: Option<&str>) -> Result<()> {
         let mut held = client::held(&bed, 4)?;
         ensure!(Command::new("umount").arg("-l").arg(&directory).status()?.success());
         bed.wait_for_event("the pins at")?;
+        let status = bed.lb(&["status"])?;
+        ensure!(!status.status.success(), "{status:?}");
+        let said = String::from_utf8_lossy(&status.stdout);
+        ensure!(said.contains("controller  running") && said.contains("eth0, native"), "{said}");
         for (name, connection) in &mut held {
             ensure!(connection.request()? == *name);
         }

@@ -1,4 +1,6 @@
-//! Flows stay where they are while rings change, in every mode.
+//! Flows go where the ring says, and stay where they are while it changes, in every mode.
+
+use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
 use fastrand::Rng;
@@ -10,7 +12,7 @@ use lb_tests::{
     kernel::Kernel,
     modes::{self, MODES, Modes, Programs},
     seen::Seen,
-    world::{OTHER_FORWARDINGS, Socket, VIP, VIP_IPV6, World, client_of},
+    world::{OTHER_FORWARDINGS, Socket, VIP, VIP_IPV6, World, backend_mac, client_of},
 };
 
 const PROGRAMS: Programs = Programs {
@@ -172,6 +174,61 @@ fn connections_of_every_mode_outlive_rings_without_their_backend() -> Result<()>
             }
         }
         ensure!(modes.bed.reason("adopted")? == 0, "{xdp_mode}: a flow was forgotten");
+    }
+    Ok(())
+}
+
+/// `MurmurHash3_x86_32` of 4-byte blocks, as its author publishes it (public domain).
+fn murmur3(blocks: &[u32], seed: u32) -> u32 {
+    let mut hash = seed;
+    for block in blocks {
+        let block = block.wrapping_mul(0xcc9e_2d51).rotate_left(15).wrapping_mul(0x1b87_3593);
+        hash = (hash ^ block).rotate_left(13).wrapping_mul(5).wrapping_add(0xe654_6b64);
+    }
+    hash ^= 4 * blocks.len() as u32;
+    hash = (hash ^ (hash >> 16)).wrapping_mul(0x85eb_ca6b);
+    hash = (hash ^ (hash >> 13)).wrapping_mul(0xc2b2_ae35);
+    hash ^ (hash >> 16)
+}
+
+/// An address in blocks.
+fn blocks(address: IpAddr) -> Vec<u32> {
+    match address {
+        IpAddr::V4(address) => vec![u32::from(address)],
+        IpAddr::V6(address) => {
+            let bytes = address.octets();
+            bytes
+                .chunks_exact(4)
+                .map(|four| u32::from_be_bytes([four[0], four[1], four[2], four[3]]))
+                .collect()
+        }
+    }
+}
+
+#[test]
+fn a_new_flow_goes_to_its_own_slot_of_the_ring() -> Result<()> {
+    const FLOWS: u16 = 300;
+    let world = World::default().with_twins();
+    let mut kernel = Kernel::new(&world)?;
+    for (_, vip, _) in OTHER_FORWARDINGS {
+        let service = world.services.iter().find(|(socket, _)| *socket == vip);
+        let ring = service.context("no such service")?.1.ring;
+        for number in 0..FLOWS {
+            let is_udp = number % 2 == 1;
+            let client = (client_of(vip.0).0, 20_000 + number);
+            let flow = Flow { client, vip, is_udp, home: [0; 6] };
+            let (went, _) = flow.send(&mut kernel, flags::SYN)?;
+            let ports = (u32::from(client.1) << 16) | u32::from(vip.1);
+            let protocol = if is_udp { 17 } else { 6 };
+            let key = [blocks(client.0), blocks(vip.0), vec![ports, protocol]].concat();
+            let hash = murmur3(&key, world.settings.hash_seed);
+            let place = (u64::from(hash) * u64::from(ring.size())) >> 32;
+            let backend = world.ring[ring.offset() as usize + place as usize];
+            ensure!(
+                went == backend_mac(backend),
+                "{client:?} to {vip:?}: at {went:x?}, not {backend}"
+            );
+        }
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use super::{
     output::{print, print_json},
 };
 use crate::{
-    api::{self, ABSENT, ClientError, Request, Response},
+    api::{self, ABSENT, ClientError, ControllerStatus, Request, Response},
     observe::Status,
 };
 
@@ -22,7 +22,7 @@ pub(super) struct StatusArgs {
 }
 
 pub(super) fn status(place: &Place, arguments: &StatusArgs) -> Outcome {
-    let (pins, maps) = place.maps()?;
+    let opened = place.maps();
     let mut absence = "not running; the data plane goes on without checks";
     let controller = match api::call(&place.socket()?, &Request::Status) {
         Ok(Response::Status(status)) => Some(status),
@@ -33,44 +33,53 @@ pub(super) fn status(place: &Place, arguments: &StatusArgs) -> Outcome {
         }
         Err(error) => return Err(error.into()),
     };
+    let (pins, maps) = match (opened, &controller) {
+        (Ok(opened), _) => opened,
+        (Err(error), Some(controller)) if !arguments.json => {
+            print(&about(controller));
+            return Err(error);
+        }
+        (Err(error), _) => return Err(error),
+    };
     let status = Status::read(&maps, controller)?;
     if arguments.json {
         return print_json(&status);
     }
 
     let mut text = match &status.controller {
-        Some(controller) => format!(
-            "controller  running, process {}, version {}, up {}, {}\n",
-            controller.pid,
-            controller.version,
-            humantime::format_duration(Duration::from_secs(controller.uptime_s)),
-            controller.config,
-        ),
-        None => format!("controller  {absence}\n"),
-    };
-    match &status.controller {
-        Some(controller) => {
-            for interface in &controller.interfaces {
-                text += &format!("interface   {}, {}", interface.name, interface.mode);
-                if interface.mode != ABSENT {
-                    text += " mode";
-                }
-                if let Some(cause) = &interface.cause {
-                    text += &format!(": {cause}");
-                }
-                text.push('\n');
-            }
-        }
+        Some(controller) => about(controller),
         None => {
-            for link in pins.links() {
-                text += &format!("interface   {}\n", link.name);
-            }
+            let interfaces =
+                pins.links().into_iter().map(|link| format!("interface   {}\n", link.name));
+            format!("controller  {absence}\n{}", interfaces.collect::<String>())
         }
-    }
+    };
     text += &format!("flows       {}\n\n", status.flows);
     print(&text);
     print_services(&status.services);
     print("\n");
     print_backends(&status.backends);
     Ok(())
+}
+
+/// What a controller says of itself.
+fn about(controller: &ControllerStatus) -> String {
+    let mut text = format!(
+        "controller  running, process {}, version {}, up {}, {}\n",
+        controller.pid,
+        controller.version,
+        humantime::format_duration(Duration::from_secs(controller.uptime_s)),
+        controller.config,
+    );
+    for interface in &controller.interfaces {
+        text += &format!("interface   {}, {}", interface.name, interface.mode);
+        if interface.mode != ABSENT {
+            text += " mode";
+        }
+        if let Some(cause) = &interface.cause {
+            text += &format!(": {cause}");
+        }
+        text.push('\n');
+    }
+    text
 }

@@ -43,6 +43,7 @@ impl Validator {
             file.service.iter().map(|service| self.service(service.get_ref(), timeouts)).collect();
         self.unique(&file.service, |service| &service.name, "service");
         self.unique_binds(file, &services);
+        self.no_loops(file, &services);
         self.resolve_tracks(file, &mut services);
 
         Config {
@@ -206,6 +207,30 @@ impl Validator {
                         "give it another address or port, or add the backends to that service",
                     );
                 }
+            }
+        }
+    }
+
+    /// What is sent to a backend leaves this host, and doesn't come back to it.
+    fn no_loops(&mut self, file: &file::File, services: &[Service]) {
+        let mut bound = HashMap::new();
+        for service in services {
+            for bind in &service.binds {
+                if let super::Bind::Address(address) = bind {
+                    bound.insert(address.ip(), &service.name);
+                }
+            }
+        }
+        let written = file.service.iter().flat_map(|service| &service.get_ref().backend);
+        for (written, backend) in written.zip(services.iter().flat_map(|service| &service.backends))
+        {
+            let ip = backend.address.ip();
+            if let Some(service) = bound.get(&ip) {
+                self.problem(
+                    written.get_ref().address.span(),
+                    format!("{ip} is an address of service \"{service}\", and no server's"),
+                    "write the server's own address",
+                );
             }
         }
     }

@@ -162,6 +162,16 @@ lb: the configuration has a problem
 }
 
 #[test]
+fn a_backend_at_a_services_address() {
+    let (status, error) = check(&VALID.replace("192.0.2.102:8080", "192.0.2.100:9090"));
+    assert_eq!(status, Some(2));
+    assert!(
+        error.contains("192.0.2.100 is an address of service \"cloudstack-ui\", and no server's"),
+        "{error}"
+    );
+}
+
+#[test]
 fn every_problem_is_told_at_once_in_the_files_order() {
     let text = VALID
         .replace("path = \"/client/\"", "path = \"client\"\ninterval = \"2\"\nrise = 0")
