@@ -22,6 +22,8 @@ pub(crate) const TESTS: &[Tool] = &[
     ("curl", "curl"),
     ("faketime", "faketime"),
     ("haproxy", "haproxy"),
+    ("javac", "default-jdk-headless"),
+    ("/usr/share/java/jetty9-servlet.jar", "libjetty9-java"),
     ("mmdebstrap", "mmdebstrap"),
     ("nft", "nftables"),
     ("nginx", "nginx-light"),

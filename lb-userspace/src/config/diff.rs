@@ -109,28 +109,32 @@ fn compare_services(differences: &mut Vec<Difference>, old: &Service, new: &Serv
     new_keys.extend(check_keys(&new.check));
     compare(differences, Some(&new.name), &keys, &new_keys);
 
+    let (before, after) = (by_name(&old.backends), by_name(&new.backends));
     // Another address makes another backend of it.
-    let key = |backend: &Backend| (backend.name.clone(), backend.address);
-    let before: HashMap<_, &Backend> =
-        old.backends.iter().map(|backend| (key(backend), backend)).collect();
-    let after: HashMap<_, ()> = new.backends.iter().map(|backend| (key(backend), ())).collect();
+    let same = |other: Option<&&'_ Backend>, backend: &Backend| {
+        other.is_some_and(|other| other.is_at(backend))
+    };
     let name = |backend: &Backend| format!("{}/{}", new.name, backend.name);
     for backend in &new.backends {
-        match before.get(&key(backend)) {
-            Some(known) => compare(
+        match before.get(backend.name.as_str()) {
+            Some(known) if known.is_at(backend) => compare(
                 differences,
                 Some(&name(backend)),
                 &backend_keys(known),
                 &backend_keys(backend),
             ),
-            None => {
-                differences.push(whole(Change::Added, name(backend), backend.address.to_string()));
-            }
+            _ => differences.push(whole(Change::Added, name(backend), backend.place())),
         }
     }
-    for backend in old.backends.iter().filter(|backend| !after.contains_key(&key(backend))) {
-        differences.push(whole(Change::Removed, name(backend), backend.address.to_string()));
+    for backend in &old.backends {
+        if !same(after.get(backend.name.as_str()), backend) {
+            differences.push(whole(Change::Removed, name(backend), backend.place()));
+        }
     }
+}
+
+fn by_name(backends: &[Backend]) -> HashMap<&str, &Backend> {
+    backends.iter().map(|backend| (backend.name.as_str(), backend)).collect()
 }
 
 fn whole(change: Change, name: String, what: String) -> Difference {
@@ -176,6 +180,7 @@ fn settings(config: &Config) -> Vec<Key> {
         fixed("limits.embryonic", config.embryonic.to_string()),
         fixed("limits.clients", config.clients.to_string()),
         free("limits.syn_rate_per_source", optional(config.syn_rate_per_source.as_ref())),
+        free("dns.servers", list(&config.name_servers)),
         free("nat.addresses", list(&config.nat_addresses)),
         free("nat.ports", format!("{first}-{last}")),
         free("watch", config.watch.to_string()),

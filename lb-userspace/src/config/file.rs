@@ -30,6 +30,8 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) limits: Limits,
     #[serde(default)]
+    pub(super) dns: Dns,
+    #[serde(default)]
     pub(super) nat: Nat,
     #[serde(default)]
     pub(super) timeouts: Timeouts,
@@ -44,6 +46,13 @@ pub(super) struct Limits {
     pub(super) embryonic: Option<Spanned<i64>>,
     pub(super) clients: Option<Spanned<i64>>,
     pub(super) syn_rate_per_source: Option<Spanned<i64>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Dns {
+    #[serde(default)]
+    pub(super) servers: Vec<Text>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -73,6 +73,8 @@ pub struct Config {
     pub nat_addresses: Vec<IpAddr>,
     /// First and last port that full NAT sends from.
     pub nat_ports: (u16, u16),
+    /// Servers that are asked for the addresses of backends by name; empty: those of the system.
+    pub name_servers: Vec<SocketAddr>,
     /// Services.
     pub services: Vec<Service>,
     /// Whether a change of the file is applied as soon as it is there.
@@ -209,8 +211,11 @@ pub struct Timeouts {
 pub struct Backend {
     /// Its name.
     pub name: String,
-    /// Where it listens.
+    /// Where it listens. One that is known by its name has an unspecified address of the service's family until that is
+    /// looked up.
     pub address: SocketAddr,
+    /// The name that its address is looked up by; `None`: the address is what is written.
+    pub host: Option<String>,
     /// Its share of new flows, relative to the others'; 0 to 256, where 0 drains.
     pub weight: u16,
     /// Whether it gets flows only while no other one takes any.
@@ -221,6 +226,24 @@ pub struct Backend {
     pub check_port: Option<u16>,
     /// The backend of another service whose check decides for this one as well.
     pub track: Option<Tracked>,
+}
+
+impl Backend {
+    /// Where it is, as it is written: by its name, if it has one.
+    pub fn place(&self) -> String {
+        match &self.host {
+            Some(host) => format!("{host}:{}", self.address.port()),
+            None => self.address.to_string(),
+        }
+    }
+
+    /// Whether another is at the same place, as both are written.
+    pub fn is_at(&self, other: &Self) -> bool {
+        match (&self.host, &other.host) {
+            (None, None) => self.address == other.address,
+            (one, other_host) => one == other_host && self.address.port() == other.address.port(),
+        }
+    }
 }
 
 /// A backend by the names of its service and its own.
@@ -290,6 +313,15 @@ impl Config {
         let text =
             std::fs::read_to_string(file).map_err(|error| Invalid::unreadable(file, &error))?;
         Self::parse(file, &text)
+    }
+
+    /// Backends that are known by their names, with their services'.
+    pub fn named_backends(&mut self) -> impl Iterator<Item = (&str, &mut Backend)> {
+        self.services.iter_mut().flat_map(|service| {
+            let name = service.name.as_str();
+            let named = service.backends.iter_mut().filter(|backend| backend.host.is_some());
+            named.map(move |backend| (name, backend))
+        })
     }
 
     /// Validates the text of a file.

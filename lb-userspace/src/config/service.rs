@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     ops::RangeInclusive,
     sync::Arc,
     time::Duration,
@@ -13,7 +13,9 @@ use lb_common::abi::{Access, Balance, Fate, Forwarding, Protocol};
 use toml::Spanned;
 
 use super::{
-    AllDown, Backend, Bind, Check, CheckKind, Service, Timeouts, file, validate::Validator, values,
+    AllDown, Backend, Bind, Check, CheckKind, Service, Timeouts, file,
+    validate::Validator,
+    values::{self, Place},
 };
 
 /// Largest weight, as in HAProxy.
@@ -44,9 +46,10 @@ impl Validator {
             self.problem(service.bind.span(), "no address", "write bind = [\"192.0.2.1:8080\"]");
         }
         let binds = service.bind.get_ref();
+        let binds: Vec<Bind> =
+            binds.iter().filter_map(|bind| self.value(bind, values::bind)).collect();
         let parsed = Service {
             name: service.name.get_ref().clone(),
-            binds: binds.iter().filter_map(|bind| self.value(bind, values::bind)).collect(),
             protocol,
             forwarding,
             maximum_segment: self.maximum_segment(service, protocol),
@@ -62,7 +65,8 @@ impl Validator {
             affinity: self.optional_duration(service.affinity.as_ref()),
             access: self.access(service),
             check: Arc::new(self.check_of(service, protocol)),
-            backends: self.backends(service),
+            backends: self.backends(service, binds.first()),
+            binds,
         };
         self.refuse_observation(service, &parsed);
         self.refuse_translation(service, &parsed);
@@ -178,15 +182,15 @@ impl Validator {
             return;
         }
         for backend in written.backend.iter().map(Spanned::get_ref) {
-            let Ok(address) = values::address_and_port(backend.address.get_ref()) else { continue };
-            let differs = |bind: &&Bind| bind.port() != address.port();
+            let Ok(place) = values::place(backend.address.get_ref()) else { continue };
+            let differs = |bind: &&Bind| bind.port() != place.port();
             let Some(bind) = service.binds.iter().find(differs) else { continue };
             self.problem(
                 backend.address.span(),
                 format!(
                     "port {} of the backend differs from port {} that the service is bound to, and \
                      forwarding \"{}\" doesn't translate ports",
-                    address.port(),
+                    place.port(),
                     bind.port(),
                     service.forwarding.name()
                 ),
@@ -226,7 +230,12 @@ impl Validator {
         }
     }
 
-    fn backends(&mut self, service: &file::Service) -> Vec<Backend> {
+    /// Of those that are known by their names, addresses are looked up that are of the same family as `bind`.
+    fn backends(&mut self, service: &file::Service, bind: Option<&Bind>) -> Vec<Backend> {
+        let unknown = match bind {
+            Some(Bind::Address(SocketAddr::V6(_))) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        };
         if service.backend.is_empty() {
             self.problem(
                 service.name.span(),
@@ -248,14 +257,17 @@ impl Validator {
             self.name(&backend.name);
             let weight =
                 self.number(backend.weight.as_ref(), 1, 0..=LARGEST_WEIGHT, "weight") as u16;
-            let Some(address) = self.value(&backend.address, values::address_and_port) else {
-                continue;
+            let Some(place) = self.value(&backend.address, values::place) else { continue };
+            let (address, host) = match &place {
+                Place::Address(address) => (*address, None),
+                Place::Name(host, port) => (SocketAddr::new(unknown, *port), Some(host.clone())),
             };
             let name = backend.name.get_ref();
-            if let Some(first) = addresses.insert(address, name) {
+            if let Some(first) = addresses.insert(place, name) {
+                let written = backend.address.get_ref();
                 self.problem(
                     backend.address.span(),
-                    format!("{address} is given twice: as \"{first}\" and as \"{name}\""),
+                    format!("{written} is given twice: as \"{first}\" and as \"{name}\""),
                     "remove one of them; a larger weight gives a backend more flows",
                 );
             }
@@ -264,6 +276,7 @@ impl Validator {
             backends.push(Backend {
                 name: name.clone(),
                 address,
+                host,
                 weight,
                 backup: backend.backup.unwrap_or(false),
                 check_address: check_address.and_then(|ip| self.value(ip, values::address)),

@@ -81,6 +81,10 @@ impl Validator {
             syn_rate_per_source: file.limits.syn_rate_per_source.as_ref().map(|rate| {
                 self.number(Some(rate), 1, 1..=1_000_000, "limits.syn_rate_per_source")
             }),
+            name_servers: {
+                let servers = file.dns.servers.iter();
+                servers.filter_map(|server| self.value(server, values::name_server)).collect()
+            },
             nat_addresses: self.nat_addresses(&file.nat.addresses),
             nat_ports: file.nat.ports.as_ref().map_or((1024, 32_767), |ports| {
                 self.value(ports, values::port_range).unwrap_or((1024, 32_767))

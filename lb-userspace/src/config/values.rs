@@ -36,6 +36,65 @@ pub(super) fn bind(text: &str) -> Result<Bind, Wrong> {
     }
 }
 
+/// Where a server is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Place {
+    /// At an address.
+    Address(SocketAddr),
+    /// At whatever address a name has, and a port.
+    Name(String, u16),
+}
+
+impl Place {
+    /// The port.
+    pub(super) const fn port(&self) -> u16 {
+        match self {
+            Self::Address(address) => address.port(),
+            Self::Name(_, port) => *port,
+        }
+    }
+}
+
+/// A server's address and port, or its name and port, such as `app1.example.com:8080`.
+pub(super) fn place(text: &str) -> Result<Place, Wrong> {
+    const HINT: &str = "write an address or a name and a port, as in \"192.0.2.1:8080\" or \"app1.example.com:8080\"";
+    match text.rsplit_once(':') {
+        Some((host, port)) if looks_like_name(host) => {
+            let port = port_number(port).map_err(|wrong| (wrong, HINT))?;
+            // As in RFC 1123, section 2.1, and with underscores, as many have them.
+            let is_label = |label: &str| {
+                let is_allowed =
+                    |letter: char| letter.is_ascii_alphanumeric() || "-_".contains(letter);
+                (1..=63).contains(&label.len())
+                    && label.chars().all(is_allowed)
+                    && !label.starts_with('-')
+            };
+            let name = host.strip_suffix('.').unwrap_or(host);
+            if name.len() > 253 || !name.split('.').all(is_label) {
+                return Err((format!("\"{host}\" is no name of a host"), HINT));
+            }
+            Ok(Place::Name(host.to_ascii_lowercase(), port))
+        }
+        _ => address_and_port(text).map(Place::Address),
+    }
+}
+
+/// Whether somebody who writes this means a name, and no address.
+fn looks_like_name(host: &str) -> bool {
+    !host.contains(':') && host.chars().any(|letter| letter.is_ascii_alphabetic())
+}
+
+/// Where a server of names listens: an address, with a port other than 53 if need be.
+pub(super) fn name_server(text: &str) -> Result<SocketAddr, Wrong> {
+    const PORT: u16 = 53;
+    let address =
+        text.parse().map(|ip: IpAddr| SocketAddr::new(ip, PORT)).or_else(|_| text.parse());
+    address.map_err(|_| {
+        let wrong = format!("\"{text}\" is no address of a server of names");
+        (wrong, "write one as in \"192.0.2.53\" or \"192.0.2.53:5353\"")
+    })
+}
+
 /// An address and port such as `192.0.2.1:8080` or `[2001:db8::1]:8080`.
 pub(super) fn address_and_port(text: &str) -> Result<SocketAddr, Wrong> {
     let Some((host, port)) = text.rsplit_once(':') else {
@@ -48,8 +107,8 @@ pub(super) fn address_and_port(text: &str) -> Result<SocketAddr, Wrong> {
         None => host.parse().map(IpAddr::V4).map_err(|_| {
             if host.contains(':') {
                 "an IPv6 address is written in brackets"
-            } else if host.chars().any(|letter| letter.is_ascii_alphabetic()) {
-                "names aren't resolved in this version"
+            } else if looks_like_name(host) {
+                "a service is bound to addresses, not to names"
             } else {
                 "no IPv4 address"
             }

@@ -70,6 +70,9 @@ impl Controller {
         }
         let all_bound = self.wanted.bound_addresses();
         for (index, state) in &self.wanted.backends {
+            if state.address().ip().is_unspecified() {
+                continue;
+            }
             addresses.push(state.address().ip());
             let Some((service, backends)) = configured.get(&state.info.service) else { continue };
             let Some(backend) = backends.get(state.info.name.as_str()) else { continue };

@@ -113,6 +113,10 @@ impl State {
                 backend.info.ring_slots = 0;
             }
         }
+        // Where nothing was ever sent, nothing is left.
+        state.backends.retain(|_, state| {
+            state.info.lifecycle != Lifecycle::Retired || !state.address().ip().is_unspecified()
+        });
         let in_use = |number: &u32| state.services.values().any(|info| info.access == *number);
         state.access.retain(|number, _| in_use(number));
         if state.access.values().map(BTreeMap::len).sum::<usize>() > room.networks as usize {
@@ -225,7 +229,13 @@ impl State {
             state.info.result = CheckResult::Up;
             state.info.detail = Text::new("not checked");
         }
-        if let Some(tracked) = &backend.track {
+        if state.address().ip().is_unspecified() {
+            state.info.result = CheckResult::Down;
+            if state.info.detail.as_str().is_empty() {
+                let host = backend.host.as_deref().unwrap_or_default();
+                state.info.detail = Text::new(&format!("{host} isn't looked up yet"));
+            }
+        } else if let Some(tracked) = &backend.track {
             state.info.detail = Text::new(&format!("as {tracked}"));
             state.info.check_microseconds = 0;
         }

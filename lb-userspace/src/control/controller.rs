@@ -19,6 +19,7 @@ use super::{
     cut_off::CutOff,
     file_watch::FileWatch,
     interfaces::{self, Interfaces},
+    names::{Names, Question},
     observe::Observed,
     path_mtu::PathMtu,
     plan::{NoSpace, Plan, Spaces, plan},
@@ -57,6 +58,8 @@ pub(super) enum Event {
     Warm,
     /// The network isn't what it was.
     Network(Network),
+    /// A name was looked up.
+    Named(Question, Result<BTreeSet<IpAddr>, String>),
     /// A router on the way to a backend said how much it takes.
     PathMtu(PathMtu),
     /// A client asks something.
@@ -97,6 +100,8 @@ pub(super) struct Controller {
     pub(super) cut_off: CutOff,
     /// Since when backends warm up.
     pub(super) warming: BTreeMap<u32, time::Instant>,
+    /// Names of backends.
+    pub(super) names: Names,
     /// Waits for the next step of those.
     pub(super) warming_timer: Option<Task>,
     /// What checks at services' addresses take, once there are such.
@@ -129,6 +134,7 @@ impl Controller {
     /// Handles events until one of them is to stop.
     pub(super) async fn run(mut self, mut events: mpsc::Receiver<Event>) -> Self {
         self.follow_up();
+        self.ask_names();
         self.watch_file();
         let ticks = self.events.clone();
         let mut watchdog = Watchdog::new();
@@ -176,6 +182,9 @@ impl Controller {
                     Event::Network(network) => {
                         self.take_in(network);
                         is_changed = true;
+                    }
+                    Event::Named(question, result) => {
+                        is_changed |= self.take_in_name(question, result);
                     }
                     Event::PathMtu(path_mtu) => is_changed |= self.learn_path_mtu(path_mtu),
                     // Who asked has given up.

@@ -12,6 +12,7 @@ mod controller;
 mod cut_off;
 mod file_watch;
 mod interfaces;
+mod names;
 mod observe;
 mod operate;
 mod path_mtu;

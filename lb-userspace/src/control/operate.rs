@@ -1,8 +1,15 @@
 //! What operators ask of the controller.
 
+use std::collections::BTreeMap;
+
 use lb_common::abi::{CheckKind, CheckResult, OperatorState, Text};
 
-use super::{controller::Controller, interfaces::Interfaces, preflight};
+use super::{
+    controller::Controller,
+    interfaces::Interfaces,
+    preflight,
+    state::{Built, State},
+};
 use crate::{
     api::{Operation, Response},
     config,
@@ -74,10 +81,11 @@ impl Controller {
     }
 
     fn reload(&mut self) -> Response {
-        let config = match self.source.read() {
+        let mut config = match self.source.read() {
             Ok(config) => config,
             Err(invalid) => return Response::Invalid(invalid.to_string()),
         };
+        self.names.resolve(&mut config, &self.wanted);
         let differences = config::diff(&self.config, &config);
         // Sizes of maps stay as they are, and who wants others is told so.
         let fixed =
@@ -100,24 +108,10 @@ impl Controller {
         if let Err(error) = self.open_passage(&config, None) {
             return Response::Failed(format!("{error}; nothing was changed"));
         }
-        let mut wanted = match self.wanted.configured(&config, self.room) {
-            Ok(wanted) => wanted,
-            Err(error) => return Response::Refused(format!("{error}; nothing was changed")),
+        let arranged = match self.arrange(&config) {
+            Ok(arranged) => arranged,
+            Err(why) => return Response::Refused(format!("{why}; nothing was changed")),
         };
-        let mut members = self.members.clone();
-        if config.hash_seed != self.config.hash_seed {
-            members.clear();
-        }
-        let indices: Vec<u32> = interfaces.iter().map(|(index, _)| *index).collect();
-        wanted.apply_network(&config, &self.network, &indices);
-        if let Err(why) = wanted.demand_direct_reach(&self.network) {
-            return Response::Refused(format!("{why}; nothing was changed"));
-        }
-        wanted.settle();
-        wanted.build_rings(&mut members);
-        if let Err(error) = self.demand_room(&wanted, &config) {
-            return Response::Refused(format!("{error}; nothing was changed"));
-        }
         let before = self.interfaces.indices();
         if let Err(error) = self.interfaces.attach(
             &mut self.loaded,
@@ -143,14 +137,12 @@ impl Controller {
             Interfaces::tell_of_addresses(&config, &self.network, None);
         }
         self.config = config;
-        self.wanted = wanted;
-        self.members = members;
         self.watch_file();
+        self.ask_names();
         if self.interfaces.indices() != before {
             self.interfaces.warn_of_detours(&self.network);
         }
-        let result = self.bring_about();
-        self.follow_up();
+        let result = self.take_over(arranged);
         if let Err(error) = result {
             return Response::Failed(format!("reloaded, but the maps lag behind: {error}"));
         }
@@ -170,4 +162,42 @@ impl Controller {
         }
         Response::Done(text)
     }
+
+    /// What a configuration asks for here, settled and with its rings.
+    ///
+    /// # Errors
+    ///
+    /// It can't be had here.
+    pub(super) fn arrange(&self, config: &config::Config) -> Result<Arranged, String> {
+        let mut wanted =
+            self.wanted.configured(config, self.room).map_err(|error| error.to_string())?;
+        let mut members = self.members.clone();
+        if config.hash_seed != self.config.hash_seed {
+            members.clear();
+        }
+        let (interfaces, _) = self.wanted_interfaces(config);
+        let indices: Vec<u32> = interfaces.iter().map(|(index, _)| *index).collect();
+        wanted.apply_network(config, &self.network, &indices);
+        wanted.demand_direct_reach(&self.network)?;
+        wanted.settle();
+        wanted.build_rings(&mut members);
+        self.demand_room(&wanted, config).map_err(|error| error.to_string())?;
+        Ok((wanted, members))
+    }
+
+    /// Makes the maps what was arranged for the configuration in force.
+    ///
+    /// # Errors
+    ///
+    /// Something failed.
+    pub(super) fn take_over(&mut self, (wanted, members): Arranged) -> Result<(), String> {
+        self.wanted = wanted;
+        self.members = members;
+        let result = self.bring_about();
+        self.follow_up();
+        result
+    }
 }
+
+/// What is wanted, and what its rings were built of.
+pub(super) type Arranged = (State, BTreeMap<u32, Built>);

@@ -182,7 +182,10 @@ fn give_up(
     let around: Vec<PathBuf> =
         config.pin_path.parent().map(Path::to_path_buf).into_iter().collect();
     let emptied = if identity.is_none() { &around[..] } else { &[] };
-    let readable: Vec<PathBuf> = target.into_iter().chain([of_file]).collect();
+    // It may be a link to what somebody else writes.
+    let resolv_conf = fs::canonicalize("/etc/resolv.conf").ok();
+    let names = resolv_conf.as_deref().and_then(Path::parent).map(Path::to_path_buf);
+    let readable: Vec<PathBuf> = target.into_iter().chain(names).chain([of_file]).collect();
     confine(&[held.root().to_path_buf(), run], emptied, &readable)?;
     Ok((held, vantage))
 }

@@ -61,7 +61,7 @@ pub fn build(members: &[Member], size: u32, seed: u32) -> Vec<u32> {
     let mut present: Vec<Permutation> = permutations();
     let mut owners: Vec<Option<usize>> = vec![None; size as usize];
     let weights: Vec<u32> = members.iter().map(|member| member.weight).collect();
-    fill(&mut owners, &mut present, &shares(&weights, size));
+    fill(&mut owners, &mut present, &weights, &shares(&weights, size));
 
     // Who is left takes over, counting what they have already; who warms up doesn't keep all of it.
     let part = |member: &&Member| if member.available { member.weight * member.percent } else { 0 };
@@ -76,7 +76,7 @@ pub fn build(members: &[Member], size: u32, seed: u32) -> Vec<u32> {
             *slot = None;
         }
     }
-    fill(&mut owners, &mut permutations(), &shares);
+    fill(&mut owners, &mut permutations(), &available, &shares);
 
     owners.into_iter().flatten().map(|owner| members[owner].index).collect()
 }
@@ -129,23 +129,29 @@ fn shares(weights: &[u32], size: u32) -> Vec<u32> {
 }
 
 /// Lets each owner in turn take the next free slot of its permutation until every slot is taken.
-/// Turns come in proportion to shares; who has its share waits.
-fn fill(owners: &mut [Option<usize>], permutations: &mut [Permutation], shares: &[u32]) {
+/// Turns come in proportion to weights, and not to shares, which are rounded: as others come and go, those become others by one
+/// slot, and every later turn would be another. Who has its share waits.
+fn fill(
+    owners: &mut [Option<usize>],
+    permutations: &mut [Permutation],
+    weights: &[u32],
+    shares: &[u32],
+) {
     let mut missing: Vec<u32> = shares.to_vec();
     let mut free = owners.len();
     for owner in owners.iter().flatten() {
         missing[*owner] = missing[*owner].saturating_sub(1);
         free -= 1;
     }
-    let largest = shares.iter().copied().max().unwrap_or(0);
-    let mut credit = vec![0; shares.len()];
+    let largest = weights.iter().copied().max().unwrap_or(0);
+    let mut credit = vec![0; weights.len()];
     while free > 0 {
         for (index, permutation) in permutations.iter_mut().enumerate() {
             if missing[index] == 0 || free == 0 {
                 continue;
             }
-            // One slot a turn for the largest share, a fraction for the others.
-            credit[index] += shares[index];
+            // One slot a turn for the largest weight, a fraction for the others.
+            credit[index] += weights[index];
             if credit[index] < largest {
                 continue;
             }

@@ -19,6 +19,7 @@ use super::{
     controller::{Controller, Event},
     cut_off::CutOff,
     interfaces::{self, Interfaces},
+    names::Names,
     observe::Observed,
     plan::NoSpace,
     preflight::PreflightError,
@@ -208,13 +209,14 @@ fn demand_namespace(pins: &Pins, before: u32) -> Result<u32, StartError> {
 /// Loads the program, brings the maps to what the configuration says, and attaches.
 async fn assemble(
     source: Source,
-    config: Config,
+    mut config: Config,
     pins: Pins,
     (live, vantage): (Live, Option<Vantage>),
     events: mpsc::Sender<Event>,
 ) -> Result<Controller, StartError> {
     let backends = config.services.iter().flat_map(|service| &service.backends);
-    let addresses: Vec<_> = backends.map(|backend| backend.address.ip()).collect();
+    let addresses: Vec<_> =
+        backends.map(|backend| backend.address.ip()).filter(|ip| !ip.is_unspecified()).collect();
     let network = Reader::connect()?.read(addresses).await?;
     // What was chosen by the default route before is still the one, should there be none at the moment.
     let attached = pins.links().into_iter().map(|link| link.index);
@@ -237,6 +239,8 @@ async fn assemble(
         backends: loaded.maps.backend_info.len(),
         networks: NETWORKS,
     };
+    // They keep their addresses until the names are looked up.
+    Names::default().resolve(&mut config, &there);
     let mut state = there.configured(&config, room)?;
     state.settings.abi_version = abi::VERSION;
     state.settings.controller = std::process::id();
@@ -267,6 +271,7 @@ async fn assemble(
         observed: Observed::default(),
         cut_off: CutOff::default(),
         warming: BTreeMap::new(),
+        names: Names::default(),
         warming_timer: None,
         passage: None,
         idle_sweeps: HashMap::new(),

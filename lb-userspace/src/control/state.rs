@@ -189,9 +189,7 @@ impl State {
         for (index, state) in &mut self.backends {
             let service = self.services.get(&state.info.service);
             let used = used.get(&state.info.service).copied().unwrap_or_default();
-            // It may be up a moment before it is known how packets get there.
-            let is_known = state.backend.link.interface != 0;
-            let takes_new_flows = is_known && used.takes(&state.info);
+            let takes_new_flows = !state.address().ip().is_unspecified() && used.takes(&state.info);
             // Also one that is checked no longer, as in maintenance, was down by its last check. One that is used all the
             // same isn't.
             let is_down = state.info.is_down() && !takes_new_flows;

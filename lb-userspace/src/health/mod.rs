@@ -67,6 +67,10 @@ impl Turn {
     }
 }
 
+/// A check is made up to this part of the interval later than it is due, by chance: so balancers that were started together, or
+/// something else that happens at intervals, don't meet at the backend again and again.
+const JITTER: f64 = 0.05;
+
 /// Work that goes on until this is dropped.
 #[derive(Debug)]
 pub struct Task(AbortHandle);
@@ -108,8 +112,9 @@ impl Checker {
             let mut judge = Judge::new(verdict);
             let mut is_first = true;
             let mut due = time::Instant::now() + turn.first();
+            let mut jitter = Duration::ZERO;
             loop {
-                time::sleep_until(due).await;
+                time::sleep_until(due + jitter).await;
                 let start = Instant::now();
                 let outcome = run(&check, &target, passage.as_deref()).await;
                 let duration = start.elapsed();
@@ -135,6 +140,7 @@ impl Checker {
                 let gap = if is_first { turn.second(interval) } else { interval };
                 is_first = false;
                 due = next(due, gap, time::Instant::now());
+                jitter = gap.mul_f64(fastrand::f64() * JITTER);
             }
         });
         Self { _task: task }

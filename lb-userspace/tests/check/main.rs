@@ -1,5 +1,6 @@
 //! `lb check`: what is wrong with a configuration, where, and what to write instead.
 
+mod places;
 mod top;
 
 use std::{fs, process::Command};
@@ -162,16 +163,6 @@ lb: the configuration has a problem
 }
 
 #[test]
-fn a_backend_at_a_services_address() {
-    let (status, error) = check(&VALID.replace("192.0.2.102:8080", "192.0.2.100:9090"));
-    assert_eq!(status, Some(2));
-    assert!(
-        error.contains("192.0.2.100 is an address of service \"cloudstack-ui\", and no server's"),
-        "{error}"
-    );
-}
-
-#[test]
 fn every_problem_is_told_at_once_in_the_files_order() {
     let text = VALID
         .replace("path = \"/client/\"", "path = \"client\"\ninterval = \"2\"\nrise = 0")
@@ -285,7 +276,13 @@ fn odd_values_are_refused() {
         ("192.0.2.101:8080", "[::]:8080"),
         ("192.0.2.101:8080", "[::ffff:192.0.2.1]:8080"),
         ("192.0.2.101:8080", "*:8080"),
-        ("192.0.2.101:8080", "mgmt01.example.com:8080"),
+        ("192.0.2.101:8080", "mgmt 01.example.com:8080"),
+        ("192.0.2.101:8080", "mgmt01..example.com:8080"),
+        ("192.0.2.101:8080", "-mgmt01.example.com:8080"),
+        ("192.0.2.101:8080", "mgmt01.example.com"),
+        ("192.0.2.101:8080", "mgmt01.example.com:0"),
+        ("192.0.2.100:8080", "cloud.example.com:8080"),
+        ("[[service]]", "[dns]\nservers = [\"ns.example.com\"]\n[[service]]"),
         ("192.0.2.100:8080", "*:0"),
         ("192.0.2.100:8080", "0.0.0.0:8080"),
         ("\"eth0\"", "\"\""),
