@@ -1,9 +1,13 @@
 //! The admin pages.
 
-use std::process::{Child, Command, Stdio};
+use std::{
+    io::Write,
+    net::TcpStream,
+    process::{Child, Command, Stdio},
+};
 
 use anyhow::{Context, Result, ensure};
-use lb_tests::{bed::Bed, wait::wait_until};
+use lb_tests::{bed::Bed, client, wait::wait_until};
 use serde_json::Value;
 
 const LB: &str = env!("CARGO_BIN_EXE_lb-under-test");
@@ -95,6 +99,42 @@ impl Drop for Running {
         let _: std::io::Result<()> = self.0.kill();
         let _: std::io::Result<std::process::ExitStatus> = self.0.wait();
     }
+}
+
+#[test]
+fn guests_who_ask_and_never_listen_take_little() -> Result<()> {
+    const GUESTS: usize = 100;
+    let mut bed = Bed::without_controller(LB, "native", 2)?;
+    bed.write_config("")?;
+    bed.start_controller(&["--admin", "10.91.0.10:8404"])?;
+    bed.wait_for_up(2)?;
+    let process = bed.controller_pid()?;
+    let threads =
+        || -> Result<usize> { Ok(std::fs::read_dir(format!("/proc/{process}/task"))?.count()) };
+    let before = threads()?;
+    let guests = client::within(&bed.client, || {
+        let ask = |_| {
+            let mut guest = TcpStream::connect("10.91.0.10:8404")?;
+            guest.write_all("GET /metrics HTTP/1.1\r\nHost: lb\r\n\r\n".repeat(100).as_bytes())?;
+            Ok(guest)
+        };
+        (0..GUESTS).map(ask).collect::<std::io::Result<Vec<TcpStream>>>()
+    })?;
+    let mut most = 0;
+    for _ in 0..20 {
+        let answer = bed
+            .client
+            .run("curl", &["-sS", "--max-time", "5", "http://10.91.0.10:8404/healthz"])?;
+        ensure!(answer == "ok\n", "{answer}");
+        most = most.max(threads()?);
+    }
+    drop(guests);
+    // Each page is made by one thread at a time.
+    ensure!(most <= before + 8, "{most} threads, {before} before");
+    bed.wait_for_up(2)?;
+    let told = bed.lb_ok(&["events"])?;
+    ensure!(!told.contains("down  backend="), "checks failed meanwhile: {told}");
+    Ok(())
 }
 
 #[test]

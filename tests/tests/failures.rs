@@ -191,6 +191,25 @@ fn an_interface_that_goes_and_comes_back_is_served_again() -> Result<()> {
 }
 
 #[test]
+fn an_interface_made_anew_while_no_controller_ran_is_served_by_the_next_one() -> Result<()> {
+    let mut bed = Bed::new(LB, "native", 2)?;
+    bed.request()?;
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        bed.stop_controller(signal)?;
+        bed.balancer.ip(&["link", "del", "eth0"])?;
+        let status = bed.lb_ok(&["status"])?;
+        ensure!(status.contains("no program is attached: nothing is forwarded"), "{status}");
+        bed.reconnect_balancer()?;
+        bed.start_controller(&[])?;
+        bed.wait_for_up(2)?;
+        wait_until("it is served again", || Ok(bed.request_within_a_second().is_ok()))?;
+    }
+    // And without a link it says so.
+    bed.balancer.ip(&["link", "set", "eth0", "down"])?;
+    wait_until("it is shown", || Ok(bed.lb_ok(&["status"])?.contains("eth0, native mode: no link")))
+}
+
+#[test]
 fn a_full_disk_under_the_log_stops_nothing() -> Result<()> {
     let mut bed = Bed::without_controller(LB, "native", 2)?;
     bed.write_config("")?;

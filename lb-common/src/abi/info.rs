@@ -215,4 +215,10 @@ impl BackendInfo {
         }
         self.result.name()
     }
+
+    /// Whether it is its agent alone that keeps new flows from it.
+    pub fn is_held_by_agent(&self) -> bool {
+        let says_so = self.agent_wish != OperatorState::Ready || self.agent == CheckResult::Down;
+        self.operator == OperatorState::Ready && says_so && self.check != CheckKind::Track
+    }
 }

@@ -20,8 +20,8 @@ use tokio_io_timeout::TimeoutStream;
 
 /// Most connections at a time; more wait until one of them is closed.
 const MOST: usize = 256;
-/// How long one may be silent, or take nothing of what it's told.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long one may be silent, or take nothing of what it's told: who comes when there is no room waits as long.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A listener that lets in so many at a time.
 pub(super) struct Door {

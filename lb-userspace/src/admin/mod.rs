@@ -4,10 +4,16 @@ mod guests;
 mod metrics;
 mod page;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use anyhow::bail;
 use axum::{
     Router,
+    body::Bytes,
     extract::State,
     http::{
         HeaderMap, StatusCode,
@@ -18,7 +24,7 @@ use axum::{
 };
 use tokio::{
     net::TcpListener,
-    sync::{mpsc, oneshot},
+    sync::{Mutex, mpsc, oneshot},
     task, time,
 };
 
@@ -40,6 +46,29 @@ struct Source {
     pins: Pins,
     calls: mpsc::Sender<Call>,
     live: Live,
+    /// Each page as it was last.
+    last: Arc<[Mutex<Option<Last>>; Page::ALL.len()]>,
+}
+
+/// A page that reads the maps.
+#[derive(Clone, Copy, Debug)]
+enum Page {
+    Stats,
+    StatsJson,
+    Metrics,
+    Ready,
+}
+
+impl Page {
+    const ALL: [Self; 4] = [Self::Stats, Self::StatsJson, Self::Metrics, Self::Ready];
+}
+
+/// A page as it was at a moment.
+#[derive(Clone)]
+struct Last {
+    began: Instant,
+    ended: Instant,
+    page: Result<Bytes, Bytes>,
 }
 
 /// Listens, within a tokio runtime, and serves until the process ends.
@@ -60,7 +89,7 @@ pub async fn serve(
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .with_state(Source { pins, calls, live });
+        .with_state(Source { pins, calls, live, last: Arc::default() });
     tokio::spawn(async move {
         if let Err(error) = axum::serve(Door::new(listener), pages).await {
             tracing::error!(%error, "the admin pages are no longer served");
@@ -83,53 +112,72 @@ impl Source {
         }
     }
 
-    /// Everything there is.
-    async fn status(&self) -> Result<(Status, Maps), Response> {
-        let controller = self.controller().await;
-        let pins = self.pins.clone();
-        let read = task::spawn_blocking(move || {
-            let maps = Maps::open(&pins)?;
-            Ok((Status::read(&maps, controller)?, maps))
-        });
-        match read.await {
-            Ok(result) => result.map_err(|error: crate::dataplane::DataplaneError| {
-                (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response()
-            }),
-            Err(_) => Err(StatusCode::INTERNAL_SERVER_ERROR.into_response()),
+    /// A page, or why there is none. Whoever asks while it is made waits for it, and they share the next one: however many
+    /// ask, one thread reads the maps for it, half of the time at most.
+    async fn page(&self, page: Page) -> Result<Bytes, Bytes> {
+        let asked = Instant::now();
+        let mut last = self.last[page as usize].lock().await;
+        if let Some(Last { began, ended, page }) = &*last {
+            if *began >= asked {
+                return page.clone();
+            }
+            time::sleep_until((*ended + (*ended - *began)).into()).await;
         }
+        let began = Instant::now();
+        let controller = self.controller().await;
+        let source = self.clone();
+        let made = task::spawn_blocking(move || make(page, controller, &source));
+        let page = match made.await {
+            Ok(Ok(text)) => Ok(text.into()),
+            Ok(Err(error)) => Err(format!("{error}\n").into()),
+            Err(error) => Err(format!("{error}\n").into()),
+        };
+        *last = Some(Last { began, ended: Instant::now(), page: page.clone() });
+        page
     }
 }
 
-async fn stats(State(source): State<Source>) -> Result<Response, Response> {
-    let (status, _) = source.status().await?;
-    Ok(([(CONTENT_TYPE, "text/html; charset=utf-8")], page::render(&status)).into_response())
-}
-
-async fn stats_json(State(source): State<Source>) -> Result<Response, Response> {
-    let (status, _) = source.status().await?;
-    let text = serde_json::to_string(&status)
-        .map_err(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())?;
-    Ok(([(CONTENT_TYPE, "application/json")], text).into_response())
-}
-
-async fn metrics(State(source): State<Source>, headers: HeaderMap) -> Result<Response, Response> {
-    let (status, maps) = source.status().await?;
-    let accepted = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let is_open = accepted.contains("application/openmetrics-text");
-    let render = move || metrics::render(&status, &maps, &source.live);
-    let text = task::spawn_blocking(render)
-        .await
-        .map_err(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())?
-        .map_err(|error| {
-            (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response()
-        })?;
-    Ok(if is_open {
-        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-        ([(CONTENT_TYPE, kind)], text).into_response()
-    } else {
-        let kind = "text/plain; version=0.0.4; charset=utf-8";
-        ([(CONTENT_TYPE, kind)], metrics::in_text_format(&text)).into_response()
+fn make(
+    page: Page,
+    controller: Option<ControllerStatus>,
+    source: &Source,
+) -> anyhow::Result<String> {
+    let maps = Maps::open(&source.pins)?;
+    let status = Status::read(&maps, controller)?;
+    Ok(match page {
+        Page::Stats => page::render(&status),
+        Page::StatsJson => serde_json::to_string(&status)?,
+        Page::Metrics => metrics::render(&status, &maps, &source.live)?,
+        Page::Ready => match status.lacks() {
+            None => "ready\n".to_owned(),
+            Some(why) => bail!("{why}"),
+        },
     })
+}
+
+fn answer(page: Result<Bytes, Bytes>, kind: &'static str) -> Response {
+    match page {
+        Ok(text) => ([(CONTENT_TYPE, kind)], text).into_response(),
+        Err(why) => (StatusCode::INTERNAL_SERVER_ERROR, why).into_response(),
+    }
+}
+
+async fn stats(State(source): State<Source>) -> Response {
+    answer(source.page(Page::Stats).await, "text/html; charset=utf-8")
+}
+
+async fn stats_json(State(source): State<Source>) -> Response {
+    answer(source.page(Page::StatsJson).await, "application/json")
+}
+
+async fn metrics(State(source): State<Source>, headers: HeaderMap) -> Response {
+    let page = source.page(Page::Metrics).await;
+    let accepted = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if accepted.contains("application/openmetrics-text") {
+        return answer(page, "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    }
+    let page = page.map(|text| metrics::in_text_format(&String::from_utf8_lossy(&text)).into());
+    answer(page, "text/plain; version=0.0.4; charset=utf-8")
 }
 
 async fn healthz(State(source): State<Source>) -> (StatusCode, &'static str) {
@@ -139,11 +187,9 @@ async fn healthz(State(source): State<Source>) -> (StatusCode, &'static str) {
     }
 }
 
-async fn readyz(State(source): State<Source>) -> Result<(StatusCode, &'static str), Response> {
-    let (status, _) = source.status().await?;
-    Ok(if status.is_ready() {
-        (StatusCode::OK, "ready\n")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "a service has no backend, or no program is attached\n")
-    })
+async fn readyz(State(source): State<Source>) -> (StatusCode, Bytes) {
+    match source.page(Page::Ready).await {
+        Ok(text) => (StatusCode::OK, text),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why),
+    }
 }

@@ -11,8 +11,10 @@ use std::{
 use super::{Request, Response};
 use crate::journal::Event;
 
-/// How long an answer may take: a reload of a large configuration needs a while.
-const TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an answer to a reload may take: a large configuration needs a while.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long any other may take: it may have to wait for a reload.
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// But how it is, it says at once.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -31,6 +33,9 @@ pub enum ClientError {
          goes on without it"
     )]
     Silent(PathBuf),
+    /// It has gone meanwhile.
+    #[error("{0}: the controller ended before it answered; `lb status` shows how it is")]
+    Ended(PathBuf),
     /// The connection broke.
     #[error("{path}: {source}")]
     Broken {
@@ -48,7 +53,11 @@ pub enum ClientError {
 ///
 /// There is no controller, the user may not speak to it, or it doesn't answer.
 pub fn call(socket: &Path, request: &Request) -> Result<Response, ClientError> {
-    let timeout = if *request == Request::Status { STATUS_TIMEOUT } else { TIMEOUT };
+    let timeout = match request {
+        Request::Status => STATUS_TIMEOUT,
+        Request::Reload => RELOAD_TIMEOUT,
+        _ => TIMEOUT,
+    };
     exchange(socket, request, Some(timeout), |response| Break(Some(response)))
         .and_then(|response| response.ok_or(UnexpectedEof.into()))
         .map_err(|error| explain(socket, error))
@@ -109,6 +118,9 @@ fn explain(socket: &Path, error: io::Error) -> ClientError {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NotRunning(path),
         io::ErrorKind::PermissionDenied => ClientError::Permission(path),
         io::ErrorKind::WouldBlock => ClientError::Silent(path),
+        UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+            ClientError::Ended(path)
+        }
         _ => ClientError::Broken { path, source: error },
     }
 }

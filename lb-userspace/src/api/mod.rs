@@ -123,6 +123,9 @@ pub struct InterfaceStatus {
     pub name: String,
     /// `native`, `generic` or [`ABSENT`].
     pub mode: String,
-    /// Why it isn't native, though that was tried, or why it is absent.
+    /// Why it isn't native, though that was tried, or why it is absent; or that it has [`NO_LINK`].
     pub cause: Option<String>,
 }
+
+/// What is said of an interface that nothing comes or goes through at the moment.
+pub const NO_LINK: &str = "no link";

@@ -41,6 +41,12 @@ impl Place {
         if self.config.is_none() && !Path::new(DEFAULT_FILE).exists() {
             return Ok(PathBuf::from(default));
         }
-        Ok(config::path_in(&self.file(), key)?.unwrap_or_else(|| PathBuf::from(default)))
+        match config::path_in(&self.file(), key) {
+            Ok(found) => Ok(found.unwrap_or_else(|| PathBuf::from(default))),
+            Err(invalid) => Err(Failure::problems(
+                invalid.to_string(),
+                "the configuration has a problem; --socket and --pin-path say without it where the controller is",
+            )),
+        }
     }
 }

@@ -7,10 +7,11 @@ use clap::Args;
 use super::{
     Outcome, Place,
     list::{print_backends, print_services},
-    output::{print, print_json},
+    output::{Failure, print, print_json},
 };
 use crate::{
     api::{self, ABSENT, ClientError, ControllerStatus, Request, Response},
+    dataplane::{DataplaneError, Maps},
     observe::Status,
 };
 
@@ -22,7 +23,8 @@ pub(super) struct StatusArgs {
 }
 
 pub(super) fn status(place: &Place, arguments: &StatusArgs) -> Outcome {
-    let opened = place.maps();
+    let pins = place.pins()?;
+    let opened = Maps::open(&pins);
     let mut absence = "not running; the data plane goes on without checks";
     let controller = match api::call(&place.socket()?, &Request::Status) {
         Ok(Response::Status(status)) => Some(status),
@@ -33,14 +35,25 @@ pub(super) fn status(place: &Place, arguments: &StatusArgs) -> Outcome {
         }
         Err(error) => return Err(error.into()),
     };
-    let (pins, maps) = match (opened, &controller) {
-        (Ok(opened), _) => opened,
-        (Err(error), Some(controller)) if !arguments.json => {
-            print(&about(controller));
-            return Err(error);
+    let maps = match (opened, &controller) {
+        (Ok(maps), _) => maps,
+        (Err(error), Some(controller)) => {
+            if !arguments.json {
+                print(&about(controller));
+            }
+            return Err(match error {
+                DataplaneError::NotLoaded(path) => Failure::failed(format!(
+                    "the pins at {} are gone: forwarding goes on as long as that controller runs; restart it to begin afresh",
+                    path.display()
+                )),
+                other => other.into(),
+            });
         }
-        (Err(error), _) => return Err(error),
+        (Err(error), None) => return Err(error.into()),
     };
+    if controller.is_none() && !pins.are_attached() {
+        absence = "not running, and no program is attached: nothing is forwarded";
+    }
     let status = Status::read(&maps, controller)?;
     if arguments.json {
         return print_json(&status);

@@ -384,7 +384,7 @@ impl Controller {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 uptime_s: self.started.elapsed().as_secs(),
                 config: self.source.file.display().to_string(),
-                interfaces: self.interfaces.status(&self.config),
+                interfaces: self.interfaces.status(&self.config, &self.network),
             }),
             Request::Reload => self.reload_counted(),
             Request::Config => Response::Config(self.config.text.to_string()),

@@ -8,7 +8,7 @@ use std::{
 use aya::programs::links::PinnedLink;
 
 use crate::{
-    api::{ABSENT, InterfaceStatus},
+    api::{ABSENT, InterfaceStatus, NO_LINK},
     config::{Bind, Config},
     dataplane::{DataplaneError, Loaded, Pins, attach, detach},
     netlink::{self, Network},
@@ -165,8 +165,13 @@ impl Interfaces {
     }
 
     /// How they are, and which are wanted but not there.
-    pub(super) fn status(&self, config: &Config) -> Vec<InterfaceStatus> {
-        let mut all: Vec<InterfaceStatus> = self.attached.values().cloned().collect();
+    pub(super) fn status(&self, config: &Config, network: &Network) -> Vec<InterfaceStatus> {
+        let with_link = |(index, status): (&u32, &InterfaceStatus)| {
+            let is_down = network.links.get(index).is_some_and(|link| !link.up);
+            let cause = if is_down { Some(NO_LINK.to_owned()) } else { status.cause.clone() };
+            InterfaceStatus { cause, ..status.clone() }
+        };
+        let mut all: Vec<InterfaceStatus> = self.attached.iter().map(with_link).collect();
         for name in &config.interfaces {
             if !all.iter().any(|status| status.name == *name) {
                 all.push(InterfaceStatus {

@@ -53,7 +53,14 @@ impl Controller {
             info.result = CheckResult::Unknown;
             info.detail = Text::new("");
         }
-        let text = format!("{service}/{backend}: {}, weight {}", info.state(), info.weight());
+        let held = match info.check {
+            _ if info.is_held_by_agent() => ", as its agent says".to_owned(),
+            CheckKind::Track if info.agent_wish != OperatorState::Ready => {
+                format!(", {}", info.detail.as_str())
+            }
+            _ => String::new(),
+        };
+        let text = format!("{service}/{backend}: {}{held}, weight {}", info.state(), info.weight());
         tracing::info!(service, backend, "operator: {operation}");
         let result = self.reconcile();
         self.follow_up();
@@ -88,11 +95,14 @@ impl Controller {
         self.names.resolve(&mut config, &self.wanted);
         let differences = config::diff(&self.config, &config);
         // Sizes of maps stay as they are, and who wants others is told so.
-        let fixed =
-            differences.iter().find(|difference| difference.restart && !difference.is_of_a_size());
-        if let Some(fixed) = fixed {
+        let is_fixed =
+            |difference: &&config::Difference| difference.restart && !difference.is_of_a_size();
+        let fixed: Vec<String> =
+            differences.iter().filter(is_fixed).map(ToString::to_string).collect();
+        if !fixed.is_empty() {
             return Response::Refused(format!(
-                "nothing was changed, since this can't be changed by a reload: {fixed}"
+                "nothing was changed, since this can't be changed by a reload: {}",
+                fixed.join("; ")
             ));
         }
         if let Err(error) = preflight::check_ports(&config) {

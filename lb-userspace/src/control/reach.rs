@@ -76,7 +76,8 @@ impl State {
         }
         self.egress = attached.iter().copied().collect();
         let leaving = self.backends.values().map(|state| state.backend.link.interface);
-        self.egress.extend(leaving.filter(|interface| *interface != 0));
+        // One that has gone comes back under another number.
+        self.egress.extend(leaving.filter(|interface| network.links.contains_key(interface)));
         self.egress.extend(self.check_interface);
         self.local_macs.clear();
         for (index, link) in &network.links {

@@ -306,7 +306,13 @@ async fn assemble(
         &controller.network,
         &wanted,
     )?;
-    controller.reconcile().map_err(StartError::Unusable)?;
+    let was_forwarding = !controller.there.backends.is_empty();
+    if let Err(error) = controller.reconcile() {
+        // What was forwarded before goes on as far as it can, and what failed is tried again.
+        if !was_forwarding {
+            return Err(StartError::Unusable(error));
+        }
+    }
     controller.loaded.retire_earlier(&controller.pins);
     controller.interfaces.warn_of_detours(&controller.network);
     Interfaces::tell_of_addresses(&controller.config, &controller.network, None);

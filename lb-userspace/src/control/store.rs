@@ -23,7 +23,7 @@ use super::{
     state::{BackendState, Bind, RingState, State},
 };
 use crate::dataplane::{
-    DataplaneError, FamilyMaps, Maps, PortMemory, RingMemory, nat_source_words,
+    DataplaneError, FamilyMaps, Maps, PortMemory, RingMemory, nat_source_words, with_causes,
 };
 
 /// The state that the maps hold, and which slots of rings are in use.
@@ -177,7 +177,8 @@ pub(super) fn apply(
         }
         Change::AddEgress(interface) => {
             maps.egress.insert(*interface, *interface, None, 0).map_err(|error| {
-                DataplaneError::system(maps::EGRESS)(std::io::Error::other(error))
+                let why = std::io::Error::other(with_causes(&error));
+                DataplaneError::system(format!("map {}", maps::EGRESS))(why)
             })?;
             there.egress.insert(*interface);
         }

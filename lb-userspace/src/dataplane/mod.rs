@@ -67,7 +67,7 @@ pub enum DataplaneError {
         path: std::path::PathBuf,
     },
     /// A map couldn't be read or written.
-    #[error("map {name}: {source}")]
+    #[error("map {name}: {}", with_causes(source))]
     Map {
         /// The map's name.
         name: &'static str,
@@ -92,6 +92,12 @@ pub enum DataplaneError {
         /// Why.
         why: String,
     },
+}
+
+/// An error and what led to it: libraries tell each by itself.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 impl DataplaneError {

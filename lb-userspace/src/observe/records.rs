@@ -262,7 +262,11 @@ impl Overview {
                 check: CheckRecord {
                     kind: info.check.name(),
                     result: if info.check == CheckKind::None { "up" } else { info.result.name() },
-                    detail: info.detail.as_str().to_owned(),
+                    detail: if info.is_held_by_agent() {
+                        format!("{}; {} as its agent says", info.detail.as_str(), info.state())
+                    } else {
+                        info.detail.as_str().to_owned()
+                    },
                     latency_ms: f64::from(info.check_microseconds) / 1000.0,
                     last_change,
                 },

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{BackendRecord, Overview, ServiceRecord};
 use crate::{
-    api::{ABSENT, ControllerStatus},
+    api::{ABSENT, ControllerStatus, InterfaceStatus, NO_LINK},
     dataplane::{DataplaneError, Maps},
 };
 
@@ -38,16 +38,25 @@ impl Status {
         })
     }
 
-    /// Whether the program is attached wherever it should be, and every service has a backend for new connections.
-    pub fn is_ready(&self) -> bool {
-        let is_attached = |status: &ControllerStatus| {
-            !status.interfaces.is_empty()
-                && status.interfaces.iter().all(|interface| interface.mode != ABSENT)
+    /// Why new connections can't all be served, in words; `None`: they can. The program must be attached wherever it should
+    /// be, where there is a link, and every service must have a backend.
+    pub fn lacks(&self) -> Option<String> {
+        let Some(controller) = &self.controller else {
+            return Some("the controller's loop doesn't answer".to_owned());
         };
-        self.controller.as_ref().is_some_and(is_attached)
-            && self
-                .services
-                .iter()
-                .all(|service| service.backends_total == 0 || service.backends_up > 0)
+        let is_lame = |interface: &&InterfaceStatus| {
+            interface.mode == ABSENT || interface.cause.as_deref() == Some(NO_LINK)
+        };
+        if controller.interfaces.is_empty() {
+            return Some("the program isn't attached".to_owned());
+        }
+        if let Some(lame) = controller.interfaces.iter().find(is_lame) {
+            let why = lame.cause.as_deref().unwrap_or(ABSENT);
+            return Some(format!("interface {}: {why}", lame.name));
+        }
+        let is_lost =
+            |service: &&ServiceRecord| service.backends_total > 0 && service.backends_up == 0;
+        let lost = self.services.iter().find(is_lost)?;
+        Some(format!("service {} has no backend", lost.name))
     }
 }
