@@ -7,7 +7,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use lb_common::abi::maps;
 use lb_tests::{bed::Bed, client, wait::wait_until};
+use lb_userspace::dataplane::Pins;
 use serde_json::Value;
 
 const LB: &str = env!("CARGO_BIN_EXE_lb-under-test");
@@ -85,7 +87,14 @@ fn the_pages_show_what_the_commands_do() -> Result<()> {
 
     bed.lb_ok(&["maint", "ui/mgmt01"])?;
     bed.lb_ok(&["maint", "ui/mgmt02"])?;
-    ensure!(get("/readyz")?.starts_with("HTTP/1.1 503"));
+    let unready = get("/readyz")?;
+    let why = "service ui has no backend";
+    ensure!(unready.starts_with("HTTP/1.1 503") && unready.contains(why), "{unready}");
+    bed.lb_ok(&["ready", "ui/mgmt01"])?;
+    // Whatever becomes of the pins.
+    std::fs::remove_file(Pins::new(bed.pins()).map(maps::SERVICE_INFO))?;
+    wait_until("it is ready again", || Ok(get("/readyz")?.starts_with("HTTP/1.1 200")))?;
+    ensure!(get("/metrics")?.starts_with("HTTP/1.1 200"));
     ensure!(get("/nowhere")?.starts_with("HTTP/1.1 404"));
     Ok(())
 }

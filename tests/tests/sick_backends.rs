@@ -1,5 +1,5 @@
-//! Backends that don't die, but don't live either: each is down in time, and in words. (A certificate that has expired is in
-//! `tls_checks.rs`.)
+//! Backends that neither die nor live, or that are checked elsewhere: each is down in time, and in words. (A certificate that has
+//! expired is in `tls_checks.rs`.)
 
 use std::{
     io::{Read, Write},
@@ -37,6 +37,8 @@ enum Illness {
     Goes,
     /// It says half a header, and resets the connection.
     Resets,
+    /// It says something else, and nothing more.
+    Mutters,
 }
 
 /// A server with a port each, what ails it, and what is to be said of it.
@@ -63,6 +65,10 @@ fn answer(mut stream: TcpStream, illness: Option<Illness>) -> Result<()> {
         }
         Some(Illness::Stalls) => {
             stream.write_all(HALF)?;
+            let _ = stream.read(&mut [0; 16])?;
+        }
+        Some(Illness::Mutters) => {
+            stream.write_all(b"b3\n")?;
             let _ = stream.read(&mut [0; 16])?;
         }
         Some(Illness::Goes) => stream.write_all(HALF)?,
@@ -141,4 +147,84 @@ fn who_is_neither_dead_nor_alive_is_down_in_time_and_in_words() -> Result<()> {
         let all = all.as_array().context("no list")?;
         Ok(all.iter().all(|backend| backend["state"] == "up"))
     })
+}
+
+#[test]
+fn what_came_instead_of_what_is_wanted_is_told() -> Result<()> {
+    let mut bed = Bed::without_controller(LB, "native", 2)?;
+    serve(&bed, 9005, Illness::Mutters, &Arc::new(AtomicBool::new(true)))?;
+    bed.write_config_of(
+        "[[service]]\nname = \"line\"\nbind = [\"10.91.0.100:9005\"]\n\
+         [service.check]\ntype = \"tcp\"\nsend = \"hello\"\nexpect = \"200 OK\"\ntimeout = \"500ms\"\n\
+         [[service.backend]]\nname = \"mutters\"\naddress = \"10.91.0.102:9005\"\n",
+    )?;
+    bed.start_controller(&[])?;
+    bed.wait_for_state("mutters", "down")?;
+    let shown = bed.shown("mutters")?;
+    let detail = shown["check"]["detail"].as_str().unwrap_or_default();
+    ensure!(detail.starts_with("answered \"b3\\n\", wanted"), "{shown}");
+    Ok(())
+}
+
+#[test]
+fn checks_go_where_each_backend_says() -> Result<()> {
+    let mut bed = Bed::without_controller(LB, "native", 2)?;
+    let (first, second) = (bed.backend_address("mgmt01")?, bed.backend_address("mgmt02")?);
+    // Nobody is where their connections would go.
+    bed.write_config_of(&format!(
+        "[[service]]\nname = \"ui\"\nbind = [\"10.91.0.100:8080\"]\n[service.check]\ninterval = \"200ms\"\n\
+         [[service.backend]]\nname = \"port\"\naddress = \"{first}:9999\"\ncheck_port = 8080\n\
+         [[service.backend]]\nname = \"address\"\naddress = \"10.91.0.77:8080\"\ncheck_address = \"{second}\"\n\
+         [[service.backend]]\nname = \"both\"\naddress = \"10.91.0.77:9999\"\ncheck_address = \"{second}\"\n\
+         check_port = 8080\n\
+         [[service.backend]]\nname = \"neither\"\naddress = \"{second}:9999\"\n"
+    ))?;
+    bed.start_controller(&[])?;
+    for name in ["port", "address", "both"] {
+        bed.wait_for_state(name, "up")?;
+    }
+    bed.wait_for_state("neither", "down")?;
+    bed.kill_backend("mgmt02")?;
+    for name in ["address", "both"] {
+        bed.wait_for_state(name, "down")?;
+        let shown = bed.shown(name)?;
+        ensure!(shown["check"]["detail"] == "connection refused", "{shown}");
+    }
+    ensure!(bed.shown("port")?["state"] == "up");
+    Ok(())
+}
+
+#[test]
+fn what_an_agent_says_of_its_backend_is_shown_with_its_reason() -> Result<()> {
+    let mut bed = Bed::without_controller(LB, "native", 1)?;
+    let address = bed.backend_address("mgmt01")?.to_owned();
+    let place: SocketAddr = format!("{address}:9000").parse()?;
+    let listener =
+        client::within(bed.backend_namespace("mgmt01")?, move || TcpListener::bind(place))?;
+    let is_ready = Arc::new(AtomicBool::new(false));
+    let ready = Arc::clone(&is_ready);
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let is_ready = ready.load(Ordering::Relaxed);
+            let line = if is_ready { "ready up\n" } else { "maint # \u{1b}[31mupgrade\n" };
+            // Who asks may go at any time.
+            let _: std::io::Result<()> = stream.write_all(line.as_bytes());
+        }
+    });
+    bed.write_config_of(&format!(
+        "[[service]]\nname = \"ui\"\nbind = [\"10.91.0.100:8080\"]\n\
+         [service.check]\ninterval = \"200ms\"\nagent_port = 9000\nagent_interval = \"200ms\"\n\
+         [[service.backend]]\nname = \"app\"\naddress = \"{address}:8080\"\n"
+    ))?;
+    bed.start_controller(&[])?;
+    bed.wait_for_state("app", "maint")?;
+    wait_until("both are shown", || {
+        let shown = bed.shown("app")?["check"]["detail"].as_str().unwrap_or_default().to_owned();
+        Ok(shown == "status 200; maint as its agent says: [31mupgrade")
+    })?;
+    let said = bed.lb_ok(&["ready", "ui/app"])?;
+    ensure!(said.trim() == "ui/app: maint, as its agent says, weight 1", "{said}");
+    is_ready.store(true, Ordering::Relaxed);
+    bed.wait_for_state("app", "up")?;
+    wait_until("that is over", || Ok(bed.shown("app")?["check"]["detail"] == "status 200"))
 }

@@ -128,7 +128,9 @@ pub struct BackendInfo {
     /// Its name.
     pub name: Text<64>,
     /// Newest check result in words.
-    pub detail: Text<208>,
+    pub detail: Text<160>,
+    /// Why its agent says what it says, in the agent's words.
+    pub agent_reason: Text<48>,
     /// When it last went up or down, in seconds of Unix time; 0: never.
     pub last_change: u64,
     /// Index of its service, or [`UNUSED_SERVICE`].

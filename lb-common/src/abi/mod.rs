@@ -43,7 +43,7 @@ pub use tick::{Moment, Stamp, Tick};
 use crate::wire::{Ipv4Address, Ipv6Address};
 
 /// Version of everything in this module.
-pub const VERSION: u32 = 9;
+pub const VERSION: u32 = 10;
 /// Room for counts of packets by reason.
 pub const MOST_REASONS: u32 = 64;
 const _: () = assert!(crate::datapath::Reason::ALL.len() <= MOST_REASONS as usize);

@@ -6,7 +6,7 @@ mod page;
 
 use std::{
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -46,6 +46,8 @@ struct Source {
     pins: Pins,
     calls: mpsc::Sender<Call>,
     live: Live,
+    /// The maps, once they are open: they stay so, whatever becomes of the pins.
+    maps: Arc<OnceLock<Maps>>,
     /// Each page as it was last.
     last: Arc<[Mutex<Option<Last>>; Page::ALL.len()]>,
 }
@@ -89,7 +91,7 @@ pub async fn serve(
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .with_state(Source { pins, calls, live, last: Arc::default() });
+        .with_state(Source { pins, calls, live, maps: Arc::default(), last: Arc::default() });
     tokio::spawn(async move {
         if let Err(error) = axum::serve(Door::new(listener), pages).await {
             tracing::error!(%error, "the admin pages are no longer served");
@@ -142,12 +144,18 @@ fn make(
     controller: Option<ControllerStatus>,
     source: &Source,
 ) -> anyhow::Result<String> {
-    let maps = Maps::open(&source.pins)?;
-    let status = Status::read(&maps, controller)?;
+    let maps = match source.maps.get() {
+        Some(maps) => maps,
+        None => {
+            let opened = Maps::open(&source.pins)?;
+            source.maps.get_or_init(|| opened)
+        }
+    };
+    let status = Status::read(maps, controller)?;
     Ok(match page {
         Page::Stats => page::render(&status),
         Page::StatsJson => serde_json::to_string(&status)?,
-        Page::Metrics => metrics::render(&status, &maps, &source.live)?,
+        Page::Metrics => metrics::render(&status, maps, &source.live)?,
         Page::Ready => match status.lacks() {
             None => "ready\n".to_owned(),
             Some(why) => bail!("{why}"),

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use lb_common::abi::{CheckResult, OperatorState};
+use lb_common::abi::{BackendInfo, CheckResult, OperatorState, Text};
 
 use super::{
     checks::phase,
@@ -58,20 +58,21 @@ impl Controller {
         if let Some(percent) = said.percent {
             info.agent_percent = u32::from(percent) + 1;
         }
-        if *info == before {
-            return false;
+        info.agent_reason = Text::new(said.reason.as_deref().unwrap_or_default());
+        // A reason alone, such as how long it will take, may be another each time.
+        if (BackendInfo { agent_reason: before.agent_reason, ..*info }) == before {
+            return *info != before;
         }
         let service = self.wanted.services.get(&info.service);
         let service = service.map_or("", |service| service.name.as_str());
         let (backend, reason) = (info.name, said.reason.as_deref().unwrap_or(""));
-        tracing::info!(
-            service,
-            backend = backend.as_str(),
-            reason,
-            "its agent: {}, weight {}",
-            info.state(),
-            info.weight()
-        );
+        let (backend, what) =
+            (backend.as_str(), format!("its agent: {}, weight {}", info.state(), info.weight()));
+        if info.is_held_by_agent() {
+            tracing::warn!(service, backend, reason, "{what}");
+        } else {
+            tracing::info!(service, backend, reason, "{what}");
+        }
         true
     }
 }

@@ -309,6 +309,7 @@ impl ForgetRuntime for BackendInfo {
         self.agent = CheckResult::Unknown;
         self.agent_wish = OperatorState::Ready;
         self.agent_percent = 0;
+        self.agent_reason = Text::new("");
     }
 }
 

@@ -59,8 +59,9 @@ impl Said {
                 }
             }
         }
-        let reason = reason.trim();
-        said.reason = (!reason.is_empty()).then(|| reason.to_owned());
+        // It is shown on terminals.
+        let reason: String = reason.trim().chars().filter(|letter| !letter.is_control()).collect();
+        said.reason = (!reason.is_empty()).then_some(reason);
         said
     }
 

@@ -285,12 +285,13 @@ async fn in_time<K>(
     connect: impl Future<Output = io::Result<(TcpStream, K)>>,
 ) -> Result<Passed, Failure> {
     let mut step = "connecting";
+    let end = time::Instant::now() + check.timeout;
     let work = async {
         // The stream is closed before what comes with it is dropped.
         let (stream, _kept) = connect.await.map_err(|error| words(&error))?;
         let Some(tls) = &check.tls else {
             step = "waiting for the answer";
-            return converse(&check.kind, address, stream).await;
+            return converse(&check.kind, address, stream, end).await;
         };
         step = "in TLS handshake";
         let host = match &check.kind {
@@ -299,9 +300,9 @@ async fn in_time<K>(
         };
         let stream = tls::connect(tls, host, address, stream).await?;
         step = "waiting for the answer";
-        converse(&check.kind, address, stream).await
+        converse(&check.kind, address, stream, end).await
     };
-    match time::timeout(check.timeout, work).await {
+    match time::timeout_at(end, work).await {
         Ok(result) => result,
         Err(_) => {
             let time = humantime::format_duration(check.timeout);
@@ -310,15 +311,16 @@ async fn in_time<K>(
     }
 }
 
-/// What is said and heard once the backend is reached.
+/// What is said and heard once the backend is reached, until `end` at the latest.
 async fn converse(
     kind: &CheckKind,
     address: SocketAddr,
     stream: impl AsyncRead + AsyncWrite + Unpin,
+    end: time::Instant,
 ) -> Result<Passed, Failure> {
     match kind {
         CheckKind::Http(http) => http::request(http, address, stream).await,
-        CheckKind::Tcp(tcp) => tcp::exchange(tcp, stream).await,
+        CheckKind::Tcp(tcp) => tcp::exchange(tcp, stream, end).await,
         CheckKind::None => Ok(Passed { drains: false, detail: "connected".to_owned() }),
     }
 }

@@ -263,7 +263,10 @@ impl Overview {
                     kind: info.check.name(),
                     result: if info.check == CheckKind::None { "up" } else { info.result.name() },
                     detail: if info.is_held_by_agent() {
-                        format!("{}; {} as its agent says", info.detail.as_str(), info.state())
+                        let reason = info.agent_reason.as_str();
+                        let colon = if reason.is_empty() { "" } else { ": " };
+                        let (detail, state) = (info.detail.as_str(), info.state());
+                        format!("{detail}; {state} as its agent says{colon}{reason}")
                     } else {
                         info.detail.as_str().to_owned()
                     },
