@@ -145,6 +145,7 @@ impl Controller {
         let mut resolvers: HashMap<bool, TokioResolver> = HashMap::new();
         let servers = self.config.name_servers.clone();
         let are_others = servers != self.names.servers;
+        let mut result = Ok(());
         for (_, backend) in self.config.named_backends() {
             let Some(question) = question(backend) else { continue };
             if asked.contains_key(&question) {
@@ -160,8 +161,9 @@ impl Controller {
                 None => match resolver(&servers, family) {
                     Ok(resolver) => resolvers.entry(family).or_insert(resolver).clone(),
                     Err(error) => {
-                        let trouble = format!("names can't be looked up: {error}");
-                        self.troubles.note("names", Err(trouble));
+                        result = Err(format!(
+                            "names can't be looked up, until a reload finds how: {error}"
+                        ));
                         break;
                     }
                 },
@@ -178,6 +180,7 @@ impl Controller {
             });
             asked.insert(question, task);
         }
+        self.troubles.note("names", result);
         self.names.known.retain(|question, _| asked.contains_key(question));
         self.names.asked = asked;
         self.names.servers = servers;
