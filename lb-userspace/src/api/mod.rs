@@ -123,7 +123,7 @@ pub struct InterfaceStatus {
     pub name: String,
     /// `native`, `generic` or [`ABSENT`].
     pub mode: String,
-    /// Why it isn't native, though that was tried, or why it is absent; or that it has [`NO_LINK`].
+    /// Why it isn't native, though that was tried, or why it is absent; first, that it has [`NO_LINK`].
     pub cause: Option<String>,
 }
 

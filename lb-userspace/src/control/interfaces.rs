@@ -168,7 +168,9 @@ impl Interfaces {
     pub(super) fn status(&self, config: &Config, network: &Network) -> Vec<InterfaceStatus> {
         let with_link = |(index, status): (&u32, &InterfaceStatus)| {
             let is_down = network.links.get(index).is_some_and(|link| !link.up);
-            let cause = if is_down { Some(NO_LINK.to_owned()) } else { status.cause.clone() };
+            let link = is_down.then(|| NO_LINK.to_owned());
+            let causes: Vec<String> = link.into_iter().chain(status.cause.clone()).collect();
+            let cause = (!causes.is_empty()).then(|| causes.join("; "));
             InterfaceStatus { cause, ..status.clone() }
         };
         let mut all: Vec<InterfaceStatus> = self.attached.iter().map(with_link).collect();

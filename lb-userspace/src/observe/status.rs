@@ -44,9 +44,12 @@ impl Status {
         let Some(controller) = &self.controller else {
             return Some("the controller's loop doesn't answer".to_owned());
         };
-        let is_lame = |interface: &&InterfaceStatus| {
-            interface.mode == ABSENT || interface.cause.as_deref() == Some(NO_LINK)
+        let is_without_link = |interface: &InterfaceStatus| {
+            interface.cause.as_deref().is_some_and(|cause| cause.starts_with(NO_LINK))
         };
+        // Of several links, one may be a spare.
+        let are_all_down = controller.interfaces.iter().all(is_without_link);
+        let is_lame = |interface: &&InterfaceStatus| interface.mode == ABSENT || are_all_down;
         if controller.interfaces.is_empty() {
             return Some("the program isn't attached".to_owned());
         }
