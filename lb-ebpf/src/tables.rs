@@ -7,9 +7,9 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Access, AccessKey, Backend, Client, ClientKey, Counters, Direction, Entry, Flow, FlowKey,
-        Fragment, FragmentKey, LocalMac, Moment, RING_CHUNK_SLOTS, Refusal, Service, ServiceKey,
-        Settings,
+        Access, AccessKey, Answer, Backend, Client, ClientKey, Counters, Direction, Entry, Flow,
+        FlowKey, Fragment, FragmentKey, LocalMac, Moment, RING_CHUNK_SLOTS, Refusal, Service,
+        ServiceKey, Settings,
     },
     datapath::{FamilyTables, InsertError, Reason, Table, Tables},
     wire::{Ipv4Address, Ipv6Address, NetworkU32},
@@ -133,13 +133,9 @@ impl Tables for MapTables {
     }
 
     #[inline(always)]
-    fn count_answer(&self, backend: u32, is_there: bool) {
+    fn count_answer(&self, backend: u32, answer: Answer) {
         update(maps::BACKEND_COUNTERS.get_ptr_mut(backend), |counters| {
-            if is_there {
-                counters.answered += 1;
-            } else {
-                counters.unanswered += 1;
-            }
+            counters.count_answer(answer);
         });
     }
 

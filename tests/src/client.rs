@@ -295,3 +295,17 @@ pub fn sha256(file: &Path) -> Result<String> {
     let text = String::from_utf8(output.stdout)?;
     text.split_whitespace().next().map(str::to_owned).context("no sum")
 }
+
+/// The index and the hardware address of a namespace's only interface.
+///
+/// # Errors
+///
+/// It has none.
+pub fn interface(namespace: &Namespace) -> Result<(u32, [u8; 6])> {
+    let text = namespace.ip(&["-o", "link", "show", "eth0"])?;
+    let index = text.split(':').next().context("an index")?.trim().parse()?;
+    let mac = text.split("link/ether ").nth(1).and_then(|rest| rest.split(' ').next());
+    let bytes: Result<Vec<u8>, _> =
+        mac.context("an address")?.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect();
+    Ok((index, bytes?.try_into().map_err(|_| anyhow::anyhow!("not six bytes"))?))
+}

@@ -10,9 +10,9 @@ use bytemuck::{Pod, Zeroable};
 use ipnet::IpNet;
 use lb_common::{
     abi::{
-        Access, AccessKey, Backend, CHECK_SERVICE, Client, ClientKey, Counters, Direction, Entry,
-        Flow, FlowKey, Fragment, FragmentKey, LocalMac, Moment, Refusal, Service, ServiceKey,
-        Settings,
+        Access, AccessKey, Answer, Backend, CHECK_SERVICE, Client, ClientKey, Counters, Direction,
+        Entry, Flow, FlowKey, Fragment, FragmentKey, LocalMac, Moment, Refusal, Service,
+        ServiceKey, Settings,
     },
     datapath::{
         self, Action, Decision, ErrorScratch, Family, FamilyTables, InsertError, Note, Packet,
@@ -233,14 +233,9 @@ impl Tables for Host {
         *loads[1].entry(backend).or_default() += number;
     }
 
-    fn count_answer(&self, backend: u32, is_there: bool) {
+    fn count_answer(&self, backend: u32, answer: Answer) {
         let mut counters = self.counters.borrow_mut();
-        let counters = counters[1].entry(backend).or_default();
-        if is_there {
-            counters.answered += 1;
-        } else {
-            counters.unanswered += 1;
-        }
+        counters[1].entry(backend).or_default().count_answer(answer);
     }
 
     fn take_turn(&self, service: u32) -> u64 {

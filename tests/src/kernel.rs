@@ -1,16 +1,11 @@
 //! The loaded program, run on made frames by the kernel (`BPF_PROG_TEST_RUN`).
 
-use std::{
-    net::IpAddr,
-    path::PathBuf,
-    process::Command,
-    sync::atomic::{AtomicU32, Ordering},
-};
+use std::{net::IpAddr, sync::atomic::Ordering};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use aya::{
     maps::{HashMap, MapData, PerCpuArray, PerCpuValues, lpm_trie::Key},
-    programs::{TestRun, TestRunOptions},
+    programs::{ProgramFd, TestRun, TestRunOptions},
 };
 use lb_common::{
     abi::{AccessKey, Backend, Counters, RING_CHUNK_SLOTS, Refusal},
@@ -26,6 +21,7 @@ use nix::{
 use crate::{
     host::Outcome,
     memory::{Recorded, Records},
+    pins::pin_directory,
     world::{INGRESS, OTHER_INTERFACE, World},
 };
 
@@ -62,7 +58,7 @@ impl Kernel {
         let pins = Pins::new(&pin_directory()?);
         let capacity = Capacity {
             flows: world.flows,
-            embryonic: 262_144,
+            embryonic: world.embryonic,
             services: 32,
             binds: 64,
             backends: 32,
@@ -145,6 +141,15 @@ impl Kernel {
         self.loaded.maps.rings.write(0, slots);
     }
 
+    /// The program itself, for another to call it.
+    ///
+    /// # Errors
+    ///
+    /// It can't be had.
+    pub fn program(&mut self) -> Result<ProgramFd> {
+        Ok(self.loaded.program()?.fd()?.try_clone()?)
+    }
+
     /// Runs one frame through the program. The outcome's reason isn't known before [`Self::confirm`].
     ///
     /// # Errors
@@ -174,12 +179,33 @@ impl Kernel {
     ///
     /// It wasn't.
     pub fn confirm(&mut self, reason: Reason) -> Result<()> {
+        self.confirm_many(reason, 1)
+    }
+
+    /// Demands that so many frames were counted under a reason since it was last confirmed.
+    ///
+    /// # Errors
+    ///
+    /// They weren't.
+    pub fn confirm_many(&mut self, reason: Reason, packets: u64) -> Result<()> {
         let count = self.loaded.maps.reason_count(reason)?;
         let counted = count - self.counted[reason as usize];
-        if counted != 1 {
-            bail!("{reason:?} was counted {counted} times; {}", self.reasons()?);
+        if counted != packets {
+            bail!("{reason:?} was counted {counted} times, not {packets}; {}", self.reasons()?);
         }
         self.counted[reason as usize] = count;
+        Ok(())
+    }
+
+    /// Counts anew what [`Self::confirm_many`] demands.
+    ///
+    /// # Errors
+    ///
+    /// The map can't be read.
+    pub fn recount(&mut self) -> Result<()> {
+        for reason in Reason::ALL {
+            self.counted[*reason as usize] = self.loaded.maps.reason_count(*reason)?;
+        }
         Ok(())
     }
 
@@ -356,26 +382,4 @@ fn clear_counters<T: aya::Pod>(counters: &mut PerCpuArray<MapData, T>, zero: T) 
         counters.set(index, PerCpuValues::try_from(vec![zero; cpus])?, 0)?;
     }
     Ok(())
-}
-
-/// A directory for pins that no other test uses, on a BPF file system, which is mounted if need be.
-///
-/// # Errors
-///
-/// It can't be mounted.
-pub fn pin_directory() -> Result<PathBuf> {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    static MOUNT: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let guard = MOUNT.lock();
-    let mounts = std::fs::read_to_string("/proc/mounts")?;
-    if !mounts.lines().any(|line| line.contains(" /sys/fs/bpf bpf ")) {
-        let status = Command::new("mount")
-            .args(["-t", "bpf", "bpf", "/sys/fs/bpf"])
-            .status()
-            .context("mount")?;
-        ensure!(status.success(), "mounting a BPF file system on /sys/fs/bpf failed: run as root");
-    }
-    drop(guard);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    Ok(PathBuf::from(format!("/sys/fs/bpf/lb-test-{}-{number}", std::process::id())))
 }

@@ -4,6 +4,7 @@
 //!   path.
 //! * [`host`] and [`kernel`] run the same packet logic over in-memory tables and in the kernel, and
 //!   [`pair`] demands the same of both; [`world`] is what they are set up with.
+//! * [`crowd`] is very many flows, and [`repeat`] measures what one packet costs.
 //! * [`object`] reads the program's instructions.
 //! * [`bed`] is a network of namespaces with a balancer in it, and [`client`] its clients;
 //!   [`capture`] reads what crosses it.
@@ -13,9 +14,11 @@
 //! * [`connection`] plays a TCP connection from both ends, and [`random`] makes random frames.
 
 pub mod bed;
+pub mod bench;
 pub mod capture;
 pub mod client;
 pub mod connection;
+pub mod crowd;
 pub mod frame;
 pub mod haproxy;
 pub mod host;
@@ -26,8 +29,10 @@ pub mod modes;
 mod nginx;
 pub mod object;
 pub mod pair;
+pub mod pins;
 pub mod podman;
 pub mod random;
+pub mod repeat;
 pub mod rivals;
 pub mod script;
 pub mod seen;

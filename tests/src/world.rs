@@ -130,6 +130,8 @@ pub struct World {
     pub access: Vec<(u32, IpNet, Access)>,
     /// Connections that the table of flows has room for.
     pub flows: u32,
+    /// The same of half-open handshakes.
+    pub embryonic: u32,
 }
 
 /// The client of the family of an address.
@@ -364,6 +366,7 @@ impl Default for World {
                 .to_vec(),
             access: Vec::new(),
             flows: 65_536,
+            embryonic: 262_144,
         }
     }
 }

@@ -232,7 +232,7 @@ fn what_clients_see_takes_a_backend_out_before_its_check_but_never_the_last_one(
     })?;
     let detail = bed.shown("mgmt03")?["check"]["detail"].clone();
     ensure!(detail.as_str().is_some_and(|said| said.contains("connection")), "{detail}");
-    bed.wait_for_event("clients' connections failed")?;
+    bed.wait_for_event("it refused connections of clients")?;
     for name in ["mgmt01", "mgmt02"] {
         bed.kill_backend(name)?;
     }

@@ -27,20 +27,9 @@ use lb_tests::{
     setting,
 };
 use lb_userspace::netlink::FrameSender;
-use xtask::netns::Namespace;
 
 const LB: &str = env!("CARGO_BIN_EXE_lb-under-test");
 const BACKENDS: [&str; 3] = ["mgmt01", "mgmt02", "mgmt03"];
-
-/// The index and the hardware address of a namespace's only interface.
-fn interface(namespace: &Namespace) -> Result<(u32, [u8; 6])> {
-    let text = namespace.ip(&["-o", "link", "show", "eth0"])?;
-    let index = text.split(':').next().context("an index")?.trim().parse()?;
-    let mac = text.split("link/ether ").nth(1).and_then(|rest| rest.split(' ').next());
-    let bytes: Result<Vec<u8>, _> =
-        mac.context("an address")?.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect();
-    Ok((index, bytes?.try_into().map_err(|_| anyhow::anyhow!("not six bytes"))?))
-}
 
 /// By how much the flood may be ahead of its rate.
 const STEP: Duration = Duration::from_millis(2);
@@ -48,8 +37,8 @@ const STEP: Duration = Duration::from_millis(2);
 /// Sends SYNs from addresses and ports that nobody has. Returns how many a second.
 fn flood(bed: &Bed, to: &str, syns: usize) -> Result<f64> {
     let most: usize = setting("LB_FLOOD_RATE", 20_000);
-    let (index, own) = interface(&bed.client)?;
-    let (_, balancer) = interface(&bed.balancer)?;
+    let (index, own) = client::interface(&bed.client)?;
+    let (_, balancer) = client::interface(&bed.balancer)?;
     let (vip, port) = to.split_once(':').context("a port")?;
     let vip = (vip.parse::<IpAddr>()?, port.parse()?);
     let mut segment = Segment::syn((Ipv4Addr::new(198, 18, 0, 1).into(), 1), vip);

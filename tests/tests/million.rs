@@ -2,68 +2,26 @@
 //!
 //! `LB_LIST_WITH` names another `lb` that lists them, such as one that is built with optimisation.
 
-use std::{
-    net::{IpAddr, Ipv4Addr},
-    process::Command,
-    time::Instant,
-};
+use std::{process::Command, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 use fastrand::Rng;
 use lb_common::datapath::Table;
 use lb_tests::{
-    frame::{Segment, flags},
+    crowd,
+    frame::flags,
     kernel::Kernel,
     seen::Seen,
     setting,
-    world::{BACKENDS, Socket, VIP, World, backend_address, backend_mac},
+    world::{BACKENDS, Socket, VIP, backend_address},
 };
 
 const LB: &str = env!("CARGO_BIN_EXE_lb-under-test");
 const FLOWS: u32 = 1_000_000;
 const RING_CHANGES: u32 = 1000;
-/// Addresses that full NAT sends from: three backends, each with so many times 64,512 ports.
-const SOURCES: u32 = 6;
-
-fn client(number: u32) -> Socket {
-    let [_, high, middle, _] = (number / 50_000).to_le_bytes();
-    let low = (number / 50_000 % 256) as u8;
-    (IpAddr::V4(Ipv4Addr::new(198, 18 + middle, high, low)), 1024 + (number % 50_000) as u16)
-}
-
-fn world() -> World {
-    let mut world = World { flows: FLOWS + FLOWS / 20, ..World::default() };
-    (world.settings.nat_port_first, world.settings.nat_port_count) = (1024, 64_512);
-    for number in 1..SOURCES {
-        let address = Ipv4Addr::new(10, 77, 1, number as u8);
-        world.nat_sources.push(lb_common::wire::words(address.into()));
-    }
-    // Their addresses lie behind the one of IPv6.
-    let first = world.nat_sources.len() as u32 - (SOURCES - 1);
-    let ports = lb_common::abi::pool_words(64_512 * SOURCES);
-    for (number, backend) in (0..).zip(&mut world.backends[..BACKENDS.len()]) {
-        (backend.nat_source, backend.nat_sources) = (first - 1, SOURCES);
-        backend.ports = 10_000 + number * ports;
-    }
-    world.nat_sources[first as usize - 1] = world.nat_sources[0];
-    for backend in &mut world.backends[BACKENDS.len()..] {
-        // The others have none in this test.
-        backend.nat_sources = 0;
-    }
-    world
-}
-
-/// The segment of a flow that a client sends.
-fn segment(number: u32, bits: u8) -> Vec<u8> {
-    let mut segment = Segment::syn(client(number), VIP).with_flags(bits);
-    segment.acknowledgement = 5001;
-    segment.sequence = if bits == flags::SYN { 1000 } else { 1001 };
-    segment.build()
-}
-
 /// Sends a client's segment, and returns the backend that it goes to and where it seems to come from.
 fn send(kernel: &mut Kernel, number: u32, bits: u8) -> Result<(u32, Socket)> {
-    let outcome = kernel.run(&segment(number, bits))?;
+    let outcome = kernel.run(&crowd::segment(VIP, number, bits).build())?;
     let seen = Seen::new(&outcome.frame);
     let backend = BACKENDS.into_iter().find(|index| backend_address(*index) == seen.destination);
     Ok((backend.with_context(|| format!("flow {number}: {outcome:02x?}"))?, seen.source))
@@ -71,17 +29,13 @@ fn send(kernel: &mut Kernel, number: u32, bits: u8) -> Result<(u32, Socket)> {
 
 #[test]
 fn each_of_a_million_flows_stays_on_its_backend_through_a_thousand_rings() -> Result<()> {
-    let mut world = world();
+    let mut world = crowd::world(FLOWS);
     let mut kernel = Kernel::new(&world)?;
     let start = Instant::now();
     let mut homes = Vec::new();
     for number in 0..FLOWS {
         let (backend, nat) = send(&mut kernel, number, flags::SYN)?;
-        let mut answer =
-            Segment::syn(backend_address(backend), nat).with_flags(flags::SYN | flags::ACK);
-        answer.source_mac = backend_mac(backend);
-        (answer.sequence, answer.acknowledgement) = (5000, 1001);
-        kernel.run(&answer.build())?;
+        kernel.run(&crowd::answer(backend, nat).build())?;
         ensure!(send(&mut kernel, number, flags::ACK)? == (backend, nat), "flow {number} moved");
         homes.push((backend as u8, nat));
     }

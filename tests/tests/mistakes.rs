@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Result, ensure};
 use lb_tests::{
     bed::{Bed, SERVICE},
-    kernel::pin_directory,
+    pins::pin_directory,
     wait::wait_until,
 };
 use lb_userspace::dataplane::Pins;

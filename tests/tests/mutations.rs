@@ -224,7 +224,7 @@ fn checks_judge_mutated_answers_and_go_on() -> Result<()> {
         let count = Arc::clone(&counts[usize::from(number)]);
         let phase = f64::from(number) / f64::from(CHECKERS);
         let check = Arc::clone(&config.services[0].check);
-        let turn = Turn { phase, first_round: check.interval };
+        let turn = Turn { phase, first_round: check.interval, is_suspect: false };
         let way = (None, Arc::default());
         Checker::start(check, Target::Own(address), way, Verdict::Unknown, turn, move |report| {
             assert!(!report.detail.is_empty());

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    fs,
     net::{Ipv4Addr, UdpSocket},
     sync::{
         Arc, Mutex, MutexGuard,
@@ -183,5 +184,22 @@ fn a_backend_follows_its_name_and_keeps_its_address_while_nobody_answers() -> Re
             backend["address"] == format!("{FIRST}:8080") && backend["state"] == "up"
         };
         Ok(backends.as_array().is_some_and(|all| all.iter().any(is_it)))
-    })
+    })?;
+
+    // Another name that nobody has doesn't inherit the address.
+    let text = fs::read_to_string(bed.config())?;
+    fs::write(bed.config(), text.replace("app.lb.test", "typo.lb.test"))?;
+    bed.lb_ok(&["reload"])?;
+    wait_until("it is shown why", || {
+        let backends = bed.json(&["list", "backends", "--json"])?;
+        let is_it = |backend: &Value| {
+            backend["check"]["detail"] == "typo.lb.test: there is no such name"
+                && backend["state"] == "down"
+        };
+        Ok(backends.as_array().is_some_and(|all| all.iter().any(is_it)))
+    })?;
+    for _ in 0..10 {
+        ensure!(bed.request()? == "mgmt02", "the only one whose name is known");
+    }
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! `cargo xtask`: builds, runs and tests lb.
 
+mod bench;
 mod build;
 mod ci;
 mod dist;
@@ -34,6 +35,8 @@ enum Command {
     Lab(lab::Arguments),
     /// Run the long forms of the random tests
     Soak(soak::Arguments),
+    /// Measure: tables here, JSON and charts in a directory
+    Bench(bench::Arguments),
     /// Make what is shipped: a static binary, a Debian package, a container image
     Dist(dist::Arguments),
     /// Check format and lints, then run every test
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Command::Build(arguments) => build::build(arguments.debug).map(drop),
         Command::Lab(arguments) => lab::lab(arguments),
         Command::Soak(arguments) => soak::soak(&arguments),
+        Command::Bench(arguments) => bench::bench(&arguments),
         Command::Dist(arguments) => dist::dist(&arguments),
         Command::Ci => ci::ci(),
     };

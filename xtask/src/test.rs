@@ -22,7 +22,7 @@ pub(crate) fn test(arguments: &Arguments) -> Result<()> {
     install::tools(install::LAB)?;
     install::tools(install::TESTS)?;
     let mut command = cargo();
-    command.args(["test", "--locked", "--workspace", "--exclude", "lb-ebpf", "--no-fail-fast"]);
+    command.args(["test", "--locked", "--no-fail-fast"]);
     privilege::run_as_root(&mut command);
     let (ran, status) = counted(command.args(&arguments.arguments))?;
     println!("{} tests ran: {} passed, {} failed", ran.passed + ran.failed, ran.passed, ran.failed);

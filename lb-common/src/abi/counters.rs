@@ -20,8 +20,11 @@ pub struct Counters {
     pub turns: u64,
     /// Of a backend: answers to SYNs.
     pub answered: u64,
-    /// Of a backend: SYNs that it refused, or hadn't answered when they were sent again.
+    /// Of a backend: SYNs that it hadn't answered when they were sent again. It may be the SYNs that weren't worth an
+    /// answer.
     pub unanswered: u64,
+    /// Of a backend: SYNs that it refused.
+    pub refused: u64,
 }
 
 impl Counters {
@@ -35,6 +38,17 @@ impl Counters {
         self.turns += other.turns;
         self.answered += other.answered;
         self.unanswered += other.unanswered;
+        self.refused += other.refused;
+    }
+
+    /// Counts what a backend says to a SYN.
+    #[inline(always)]
+    pub fn count_answer(&mut self, answer: Answer) {
+        match answer {
+            Answer::Taken => self.answered += 1,
+            Answer::Refused => self.refused += 1,
+            Answer::None => self.unanswered += 1,
+        }
     }
 
     /// Counts one packet of `bytes` bytes.
@@ -51,6 +65,17 @@ impl Counters {
             }
         }
     }
+}
+
+/// What a backend says to a SYN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It takes the connection.
+    Taken,
+    /// It refuses it.
+    Refused,
+    /// It hasn't said anything when the SYN is sent again.
+    None,
 }
 
 /// Which way a packet travels.

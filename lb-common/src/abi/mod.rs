@@ -22,7 +22,7 @@ mod tick;
 mod word;
 
 pub use backend::{Backend, Fate};
-pub use counters::{Counters, Direction};
+pub use counters::{Answer, Counters, Direction};
 pub use entry::Entry;
 pub use flow::{CHECK_SERVICE, Flow, FlowKey, FlowState, Link, finished};
 pub use forwarding::{AddressFamily, Forwarding};
@@ -43,7 +43,7 @@ pub use tick::{Moment, Stamp, Tick};
 use crate::wire::{Ipv4Address, Ipv6Address};
 
 /// Version of everything in this module.
-pub const VERSION: u32 = 10;
+pub const VERSION: u32 = 11;
 /// Room for counts of packets by reason.
 pub const MOST_REASONS: u32 = 64;
 const _: () = assert!(crate::datapath::Reason::ALL.len() <= MOST_REASONS as usize);
@@ -162,7 +162,7 @@ plain_data! {
     Backend: 64,
     BackendInfo: 320,
     Client: 8,
-    Counters: 64,
+    Counters: 72,
     Fragment: 12,
     LocalMac: 16,
     Refusal: 8,

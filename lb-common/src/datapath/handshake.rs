@@ -9,7 +9,10 @@ use super::{
     transmit,
 };
 use crate::{
-    abi::{Client, ClientKey, Direction, Entry, Flow, FlowKey, FlowState, Stamp, Tick, finished},
+    abi::{
+        Answer, Client, ClientKey, Direction, Entry, Flow, FlowKey, FlowState, Stamp, Tick,
+        finished,
+    },
     wire::TcpFlags,
 };
 
@@ -84,7 +87,7 @@ pub(super) fn find<'t, A: Family, T: FamilyTables<A>>(
         // Others aren't told of its silence: it may be this SYN that isn't worth an answer.
         if !takes || is_mute(tables, segment, flow) {
             if flow.forwarding.sees_replies() {
-                tables.count_answer(flow.backend, false);
+                tables.count_answer(flow.backend, Answer::None);
             }
             forget(tables, Table::Embryonic, &segment.key, flow);
             return Found::Failed(Attempt::after(flow.finished, flow.backend));
@@ -212,7 +215,7 @@ fn follow_backend<A: Family, T: FamilyTables<A>>(
         handshake.peer.touch(tables.now().tick());
         if !segment.is_udp() {
             choice::note_answer(tables, flow.backend);
-            tables.count_answer(flow.backend, true);
+            tables.count_answer(flow.backend, Answer::Taken);
         }
     }
     Ok(Reason::ToClient)

@@ -3,8 +3,8 @@
 use super::{Family, nat};
 use crate::{
     abi::{
-        Access, AccessKey, Backend, Client, ClientKey, Direction, Entry, Flow, FlowKey, FlowState,
-        Fragment, FragmentKey, LocalMac, Moment, Refusal, Service, ServiceKey, Settings,
+        Access, AccessKey, Answer, Backend, Client, ClientKey, Direction, Entry, Flow, FlowKey,
+        FlowState, Fragment, FragmentKey, LocalMac, Moment, Refusal, Service, ServiceKey, Settings,
     },
     wire::NetworkU32,
 };
@@ -73,7 +73,7 @@ pub trait Tables {
     fn add_load(&self, service: u32, backend: u32, number: i64);
 
     /// Counts a backend's answer to a SYN, or that there was none.
-    fn count_answer(&self, backend: u32, is_there: bool);
+    fn count_answer(&self, backend: u32, answer: Answer);
 
     /// Counts the connections whose backends are chosen in turn, on this CPU, and returns how many there were before.
     fn take_turn(&self, service: u32) -> u64;

@@ -11,7 +11,7 @@ use super::{
     transmit,
 };
 use crate::{
-    abi::{Direction, Entry, Fate, Flow, FlowKey, FlowState, Settings, finished},
+    abi::{Answer, Direction, Entry, Fate, Flow, FlowKey, FlowState, Settings, finished},
     wire::{EthernetHeader, NetworkHeader, PROTOCOL_TCP, TcpFlags, TcpHeader},
 };
 
@@ -170,7 +170,7 @@ fn refused<A: Family, P: Packet, T: FamilyTables<A>>(
         peer.set_state(FlowState::CLOSED, ended);
     }
     choice::note_refusal(tables, flow.backend);
-    tables.count_answer(flow.backend, false);
+    tables.count_answer(flow.backend, Answer::Refused);
     if withhold(tables, &settings, &segment.key, flow, peer) {
         return Err(Reason::RefusalWithheld);
     }

@@ -121,6 +121,7 @@ impl Validator {
     pub(super) fn check(&mut self, check: &file::Check) -> Check {
         let kinds = ["http", "https", "tcp", "none"];
         let kind = self.choice(check.kind.as_ref(), "check type", &kinds);
+        self.refuse_check_keys(check, kind);
         let tls = (kind == "https").then(|| self.tls(check)).flatten();
         let second = Duration::from_secs(1);
         let interval = self.duration(check.interval.as_ref(), 2 * second);
@@ -135,7 +136,10 @@ impl Validator {
                         .as_ref()
                         .and_then(|expect| self.value(expect, Pattern::parse)),
                 }),
-                _ => CheckKind::Http(Box::new(self.http_check(check))),
+                _ => {
+                    self.refuse_http(check, kind == "https");
+                    CheckKind::Http(Box::new(self.http_check(check)))
+                }
             },
             tls,
             interval,
@@ -191,25 +195,16 @@ impl Validator {
         }
         let path = check.path.as_ref().map_or("/client/", |path| path.get_ref());
         if let Some(written) = &check.path
-            && (!path.starts_with('/') || !path.bytes().all(|byte| byte.is_ascii_graphic()))
+            && !path.starts_with('/')
         {
             self.problem(
                 written.span(),
                 format!("\"{path}\" is no path"),
-                "write a path that begins with a slash, without blanks, as in \"/client/\"",
+                "write a path that begins with a slash, as in \"/client/\"",
             );
         }
         let version = self.choice(check.http_version.as_ref(), "http_version", &["1.1", "1.0"]);
         let host = check.host.as_ref().filter(|host| !host.get_ref().is_empty());
-        if let Some(written) = host
-            && !written.get_ref().bytes().all(|byte| byte.is_ascii_graphic())
-        {
-            self.problem(
-                written.span(),
-                format!("\"{}\" is no host name", written.get_ref()),
-                "write a host name, as in \"cloud.example.com\"",
-            );
-        }
         let written = |text: &&Spanned<String>| !text.get_ref().is_empty();
         let expect =
             check.expect.as_ref().and_then(|expect| self.value(expect, StatusRanges::parse));

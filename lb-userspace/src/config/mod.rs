@@ -1,6 +1,7 @@
 //! The configuration: read strictly, validated whole, and only then used.
 
 mod check;
+mod check_keys;
 mod diff;
 mod file;
 mod problem;
@@ -11,7 +12,7 @@ mod validate;
 mod values;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fmt,
     fs::File,
     io::{self, Read as _},
@@ -322,6 +323,17 @@ impl Config {
             let named = service.backends.iter_mut().filter(|backend| backend.host.is_some());
             named.map(move |backend| (name, backend))
         })
+    }
+
+    /// The names of hosts that backends are at, by the names of services and backends.
+    pub fn hosts(&self) -> HashMap<(&str, &str), &str> {
+        let all = self.services.iter().flat_map(|service| {
+            service.backends.iter().map(|backend| (service.name.as_str(), backend))
+        });
+        all.filter_map(|(service, backend)| {
+            Some(((service, backend.name.as_str()), backend.host.as_deref()?))
+        })
+        .collect()
     }
 
     /// Validates the text of a file.

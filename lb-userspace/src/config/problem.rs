@@ -25,13 +25,27 @@ impl Problem {
     pub(super) fn from_toml(error: &toml::de::Error) -> Self {
         let message = error.message();
         let (message, hint) = match message.split_once(", expected ") {
-            Some((message, expected)) => (
-                message,
-                similar(message, expected).unwrap_or_else(|| format!("expected {expected}")),
-            ),
+            Some((message, expected)) => {
+                (message, similar(message, expected).unwrap_or_else(|| wanted(message, expected)))
+            }
             None => (message, String::new()),
         };
         Self::new(error.span().unwrap_or(0..0), message.replace('`', "\""), hint.replace('`', "\""))
+    }
+}
+
+/// What is to be written instead of a value of another type.
+fn wanted(message: &str, expected: &str) -> String {
+    match expected {
+        "a string" => match message.split('`').nth(1) {
+            Some(number) => {
+                format!("write it between quotes: \"{number}\"; a time has its unit, as in \"2s\"")
+            }
+            None => "write it between quotes".to_owned(),
+        },
+        "i64" => "write a number, without quotes".to_owned(),
+        "a boolean" => "write true or false, without quotes".to_owned(),
+        other => format!("expected {other}"),
     }
 }
 

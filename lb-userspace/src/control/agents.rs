@@ -24,7 +24,7 @@ impl Controller {
         (agent, address): (Agent, SocketAddr),
         check: &Check,
     ) -> Asked {
-        let turn = Turn { phase: phase(index), first_round: Duration::ZERO };
+        let turn = Turn { phase: phase(index), first_round: Duration::ZERO, is_suspect: false };
         let events = self.events.clone();
         let report = move |said| {
             let events = events.clone();
@@ -38,10 +38,17 @@ impl Controller {
     }
 
     /// Takes in what an agent said. Returns whether that is new.
-    pub(super) fn take_in_agent(&mut self, index: u32, said: &Said) -> bool {
+    pub(super) fn take_in_agent(&mut self, index: u32, said: Result<Said, String>) -> bool {
         if !self.agents.contains_key(&index) {
             return false;
         }
+        let name = self.wanted.name_of(index);
+        let silent =
+            |why| format!("{name}: nothing from its agent, and what it said last holds: {why}");
+        let said = said.map_err(silent);
+        self.troubles
+            .note(format!("agent of {name}"), said.as_ref().map(drop).map_err(Clone::clone));
+        let Ok(said) = said else { return false };
         let Some(state) = self.wanted.backends.get_mut(&index) else { return false };
         let info = &mut state.info;
         let before = *info;
@@ -72,6 +79,13 @@ impl Controller {
             tracing::warn!(service, backend, reason, "{what}");
         } else {
             tracing::info!(service, backend, reason, "{what}");
+        }
+        let is_out = |info: &BackendInfo| {
+            info.agent == CheckResult::Down || info.agent_wish == OperatorState::Maint
+        };
+        let comes_back = is_out(&before) && !is_out(info) && info.takes_new_flows();
+        if comes_back {
+            self.warm_up(index);
         }
         true
     }

@@ -87,8 +87,10 @@ impl Controller {
                     running.unwrap_or_else(|| self.ask_agent(*index, wanted, &service.check));
                 agents.insert(*index, running);
             }
+            // One at this host's own address would pass, but gets nothing of the clients'.
             let checked = state.info.operator != OperatorState::Maint
-                && service.check.kind != config::CheckKind::None;
+                && service.check.kind != config::CheckKind::None
+                && !self.network.is_own(state.address().ip());
             if !checked {
                 continue;
             }
@@ -111,7 +113,9 @@ impl Controller {
                 CheckResult::Down => Verdict::Down,
                 _ => Verdict::Unknown,
             };
-            let turn = Turn { phase: phase(index), first_round: pace.min(check.interval) };
+            let is_suspect = self.observed.suspects.remove(&index);
+            let first_round = if is_suspect { Duration::ZERO } else { pace.min(check.interval) };
+            let turn = Turn { phase: phase(index), first_round, is_suspect };
             let events = self.events.clone();
             let passage = self.passage.as_ref().map(|(passage, _)| Arc::clone(passage));
             let (its_check, its_target) = (Arc::clone(&check), target.clone());
@@ -138,10 +142,14 @@ impl Controller {
             let service = service.map_or("", |service| service.name.as_str());
             self.live.forget(service, info.name.as_str(), &Cause::ALL.map(Cause::name));
         }
+        self.observed.suspects.clear();
         self.watch_observed();
         self.checkers = checkers;
         self.agents = agents;
-        self.unchecked.retain(|index| self.checkers.contains_key(index));
+        let gone = self.unchecked.keys().filter(|index| !self.checkers.contains_key(index));
+        for index in gone.copied().collect::<Vec<_>>() {
+            self.note_local(index, None);
+        }
         addresses.sort();
         addresses.dedup();
         self.wish.send_if_modified(|wish| {
@@ -158,7 +166,8 @@ impl Controller {
         if self.checkers.get(&index).is_none_or(|running| running.number != checker) {
             return false;
         }
-        self.note_local(index, report);
+        let is_local = report.cause == Some(Cause::Local);
+        self.note_local(index, is_local.then_some(report.detail.as_str()));
         let Some(state) = self.wanted.backends.get_mut(&index) else { return false };
         let result = match report.verdict {
             Verdict::Unknown => CheckResult::Unknown,
@@ -187,7 +196,8 @@ impl Controller {
                 }
                 _ => tracing::warn!(service, backend, detail = report.detail, "down"),
             }
-            if before == CheckResult::Down && result == CheckResult::Up {
+            let was_out = self.rested.remove(&index) || before == CheckResult::Down;
+            if was_out && result == CheckResult::Up {
                 self.warm_up(index);
             }
             return true;
@@ -205,16 +215,25 @@ impl Controller {
         true
     }
 
-    /// Notes whether this host could make a check at all, and tells when it can't make some, and when it can again.
-    fn note_local(&mut self, index: u32, report: &Report) {
-        if report.cause == Some(Cause::Local) {
-            if self.unchecked.insert(index) && self.unchecked.len() == 1 {
-                let trouble = format!("backends aren't checked any longer: {}", report.detail);
-                self.troubles.note("checks", Err(trouble));
-            }
-        } else if self.unchecked.remove(&index) && self.unchecked.is_empty() {
-            self.troubles.note("checks", Ok(()));
+    /// Notes whether this host could make a check at all, and tells when it can't make some, and when it can again: once for
+    /// each reason. `local` is why not.
+    fn note_local(&mut self, index: u32, local: Option<&str>) {
+        if self.unchecked.get(&index).map(String::as_str) == local {
+            return;
         }
+        let before = self.unchecked.remove(&index);
+        if let Some(why) = before
+            && !self.unchecked.values().any(|other| *other == why)
+        {
+            self.troubles.note(format!("checks: {why}"), Ok(()));
+        }
+        let Some(why) = local else { return };
+        if !self.unchecked.values().any(|other| other == why) {
+            let name = self.wanted.name_of(index);
+            let trouble = format!("backends aren't checked any longer, {name} for one: {why}");
+            self.troubles.note(format!("checks: {why}"), Err(trouble));
+        }
+        self.unchecked.insert(index, why.to_owned());
     }
 
     /// Sees to it that the checks which a configuration asks for can be made, from `vantage` if it is there.

@@ -219,7 +219,7 @@ impl State {
         if state.info.check != check {
             // What is known of it holds until the new check has another opinion.
             state.info.check = check;
-            state.info.detail = Text::new("not checked yet");
+            state.info.detail = Text::new(NOT_CHECKED);
         }
         state.info.is_backup = backend.backup.into();
         if configured.check.agent.is_none() && check != CheckKind::Track {
@@ -231,7 +231,7 @@ impl State {
         }
         if state.address().ip().is_unspecified() {
             state.info.result = CheckResult::Down;
-            if state.info.detail.as_str().is_empty() {
+            if ["", NOT_CHECKED].contains(&state.info.detail.as_str()) {
                 let host = backend.host.as_deref().unwrap_or_default();
                 state.info.detail = Text::new(&format!("{host} isn't looked up yet"));
             }
@@ -242,6 +242,9 @@ impl State {
         Ok(index)
     }
 }
+
+/// What is said of a backend before its first check.
+const NOT_CHECKED: &str = "not checked yet";
 
 /// Which index is whose.
 struct Places<'a> {

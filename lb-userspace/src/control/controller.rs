@@ -51,7 +51,7 @@ pub(super) enum Event {
     /// A backend was checked, by the checker of that number.
     Checked(u32, u64, Report),
     /// A backend's agent said something.
-    AgentSaid(u32, Said),
+    AgentSaid(u32, Result<Said, String>),
     /// It's time to look at what clients' connections came to.
     Observe,
     /// It's time to give backends that warm up more.
@@ -100,6 +100,8 @@ pub(super) struct Controller {
     pub(super) cut_off: CutOff,
     /// Since when backends warm up.
     pub(super) warming: BTreeMap<u32, time::Instant>,
+    /// Backends that were taken out for maintenance, and wait for their next check.
+    pub(super) rested: BTreeSet<u32>,
     /// Names of backends.
     pub(super) names: Names,
     /// Waits for the next step of those.
@@ -115,7 +117,7 @@ pub(super) struct Controller {
     pub(super) started: Instant,
     pub(super) troubles: Troubles,
     /// Backends that this host couldn't check lately.
-    pub(super) unchecked: BTreeSet<u32>,
+    pub(super) unchecked: BTreeMap<u32, String>,
     /// Whether the maps aren't what is wanted, since something failed.
     pub(super) lags: bool,
     /// What is counted for the admin pages.
@@ -173,7 +175,7 @@ impl Controller {
                     Event::Checked(index, checker, report) => {
                         is_changed |= self.record(index, checker, &report);
                     }
-                    Event::AgentSaid(index, said) => is_changed |= self.take_in_agent(index, &said),
+                    Event::AgentSaid(index, said) => is_changed |= self.take_in_agent(index, said),
                     Event::Observe => is_changed |= self.observe(),
                     Event::Warm => {
                         self.warm();
@@ -249,6 +251,7 @@ impl Controller {
         self.spaces.keep(&self.there, now);
         self.troubles.note("reconcile", result.clone());
         self.lags = result.is_err();
+        self.tell_of_outages();
         let orders = Orders::new(&self.wanted, &self.there);
         if *self.orders != orders {
             self.orders = Arc::new(orders);
@@ -273,14 +276,12 @@ impl Controller {
     /// Takes in what the network looks like now.
     fn take_in(&mut self, network: Network) {
         for (address, hop) in &network.next_hops {
-            let known = self.network.next_hops.get(address);
-            match (known, hop) {
-                (known, Err(unresolved)) if known != Some(hop) => {
-                    tracing::warn!(backend = %address, "not reachable: {unresolved}");
-                }
-                (Some(Err(_)), Ok(_)) => tracing::info!(backend = %address, "reachable again"),
-                _ => {}
+            if self.network.next_hops.get(address) == Some(hop) {
+                continue;
             }
+            let told = |why| format!("{address} is not reachable: {why}");
+            let result = hop.as_ref().map(drop).map_err(told);
+            self.troubles.note(format!("reach {address}"), result);
         }
         let before = std::mem::replace(&mut self.network, network);
         let result = self.attach_present();

@@ -15,6 +15,7 @@ mod interfaces;
 mod names;
 mod observe;
 mod operate;
+mod outages;
 mod path_mtu;
 pub mod plan;
 mod pools;

@@ -46,8 +46,13 @@ pub(super) struct Names {
 impl Names {
     /// Gives each backend by name in a configuration its address: the one that it had, as long as the name still has that;
     /// else the lowest, so that all balancers choose the same. Where nothing is known of a name, a backend keeps what it
-    /// had. Returns whether there are others now.
-    pub(super) fn resolve(&self, config: &mut Config, before: &State) -> bool {
+    /// had, if it had the same name in the `earlier` configuration, or that isn't known. Returns whether there are others now.
+    pub(super) fn resolve(
+        &self,
+        config: &mut Config,
+        before: &State,
+        earlier: Option<&Config>,
+    ) -> bool {
         let mut named = config.named_backends().peekable();
         if named.peek().is_none() {
             return false;
@@ -61,9 +66,14 @@ impl Names {
                 Some(((service.name.as_str(), state.info.name.as_str()), state.address().ip()))
             })
             .collect();
+        let earlier = earlier.map(Config::hosts);
         let mut is_changed = false;
         for (service, backend) in named {
-            let current = current.get(&(service, backend.name.as_str())).copied();
+            let its_name = (service, backend.name.as_str());
+            let had_it = earlier
+                .as_ref()
+                .is_none_or(|hosts| hosts.get(&its_name).copied() == backend.host.as_deref());
+            let current = current.get(&its_name).copied().filter(|_| had_it);
             let current = current.filter(|ip| ip.is_ipv4() == backend.address.is_ipv4());
             let Some(question) = question(backend) else { continue };
             let known = self.known.get(&question);
@@ -197,6 +207,13 @@ impl Controller {
             return false;
         }
         let trouble = format!("name {}", question.0);
+        // What this host has itself, it can't forward to.
+        let is_own = |ip: &IpAddr| self.network.addresses.iter().any(|(_, own)| own == ip);
+        let result = result.and_then(|mut addresses| {
+            addresses.retain(|ip| !is_own(ip));
+            let why = "it has no address but this host's own".to_owned();
+            if addresses.is_empty() { Err(why) } else { Ok(addresses) }
+        });
         let addresses = match result {
             Ok(addresses) => addresses,
             Err(why) => {
@@ -212,7 +229,7 @@ impl Controller {
             return false;
         }
         let mut config = self.config.clone();
-        if !self.names.resolve(&mut config, &self.wanted) {
+        if !self.names.resolve(&mut config, &self.wanted, Some(&self.config)) {
             return false;
         }
         let moved: Vec<(String, SocketAddr)> = config

@@ -1,11 +1,11 @@
 //! What clients' connections say of backends: one that doesn't take them is down before the next check finds out.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use lb_common::abi::{CheckResult, Text};
+use lb_common::abi::{CheckResult, Counters, Text};
 
 use super::controller::{Controller, Event};
 use crate::{config::Observe, health::Task};
@@ -17,37 +17,68 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 #[derive(Debug, Default)]
 pub(super) struct Observed {
     backends: BTreeMap<u32, Seen>,
+    /// Those that are to be checked at once, and are down if they don't pass.
+    pub(super) suspects: BTreeSet<u32>,
     /// Asks for looks while there are some.
     ticks: Option<Task>,
+}
+
+/// What was counted of a backend's answers to clients.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    answered: u64,
+    refused: u64,
+    unanswered: u64,
 }
 
 /// What was seen of one.
 #[derive(Clone, Copy, Debug)]
 struct Seen {
-    answered: u64,
-    unanswered: u64,
-    /// Connections in a row that it didn't take, and since when.
+    counts: Counts,
+    /// Connections in a row that it refused, and that it didn't take, and since when.
+    refused: u64,
     failures: u64,
     since: Instant,
 }
 
+/// What is to be thought of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Opinion {
+    /// Nothing new.
+    None,
+    /// It doesn't answer. Anybody can send SYNs that aren't worth an answer, so its check has to say whether it is so.
+    Suspect,
+    /// It refuses connections, which nobody else can do in its name.
+    Down,
+}
+
 impl Seen {
-    /// Takes in what is counted at a moment. Returns whether it is too much.
-    fn take_in(&mut self, (answered, unanswered): (u64, u64), now: Instant, most: Observe) -> bool {
-        let new = unanswered.saturating_sub(self.unanswered);
-        let is_alive = answered != self.answered;
-        (self.answered, self.unanswered) = (answered, unanswered);
+    /// Takes in what is counted at a moment.
+    fn take_in(&mut self, counts: Counts, now: Instant, most: Observe) -> Opinion {
+        let refused = counts.refused.saturating_sub(self.counts.refused);
+        let new = refused + counts.unanswered.saturating_sub(self.counts.unanswered);
+        let is_alive = counts.answered != self.counts.answered;
+        self.counts = counts;
         if is_alive || now.duration_since(self.since) > most.window {
-            self.failures = 0;
+            (self.refused, self.failures) = (0, 0);
         }
         if is_alive || new == 0 {
-            return false;
+            return Opinion::None;
         }
         if self.failures == 0 {
             self.since = now;
         }
+        self.refused += refused;
         self.failures += new;
-        self.failures >= u64::from(most.failures)
+        let enough = u64::from(most.failures);
+        if self.refused >= enough {
+            Opinion::Down
+        } else if self.failures >= enough {
+            self.failures = self.refused;
+            Opinion::Suspect
+        } else {
+            Opinion::None
+        }
     }
 }
 
@@ -77,6 +108,7 @@ impl Controller {
     pub(super) fn observe(&mut self) -> bool {
         let now = Instant::now();
         let mut failed = Vec::new();
+        let mut suspects = Vec::new();
         let mut backends = std::mem::take(&mut self.observed.backends);
         let mut seen = BTreeMap::new();
         for (index, state) in &self.wanted.backends {
@@ -86,27 +118,28 @@ impl Controller {
                 continue;
             }
             // It is tried again at the next look.
-            let Ok(counts) = self.loaded.maps.backend_count(*index) else { continue };
-            let counted = (counts.answered, counts.unanswered);
-            let new = Seen { answered: counted.0, unanswered: counted.1, failures: 0, since: now };
+            let Ok(counters) = self.loaded.maps.backend_count(*index) else { continue };
+            let Counters { answered, refused, unanswered, .. } = counters;
+            let counts = Counts { answered, refused, unanswered };
+            let new = Seen { counts, refused: 0, failures: 0, since: now };
             let mut its = backends.remove(index).unwrap_or(new);
-            if its.take_in(counted, now, most) {
-                failed.push((*index, state.info.service, its.failures));
+            match its.take_in(counts, now, most) {
+                Opinion::None => {}
+                Opinion::Suspect => suspects.push(*index),
+                Opinion::Down => failed.push((*index, state.info.service, its.refused)),
             }
             seen.insert(*index, its);
         }
         self.observed.backends = seen;
         let mut is_changed = false;
-        for (index, service, failures) in failed {
-            let others = self.wanted.backends.iter().filter(|(other, state)| {
-                **other != index && state.info.service == service && state.info.takes_new_flows()
-            });
-            if others.count() == 0 {
+        suspects.retain(|index| self.are_others(*index));
+        for (index, service, refusals) in failed {
+            if !self.are_others(index) {
                 continue;
             }
             self.observed.backends.remove(&index);
             let Some(state) = self.wanted.backends.get_mut(&index) else { continue };
-            let detail = format!("clients' connections failed, {failures} in a row");
+            let detail = format!("it refused connections of clients, {refusals} in a row");
             state.info.result = CheckResult::Down;
             state.info.detail = Text::new(&detail);
             state.info.last_change =
@@ -118,10 +151,31 @@ impl Controller {
             self.checkers.remove(&index);
             is_changed = true;
         }
-        if is_changed {
+        for index in &suspects {
+            tracing::debug!(
+                backend = self.wanted.name_of(*index),
+                "clients get no answers: checked at once"
+            );
+            self.checkers.remove(index);
+        }
+        let are_suspected = !suspects.is_empty();
+        self.observed.suspects.extend(suspects);
+        if is_changed || are_suspected {
             self.follow_up();
         }
         is_changed
+    }
+}
+
+impl Controller {
+    /// Whether other backends of its service take new flows.
+    fn are_others(&self, index: u32) -> bool {
+        let Some(own) = self.wanted.backends.get(&index) else { return false };
+        self.wanted.backends.iter().any(|(other, state)| {
+            *other != index
+                && state.info.service == own.info.service
+                && state.info.takes_new_flows()
+        })
     }
 }
 
@@ -134,18 +188,23 @@ mod tests {
         let start = Instant::now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
         let most = Observe { failures: 3, window: Duration::from_secs(5) };
-        let fresh = Seen { answered: 7, unanswered: 2, failures: 0, since: start };
-        let play = |looks: &[(u64, u64, u64)]| {
+        let counts =
+            |[answered, refused, unanswered]: [u64; 3]| Counts { answered, refused, unanswered };
+        let fresh = Seen { counts: counts([7, 2, 0]), refused: 0, failures: 0, since: start };
+        let play = |looks: &[(u64, [u64; 3])]| {
             let mut seen = fresh;
-            let results = looks.iter().map(|(when, answered, unanswered)| {
-                seen.take_in((*answered, *unanswered), at(*when), most)
-            });
+            let results =
+                looks.iter().map(|(when, now)| seen.take_in(counts(*now), at(*when), most));
             results.collect::<Vec<_>>()
         };
-        assert_eq!(play(&[(1, 7, 4), (2, 7, 5)]), [false, true]);
-        assert_eq!(play(&[(1, 7, 5)]), [true]);
-        assert_eq!(play(&[(1, 7, 4), (2, 8, 4), (3, 8, 6)]), [false, false, false], "an answer");
-        assert_eq!(play(&[(1, 8, 99)]), [false], "an answer among them");
-        assert_eq!(play(&[(1, 7, 4), (9, 7, 6)]), [false, false], "too long ago");
+        let (none, suspect, down) = (Opinion::None, Opinion::Suspect, Opinion::Down);
+        assert_eq!(play(&[(1, [7, 4, 0]), (2, [7, 5, 0])]), [none, down]);
+        assert_eq!(play(&[(1, [7, 5, 0])]), [down]);
+        assert_eq!(play(&[(1, [7, 4, 0]), (2, [8, 4, 0]), (3, [8, 6, 0])]), [none; 3], "an answer");
+        assert_eq!(play(&[(1, [8, 99, 99])]), [none], "an answer among them");
+        assert_eq!(play(&[(1, [7, 4, 0]), (9, [7, 6, 0])]), [none; 2], "too long ago");
+        assert_eq!(play(&[(1, [7, 2, 99])]), [suspect], "silence is no proof");
+        assert_eq!(play(&[(1, [7, 4, 1]), (2, [7, 5, 1])]), [suspect, down], "but a refusal is");
+        assert_eq!(play(&[(1, [7, 2, 4]), (2, [7, 2, 5])]), [suspect, none], "from then on anew");
     }
 }

@@ -48,11 +48,13 @@ impl Controller {
             }
             Operation::Weight(weight) => info.operator_weight = u32::from(weight) + 1,
         }
-        if was_maint && info.operator != OperatorState::Maint && info.check != CheckKind::None {
+        let is_back = was_maint && info.operator != OperatorState::Maint;
+        if is_back && info.check != CheckKind::None {
             // It wasn't checked meanwhile: the next check decides.
             info.result = CheckResult::Unknown;
             info.detail = Text::new("");
         }
+        let is_checked = !matches!(info.check, CheckKind::None | CheckKind::Track);
         let held = match info.check {
             _ if info.is_held_by_agent() => ", as its agent says".to_owned(),
             CheckKind::Track if info.agent_wish != OperatorState::Ready => {
@@ -62,6 +64,11 @@ impl Controller {
         };
         let text = format!("{service}/{backend}: {}{held}, weight {}", info.state(), info.weight());
         tracing::info!(service, backend, "operator: {operation}");
+        if is_back && is_checked {
+            self.rested.insert(index);
+        } else if is_back {
+            self.warm_up(index);
+        }
         let result = self.reconcile();
         self.follow_up();
         match result {
@@ -92,7 +99,7 @@ impl Controller {
             Ok(config) => config,
             Err(invalid) => return Response::Invalid(invalid.to_string()),
         };
-        self.names.resolve(&mut config, &self.wanted);
+        self.names.resolve(&mut config, &self.wanted, Some(&self.config));
         let differences = config::diff(&self.config, &config);
         // Sizes of maps stay as they are, and who wants others is told so.
         let is_fixed =

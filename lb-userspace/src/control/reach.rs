@@ -7,7 +7,8 @@ use std::{
 
 use lb_common::{
     abi::{
-        Balance, Forwarding, Lifecycle, Link, LocalMac, Service, ServiceInfo, Tick, service_options,
+        Balance, CheckKind, CheckResult, Forwarding, Lifecycle, Link, LocalMac, Service,
+        ServiceInfo, Text, Tick, service_options,
     },
     wire::Vlans,
 };
@@ -17,6 +18,9 @@ use crate::{
     config::{self, AllDown, Config},
     netlink::{Network, NextHop},
 };
+
+/// Why a backend is down that isn't checked.
+const OWN_ADDRESS: &str = "not reachable: the address is this host's own";
 
 /// Bits of [`service_options`].
 fn options(service: &config::Service) -> u32 {
@@ -45,11 +49,14 @@ impl State {
         let indices: Vec<u32> = self.backends.keys().copied().collect();
         for index in indices {
             let Some(state) = self.backends.get(&index) else { continue };
-            let Some(Ok(hop)) = network.next_hops.get(&state.address().ip()) else { continue };
+            let address = state.address().ip();
+            self.shut_out(index, network.is_own(address));
+            let Some(Ok(hop)) = network.next_hops.get(&address) else { continue };
             let Some(link) = network.links.get(&hop.interface) else { continue };
             let mtu = u16::try_from(link.mtu).unwrap_or(u16::MAX);
-            let path_mtu = self.path_mtus.get(&state.address().ip()).copied();
+            let path_mtu = self.path_mtus.get(&address).copied();
             let mtu = path_mtu.map_or(mtu, |path_mtu| mtu.min(path_mtu));
+            let Some(state) = self.backends.get(&index) else { continue };
             let out_of_reach = state.backend.forwarding == Forwarding::Dsr && hop.router.is_some();
             let link = if out_of_reach {
                 Link::default()
@@ -93,6 +100,21 @@ impl State {
         self.settings.redirect_always = links().any(|link| link.is_veth).into();
         let mtu = links().map(|link| link.mtu);
         self.settings.maximum_datagram = mtu.max().unwrap_or(1500);
+    }
+
+    /// Takes down a backend whose address is this host's own, since nothing is forwarded there; it isn't checked. One that
+    /// never is, is up again once it has another address.
+    fn shut_out(&mut self, index: u32, is_own: bool) {
+        let Some(state) = self.backends.get_mut(&index) else { return };
+        let info = &mut state.info;
+        let was_out = info.detail == Text::new(OWN_ADDRESS);
+        if is_own {
+            info.result = CheckResult::Down;
+            info.detail = Text::new(OWN_ADDRESS);
+        } else if was_out && info.check == CheckKind::None {
+            info.result = CheckResult::Up;
+            info.detail = Text::new("");
+        }
     }
 
     /// Demands that backends whose hardware address is all that changes are on our own network, as far as it is

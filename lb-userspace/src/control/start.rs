@@ -240,7 +240,7 @@ async fn assemble(
         networks: NETWORKS,
     };
     // They keep their addresses until the names are looked up.
-    Names::default().resolve(&mut config, &there);
+    Names::default().resolve(&mut config, &there, None);
     let mut state = there.configured(&config, room)?;
     state.settings.abi_version = abi::VERSION;
     state.settings.controller = std::process::id();
@@ -271,6 +271,7 @@ async fn assemble(
         observed: Observed::default(),
         cut_off: CutOff::default(),
         warming: BTreeMap::new(),
+        rested: BTreeSet::new(),
         names: Names::default(),
         warming_timer: None,
         passage: None,
@@ -280,7 +281,7 @@ async fn assemble(
         events,
         started: Instant::now(),
         troubles: Troubles::default(),
-        unchecked: BTreeSet::new(),
+        unchecked: BTreeMap::new(),
         lags: false,
         live,
         lost_lines: 0,

@@ -162,6 +162,14 @@ impl State {
         found.map(|(index, _)| *index)
     }
 
+    /// A backend's name in the configuration, with its service's before it.
+    pub(super) fn name_of(&self, index: u32) -> String {
+        let Some(state) = self.backends.get(&index) else { return String::new() };
+        let service = self.services.get(&state.info.service);
+        let service = service.map_or("", |service| service.name.as_str());
+        format!("{service}/{}", state.info.name.as_str())
+    }
+
     /// Where the rings lie that are written, or that packets are still led to.
     pub fn ring_offsets(&self) -> BTreeSet<u32> {
         let written = self.rings.values().map(|state| state.ring);

@@ -1,7 +1,7 @@
 //! The agent check that HAProxy's users have: a program at the backend tells, in a line of words, whether it is up and how
 //! much it takes (HAProxy's configuration manual, `agent-check`).
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -74,44 +74,44 @@ impl Said {
 /// As in HAProxy, the weight itself stays within 256.
 const LARGEST_PERCENT: u16 = 25_600;
 
-/// Asks again and again, until what is returned is dropped. One that doesn't answer changes nothing.
+/// Asks again and again, until what is returned is dropped, and reports what is said, or why nothing is.
 pub fn ask<F: Future<Output = ()> + Send>(
     agent: Agent,
     address: SocketAddr,
     timeout: Duration,
     turn: Turn,
-    report: impl Fn(Said) -> F + Send + 'static,
+    report: impl Fn(Result<Said, String>) -> F + Send + 'static,
 ) -> Task {
     let agent = Arc::new(agent);
     Task::spawn(async move {
         let mut due = time::Instant::now() + turn.first();
         loop {
             time::sleep_until(due).await;
-            if let Ok(Some(said)) = time::timeout(timeout, question(&agent, address)).await {
-                report(said).await;
-            }
+            let said = time::timeout(timeout, question(&agent, address)).await;
+            report(said.unwrap_or_else(|_| Err("it takes too long".to_owned()))).await;
             due = (due + agent.interval).max(time::Instant::now());
         }
     })
 }
 
 /// What it says now.
-async fn question(agent: &Agent, address: SocketAddr) -> Option<Said> {
-    let mut stream = TcpStream::connect((address.ip(), agent.port)).await.ok()?;
+async fn question(agent: &Agent, address: SocketAddr) -> Result<Said, String> {
+    let words = |error: io::Error| super::words(&error).detail;
+    let mut stream = TcpStream::connect((address.ip(), agent.port)).await.map_err(words)?;
     if let Some(send) = &agent.send {
-        stream.write_all(send.as_bytes()).await.ok()?;
+        stream.write_all(send.as_bytes()).await.map_err(words)?;
     }
     let mut line = Vec::new();
     let mut rest = stream.take(LONGEST_LINE);
     // Without its end, it may not be whole.
     while !line.iter().any(|byte| b"\r\n".contains(byte)) {
-        if rest.read_buf(&mut line).await.ok()? == 0 {
-            return None;
+        if rest.read_buf(&mut line).await.map_err(words)? == 0 {
+            return Err("it says no whole line".to_owned());
         }
     }
     let text = String::from_utf8_lossy(&line);
     let said = Said::parse(text.split(['\r', '\n']).next().unwrap_or_default());
-    (!said.is_empty()).then_some(said)
+    if said.is_empty() { Err("it says no word that counts".to_owned()) } else { Ok(said) }
 }
 
 #[cfg(test)]

@@ -38,6 +38,13 @@ impl Judge {
         Self { verdict, against: 0 }
     }
 
+    /// From now on, as after all but one of `fall` failed checks, unless it isn't up: what HAProxy calls `sudden-death`.
+    pub fn suspect(&mut self, fall: u32) {
+        if matches!(self.verdict, Verdict::Up | Verdict::Draining) {
+            self.against = fall.saturating_sub(1);
+        }
+    }
+
     /// Takes in a result. The first one decides; from then on `rise` passed checks in a row bring
     /// the backend up, and `fall` failed ones take it down. One that isn't down drains, and no longer does, at once; one
     /// that is doesn't come up by draining.

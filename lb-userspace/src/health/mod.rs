@@ -52,6 +52,8 @@ pub struct Turn {
     /// How long it takes until each of them has been checked for the first time. From then on they are spread over the
     /// interval.
     pub first_round: Duration,
+    /// Whether one failed check is enough, if the first one fails.
+    pub is_suspect: bool,
 }
 
 impl Turn {
@@ -110,6 +112,9 @@ impl Checker {
     ) -> Self {
         let task = Task::spawn(async move {
             let mut judge = Judge::new(verdict);
+            if turn.is_suspect {
+                judge.suspect(check.fall);
+            }
             let mut is_first = true;
             let mut due = time::Instant::now() + turn.first();
             let mut jitter = Duration::ZERO;
@@ -246,13 +251,18 @@ impl Failure {
     fn new(cause: Cause, detail: impl Into<String>) -> Self {
         Self { cause, detail: detail.into() }
     }
+
+    /// This host couldn't do it.
+    fn local(why: &dyn ToString) -> Self {
+        Self::new(Cause::Local, why.to_string())
+    }
 }
 
 /// One check: the result in words, or a failure.
 async fn run(check: &Check, target: &Target, passage: Option<&Passage>) -> Result<Passed, Failure> {
     match target {
         Target::Own(address) => {
-            let connect = async { Ok((TcpStream::connect(address).await?, ())) };
+            let connect = async { Ok((target::connect_from_anywhere(*address).await?, ())) };
             in_time(check, *address, connect).await
         }
         Target::Vips { backend, forwarding, vips } => {
@@ -260,7 +270,7 @@ async fn run(check: &Check, target: &Target, passage: Option<&Passage>) -> Resul
             for vip in vips {
                 let connect = async {
                     let passage =
-                        passage.ok_or_else(|| io::Error::other("no namespace to check from"))?;
+                        passage.ok_or_else(|| Failure::local(&"no namespace to check from"))?;
                     let Led { stream, detour } =
                         passage.connect(*backend, *forwarding, *vip).await?;
                     Ok((stream, detour))
@@ -282,13 +292,13 @@ async fn run(check: &Check, target: &Target, passage: Option<&Passage>) -> Resul
 async fn in_time<K>(
     check: &Check,
     address: SocketAddr,
-    connect: impl Future<Output = io::Result<(TcpStream, K)>>,
+    connect: impl Future<Output = Result<(TcpStream, K), Failure>>,
 ) -> Result<Passed, Failure> {
     let mut step = "connecting";
     let end = time::Instant::now() + check.timeout;
     let work = async {
         // The stream is closed before what comes with it is dropped.
-        let (stream, _kept) = connect.await.map_err(|error| words(&error))?;
+        let (stream, _kept) = connect.await?;
         let Some(tls) = &check.tls else {
             step = "waiting for the answer";
             return converse(&check.kind, address, stream, end).await;
@@ -332,13 +342,14 @@ fn words(error: &io::Error) -> Failure {
         ErrorKind::ConnectionRefused => Failure::new(Cause::Refused, "connection refused"),
         ErrorKind::ConnectionReset => Failure::new(Cause::Reset, "connection reset"),
         ErrorKind::HostUnreachable => Failure::new(Cause::Unreachable, "host unreachable"),
-        // It is this host that has no way there.
-        ErrorKind::NetworkUnreachable => Failure::new(Cause::Local, "network unreachable"),
+        ErrorKind::NetworkUnreachable => Failure::new(Cause::Unreachable, "network unreachable"),
+        // So the kernel calls what firewalls say by ICMP.
+        ErrorKind::PermissionDenied => Failure::new(Cause::Unreachable, "forbidden by a firewall"),
         ErrorKind::TimedOut => Failure::new(Cause::Timeout, "the connection timed out"),
         ErrorKind::BrokenPipe => Failure::new(Cause::Reset, "the backend closed the connection"),
         ErrorKind::UnexpectedEof => Failure::new(Cause::Protocol, "closed without a whole answer"),
         ErrorKind::InvalidData => Failure::new(Cause::Tls, error.to_string()),
-        _ => Failure::new(Cause::Local, error.to_string()),
+        _ => Failure::new(Cause::Unreachable, error.to_string()),
     }
 }
 
@@ -349,7 +360,7 @@ mod tests {
     #[test]
     fn few_are_checked_at_once_and_spread_from_then_on() {
         let second = Duration::from_secs(1);
-        let few = |phase| Turn { phase, first_round: Duration::ZERO };
+        let few = |phase| Turn { phase, first_round: Duration::ZERO, is_suspect: false };
         assert_eq!(few(0.5).first(), Duration::ZERO);
         assert_eq!(few(0.5).second(second), second / 2);
         assert_eq!(few(0.0).second(second), second / 20, "but not twice in a moment");
@@ -370,7 +381,7 @@ mod tests {
     #[test]
     fn many_keep_the_places_of_their_first_round() {
         let second = Duration::from_secs(1);
-        let many = |phase| Turn { phase, first_round: second };
+        let many = |phase| Turn { phase, first_round: second, is_suspect: false };
         assert_eq!(many(0.25).first(), second / 4);
         assert_eq!(many(0.25).second(second), second);
         assert_eq!(many(0.25).second(second / 10), second / 10, "unless they hurry");

@@ -1,17 +1,21 @@
 //! Where a backend is checked, and how it is reached there.
 
 use std::{
-    io,
+    io::{self, ErrorKind},
     net::{IpAddr, SocketAddr},
+    pin::pin,
     sync::Arc,
+    task::Poll,
 };
 
+use futures_util::poll;
 use lb_common::{
     abi::{Forwarding, Link},
     wire::Vlans,
 };
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
+use super::{Cause, Failure, words};
 use crate::{
     dataplane::{Detour, Detours, Route},
     netlink::Vantage,
@@ -66,22 +70,48 @@ impl Passage {
         backend: u32,
         forwarding: Forwarding,
         vip: Vip,
-    ) -> io::Result<Led> {
+    ) -> Result<Led, Failure> {
         let source = vip.source.ok_or_else(|| {
-            io::Error::other("this host has no other address of its family to check from")
+            Failure::local(&"this host has no other address of its family to check from")
         })?;
-        let socket = self.vantage.socket(source).await?;
-        socket.set_zero_linger()?;
+        let socket = self.vantage.socket(source).await.map_err(|error| Failure::local(&error))?;
+        socket.set_zero_linger().map_err(|error| Failure::local(&error))?;
         let link = Link {
             interface: self.vantage.interface,
             station: self.vantage.station,
             own: self.vantage.station,
             vlans: Vlans::NONE,
         };
-        let (client, vip) = (socket.local_addr()?, vip.address);
+        let (client, vip) =
+            (socket.local_addr().map_err(|error| Failure::local(&error))?, vip.address);
         let route = Route { client, vip, backend, forwarding, link };
-        let detour = self.detours.lead(route).map_err(io::Error::other)?;
-        let stream = socket.connect(vip).await?;
+        let detour = self.detours.lead(route).map_err(|error| Failure::local(&error))?;
+        let stream = connect(socket, vip).await?;
         Ok(Led { stream, detour })
+    }
+}
+
+/// Connects from whatever address the kernel chooses.
+pub(super) async fn connect_from_anywhere(address: SocketAddr) -> Result<TcpStream, Failure> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    connect(socket.map_err(|error| Failure::local(&error))?, address).await
+}
+
+/// Connects. What the kernel refuses at once, before it has sent anything, is mostly this host's own fault; what comes
+/// later was said by the backend, or by a router or a firewall on the way to it.
+async fn connect(socket: TcpSocket, address: SocketAddr) -> Result<TcpStream, Failure> {
+    let mut connecting = pin!(socket.connect(address));
+    match poll!(connecting.as_mut()) {
+        Poll::Ready(connected) => connected.map_err(|error| own_words(&error)),
+        Poll::Pending => connecting.await.map_err(|error| words(&error)),
+    }
+}
+
+/// An error of a connection that wasn't begun.
+fn own_words(error: &io::Error) -> Failure {
+    let failure = words(error);
+    match error.kind() {
+        ErrorKind::ConnectionRefused | ErrorKind::HostUnreachable => failure,
+        _ => Failure { cause: Cause::Local, ..failure },
     }
 }

@@ -112,6 +112,11 @@ impl fmt::Display for Unresolved {
 }
 
 impl Network {
+    /// Whether an address that packets may go to is this host's own.
+    pub fn is_own(&self, address: IpAddr) -> bool {
+        self.next_hops.get(&address) == Some(&Err(Unresolved::Own))
+    }
+
     /// An interface's index by its name.
     pub fn index(&self, name: &str) -> Option<u32> {
         self.links.iter().find(|(_, link)| link.name == name).map(|(index, _)| *index)

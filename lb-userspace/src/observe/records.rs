@@ -8,8 +8,8 @@ use std::{
 
 use lb_common::{
     abi::{
-        BackendInfo, CHECK_SERVICE, CheckKind, Counters, Direction, FlowState, Lifecycle, Ring,
-        ServiceInfo, maps as names,
+        BackendInfo, CHECK_SERVICE, Counters, Direction, FlowState, Lifecycle, Ring, ServiceInfo,
+        maps as names,
     },
     datapath::{Reason, Table},
     wire::Address,
@@ -97,6 +97,19 @@ pub struct Overview {
     rings: BTreeMap<u32, Ring>,
     /// Flows under way, by backend.
     flows: BTreeMap<u32, u64>,
+}
+
+/// What the check says, and the agent where it makes a difference.
+fn detail(info: &BackendInfo) -> String {
+    let percent = info.agent_percent.checked_sub(1).filter(|percent| *percent != 100);
+    let effect = match percent {
+        _ if info.is_held_by_agent() => info.state().to_owned(),
+        Some(percent) => format!("{percent}% of its weight"),
+        None => return info.detail.as_str().to_owned(),
+    };
+    let (detail, reason) = (info.detail.as_str(), info.agent_reason.as_str());
+    let colon = if reason.is_empty() { "" } else { ": " };
+    format!("{detail}; {effect} as its agent says{colon}{reason}")
 }
 
 impl Overview {
@@ -261,15 +274,8 @@ impl Overview {
                 reply_bytes: counts.reply_bytes,
                 check: CheckRecord {
                     kind: info.check.name(),
-                    result: if info.check == CheckKind::None { "up" } else { info.result.name() },
-                    detail: if info.is_held_by_agent() {
-                        let reason = info.agent_reason.as_str();
-                        let colon = if reason.is_empty() { "" } else { ": " };
-                        let (detail, state) = (info.detail.as_str(), info.state());
-                        format!("{detail}; {state} as its agent says{colon}{reason}")
-                    } else {
-                        info.detail.as_str().to_owned()
-                    },
+                    result: info.result.name(),
+                    detail: detail(info),
                     latency_ms: f64::from(info.check_microseconds) / 1000.0,
                     last_change,
                 },

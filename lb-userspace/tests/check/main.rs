@@ -1,5 +1,6 @@
 //! `lb check`: what is wrong with a configuration, where, and what to write instead.
 
+mod odd_checks;
 mod places;
 mod top;
 
@@ -290,29 +291,7 @@ fn odd_values_are_refused() {
         ("cloudstack-ui", "cloudstack/ui"),
         ("cloudstack-ui", ""),
         ("mgmt01", "a name with blanks"),
-        ("path = \"/client/\"", "expect = \"2xx\""),
-        ("path = \"/client/\"", "expect = \"300-200\""),
-        ("path = \"/client/\"", "method = \"get it\""),
-        ("path = \"/client/\"", "timeout = \"0s\""),
-        ("path = \"/client/\"", "interval = \"1year\""),
-        ("path = \"/client/\"", "host = \"a\\r\\nb: c\""),
-        ("path = \"/client/\"", "port = 65536"),
-        ("path = \"/client/\"", "type = \"https\"\nca_file = \"/nowhere.pem\""),
-        ("path = \"/client/\"", "type = \"https\"\nca_file = \"/proc/self/status\""),
-        ("path = \"/client/\"", "type = \"https\"\ncertificate_key = \"/nowhere.pem\""),
-        ("path = \"/client/\"", "expect_body = \"(\""),
-        ("path = \"/client/\"", "expect_header = \"Server\""),
-        ("path = \"/client/\"", "drain_on = \"fifty\""),
-        ("path = \"/client/\"", "headers = { \"a b\" = \"c\" }"),
-        ("path = \"/client/\"", "headers = { a = \"b\\r\\nc: d\" }"),
-        ("path = \"/client/\"", "http_version = \"2\""),
-        ("path = \"/client/\"", "agent_send = \"hello\""),
-        ("path = \"/client/\"", "agent_port = 0"),
-        ("path = \"/client/\"", "observe = \"layer7\""),
-        ("path = \"/client/\"", "observe = \"connect\"\nobserve_failures = 0"),
-        ("path = \"/client/\"", "observe = \"connect\"\ntype = \"none\""),
         ("[service.check]", "forwarding = \"dsr\"\n[service.check]\nobserve = \"connect\""),
-        ("path = \"/client/\"", "track = \"agents\""),
         ("name = \"mgmt02\"", "name = \"mgmt02\"\ntrack = \"mgmt01\""),
         ("name = \"mgmt02\"", "name = \"mgmt02\"\ntrack = \"cloudstack-ui/mgmt03\""),
         ("name = \"mgmt02\"", "name = \"mgmt02\"\ntrack = \"cloudstack-ui/mgmt02\""),
@@ -325,14 +304,16 @@ fn odd_values_are_refused() {
             "name = \"cloudstack-ui\"",
             "name = \"cloudstack-ui\"\nmax_load = 2.0\nbalance = \"leastconn\"",
         ),
-        ("path = \"/client/\"", "type = \"carrier-pigeon\""),
         ("interfaces =", "hash_seed = -1\ninterfaces ="),
         ("interfaces =", "admin = \"everywhere\"\ninterfaces ="),
         ("interfaces =", "xdp_mode = \"fast\"\ninterfaces ="),
         ("[[service]]", "[nat]\nports = \"2000-1000\"\n[[service]]"),
         ("[[service]]", "[nat]\naddresses = [\"everywhere\"]\n[[service]]"),
         ("[[service]]", "[limits]\nflows = 0\n[[service]]"),
-    ] {
+    ]
+    .iter()
+    .chain(odd_checks::ODD_CHECKS)
+    {
         let (status, error) = check(&VALID.replacen(old, new, 1));
         assert_eq!(status, Some(2), "{new}: {error}");
         assert!(error.starts_with("FILE:") && error.contains("\n    "), "{new}: {error}");

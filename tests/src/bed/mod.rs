@@ -20,8 +20,8 @@ use tempfile::TempDir;
 use xtask::netns::{Namespace, Port, Switch};
 
 use crate::{
-    kernel::pin_directory,
     nginx,
+    pins::pin_directory,
     wait::{PATIENCE, wait_until, wait_within},
 };
 

@@ -1,0 +1,6 @@
+//! What `cargo xtask bench` measures, and how it is shown.
+
+pub mod packets;
+mod report;
+
+pub use report::{Bar, Report};

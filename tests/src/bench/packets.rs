@@ -1,0 +1,348 @@
+//! Nanoseconds of the loaded program for one packet, of many flows in turn.
+//!
+//! A program of ours makes a frame and calls lb's by a tail call, again and again (`BPF_PROG_TEST_RUN`); what it takes
+//! with a program that does nothing is subtracted. Both are measured in turn, and rounds in which the second took
+//! longer than usual, since something else ran, are left out. What each packet met is compared with what it should.
+
+use std::{fmt, time::Duration};
+
+use anyhow::{Context, Result};
+use fastrand::Rng;
+use lb_common::{abi::Forwarding, datapath::Reason};
+use serde_json::json;
+
+use super::report::{Bar, Report, number};
+use crate::{
+    crowd,
+    frame::{Segment, flags},
+    kernel::Kernel,
+    repeat::{Repeater, Yardstick},
+    seen::Seen,
+    world::{
+        BACKENDS, BACKENDS_IPV6, OTHER_FORWARDINGS, Socket, VIP, VIP_IPV6, World, backend_address,
+    },
+};
+
+/// Which packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packets {
+    /// From clients, in established flows.
+    Hit,
+    /// From backends, in established flows.
+    Reply,
+    /// The first of a flow.
+    New,
+    /// For no service and no flow.
+    NotOurs,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// How the service forwards.
+    pub forwarding: Forwarding,
+    /// Whether it is one on IPv6.
+    pub is_ipv6: bool,
+    /// Which packets.
+    pub packets: Packets,
+    /// Of how many flows, in turn.
+    pub flows: u32,
+}
+
+/// What was found.
+#[derive(Clone, Copy, Debug)]
+pub struct Measured {
+    /// The program's part: median of the rounds, in nanoseconds a packet.
+    pub median: f64,
+    /// The least of them.
+    pub least: f64,
+    /// Rounds that count.
+    pub rounds: usize,
+}
+
+/// Most flows.
+const MOST_FLOWS: u32 = 524_288;
+/// How many there are in turn.
+const FLOWS: [u32; 4] = [1, 1024, 65_536, MOST_FLOWS];
+const NEW_FLOWS: u32 = 400_000;
+const ROUNDS: usize = 11;
+/// Packets of one sample, at least.
+const SAMPLE: u32 = 100_000;
+/// A round whose floor is higher than the lowest by more than this part is left out.
+const NOISE: f64 = 0.15;
+
+impl Case {
+    /// The service that it is about.
+    fn service(self) -> Socket {
+        if self.packets == Packets::NotOurs {
+            let (address, _) = if self.is_ipv6 { VIP_IPV6 } else { VIP };
+            return (address, 22);
+        }
+        if self.forwarding == Forwarding::FullNat {
+            return if self.is_ipv6 { VIP_IPV6 } else { VIP };
+        }
+        let matches = |(forwarding, vip, backend): &(Forwarding, Socket, u32)| {
+            *forwarding == self.forwarding
+                && vip.0.is_ipv6() == self.is_ipv6
+                && backend_address(*backend).0.is_ipv6() == self.is_ipv6
+        };
+        OTHER_FORWARDINGS.into_iter().find(matches).map_or(VIP, |(_, vip, _)| vip)
+    }
+
+    fn reason(self) -> Reason {
+        match self.packets {
+            Packets::Hit => Reason::ToBackend,
+            Packets::Reply => Reason::ToClient,
+            Packets::New => Reason::Opened,
+            Packets::NotOurs => Reason::NoService,
+        }
+    }
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = if self.is_ipv6 { "IPv6" } else { "IPv4" };
+        match self.packets {
+            Packets::NotOurs => return write!(formatter, "not ours: {family}"),
+            Packets::Hit => write!(formatter, "{} {family}: to backends", self.forwarding.name())?,
+            Packets::Reply => write!(formatter, "{} {family}: replies", self.forwarding.name())?,
+            Packets::New => {
+                return write!(
+                    formatter,
+                    "{} {family}: first packet of a flow",
+                    self.forwarding.name()
+                );
+            }
+        }
+        match self.flows {
+            1 => write!(formatter, ", 1 flow"),
+            flows => write!(formatter, ", {flows} flows"),
+        }
+    }
+}
+
+/// Everything that is measured.
+fn cases() -> Vec<Case> {
+    let forwardings =
+        [Forwarding::FullNat, Forwarding::Nat, Forwarding::Dsr, Forwarding::Ipip, Forwarding::Gue];
+    let mut cases = Vec::new();
+    for is_ipv6 in [false, true] {
+        for forwarding in forwardings {
+            let mut add = |packets, flows: &[u32]| {
+                cases.extend(flows.iter().map(|flows| Case {
+                    forwarding,
+                    is_ipv6,
+                    packets,
+                    flows: *flows,
+                }));
+            };
+            add(Packets::Hit, &FLOWS);
+            // Of IPv6, what replies differ by isn't in the words that the frames differ by.
+            if forwarding == Forwarding::FullNat && !is_ipv6 {
+                add(Packets::Reply, &FLOWS);
+            }
+            add(Packets::New, &[NEW_FLOWS]);
+        }
+        cases.push(Case {
+            forwarding: Forwarding::FullNat,
+            is_ipv6,
+            packets: Packets::NotOurs,
+            flows: 1,
+        });
+    }
+    cases
+}
+
+/// Loads lb's program and what it is measured with.
+pub struct Bench {
+    world: World,
+    kernel: Kernel,
+    repeater: Repeater,
+}
+
+impl Bench {
+    /// Ready to measure.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub fn new() -> Result<Self> {
+        let mut world = crowd::world(MOST_FLOWS);
+        world.embryonic = NEW_FLOWS * 2;
+        world.settings.replies_anywhere = 0;
+        // All by one interface, so that all is sent back by it.
+        let first = world.backends[0].link;
+        for backend in &mut world.backends[..BACKENDS.len()] {
+            (backend.link.interface, backend.link.own) = (first.interface, first.own);
+        }
+        let kernel = Kernel::new(&world)?;
+        Ok(Self { world, kernel, repeater: Repeater::new(MOST_FLOWS)? })
+    }
+
+    /// Measures everything whose name has that in it.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::measure`].
+    pub fn report(&mut self, only: &str) -> Result<Report> {
+        let floor = self.measure_encapsulation()?;
+        let mut found =
+            vec![("yardstick: any packet put behind an outer header".to_owned(), floor)];
+        for case in cases().into_iter().filter(|case| case.to_string().contains(only)) {
+            let measured = self.measure(case)?;
+            eprintln!("{case}: {}", number(measured.median));
+            found.push((case.to_string(), measured));
+        }
+        let columns = |(name, measured): &(String, Measured)| {
+            let Measured { median, least, rounds } = *measured;
+            let ratio = median / floor.median;
+            vec![name.clone(), number(median), number(least), number(ratio), rounds.to_string()]
+        };
+        let result = |(name, measured): &(String, Measured)| {
+            json!({
+                "what": name,
+                "median_ns": measured.median,
+                "least_ns": measured.least,
+                "rounds": measured.rounds,
+            })
+        };
+        let bar = |(name, measured): &(String, Measured)| {
+            let (group, label) = name.split_once(": ").unwrap_or((name, ""));
+            Bar { group: group.to_owned(), label: label.to_owned(), value: measured.median }
+        };
+        Ok(Report {
+            name: "packets",
+            title: "What lb's program takes for one packet".to_owned(),
+            unit: "nanoseconds",
+            bars: found.iter().map(bar).collect(),
+            headings: vec!["packet", "ns, median", "ns, least", "× yardstick", "rounds"],
+            rows: found.iter().map(columns).collect(),
+            results: found.iter().map(result).collect(),
+        })
+    }
+
+    /// Measures a case.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses, or a packet met another fate than it should.
+    pub fn measure(&mut self, case: Case) -> Result<Measured> {
+        self.kernel.reset(&self.world)?;
+        let vip = case.service();
+        let mut frames: Vec<Vec<u8>> = match case.packets {
+            Packets::Hit => {
+                self.open(vip, case.flows)?.into_iter().map(|(frame, _)| frame).collect()
+            }
+            Packets::Reply => {
+                self.open(vip, case.flows)?.into_iter().map(|(_, reply)| reply).collect()
+            }
+            Packets::New | Packets::NotOurs => (0..case.flows)
+                .map(|number| frame(crowd::segment(vip, number, flags::SYN)))
+                .collect(),
+        };
+        Rng::with_seed(1).shuffle(&mut frames);
+        self.repeater.set_frames(frames.into_iter())?;
+        self.kernel.recount()?;
+        let program = self.kernel.program()?;
+        let sample = match case.packets {
+            Packets::New => case.flows / ROUNDS as u32,
+            _ => case.flows.max(SAMPLE),
+        };
+        let mut rounds = Vec::new();
+        let mut sent = 0;
+        if case.packets != Packets::New {
+            self.repeater.aim(&program)?;
+            self.repeater.run(sample)?;
+            sent += sample;
+        }
+        for _ in 0..ROUNDS {
+            // New flows come once, in their order: what isn't measured uses others.
+            let start = self.repeater.next()?;
+            self.repeater.aim_at(Yardstick::Nothing)?;
+            let floor = self.repeater.run(sample)?;
+            self.repeater.set_next(start)?;
+            self.repeater.aim(&program)?;
+            rounds.push((floor, self.repeater.run(sample)?));
+            sent += sample;
+        }
+        self.kernel
+            .confirm_many(case.reason(), sent.into())
+            .with_context(|| format!("{case:?}"))?;
+        Ok(evaluate(&rounds))
+    }
+
+    /// What a program that only puts an outer header before each packet takes.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub fn measure_encapsulation(&mut self) -> Result<Measured> {
+        self.repeater.set_frames([frame(crowd::segment(VIP, 0, flags::ACK))].into_iter())?;
+        let mut rounds = Vec::new();
+        for _ in 0..ROUNDS {
+            self.repeater.aim_at(Yardstick::Nothing)?;
+            let floor = self.repeater.run(SAMPLE)?;
+            self.repeater.aim_at(Yardstick::Encapsulate)?;
+            rounds.push((floor, self.repeater.run(SAMPLE)?));
+        }
+        Ok(evaluate(&rounds))
+    }
+
+    /// Opens flows, and returns what each sends next in both directions.
+    fn open(&mut self, vip: Socket, flows: u32) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        let mut frames = Vec::new();
+        for number in 0..flows {
+            let syn = frame(crowd::segment(vip, number, flags::SYN));
+            let outcome = self.kernel.run(&syn)?;
+            let mut reply = Vec::new();
+            if [VIP, VIP_IPV6].contains(&vip) {
+                let seen = Seen::new(&outcome.frame);
+                let all = BACKENDS.into_iter().chain(BACKENDS_IPV6);
+                let mut backends = all.filter(|index| backend_address(*index) == seen.destination);
+                let backend = backends.next().context("its backend")?;
+                let mut answer = crowd::answer(backend, seen.source);
+                self.kernel.run(&answer.build())?;
+                answer.source_mac = [0x02, 0, 0, 0, 1, 0];
+                answer.sequence += 1;
+                reply = frame(answer.with_flags(flags::ACK));
+            } else if let (_, _, backend) = other(vip)?
+                && self.sees_replies(backend)
+            {
+                let mut answer = crowd::answer(backend, crowd::client(vip.0.is_ipv6(), number));
+                self.kernel.run(&answer.build())?;
+                answer.sequence += 1;
+                reply = frame(answer.with_flags(flags::ACK));
+            }
+            let hit = frame(crowd::segment(vip, number, flags::ACK));
+            self.kernel.run(&hit)?;
+            frames.push((hit, reply));
+        }
+        Ok(frames)
+    }
+
+    fn sees_replies(&self, backend: u32) -> bool {
+        self.world.backends[backend as usize - 1].forwarding.sees_replies()
+    }
+}
+
+fn other(vip: Socket) -> Result<(Forwarding, Socket, u32)> {
+    OTHER_FORWARDINGS.into_iter().find(|(_, other, _)| *other == vip).context("a service")
+}
+
+/// As short as an Ethernet frame may be, or as our template.
+fn frame(mut segment: Segment) -> Vec<u8> {
+    segment.payload = vec![0; if segment.source.is_ipv4() { 26 } else { 6 }];
+    segment.build()
+}
+
+fn evaluate(rounds: &[(Duration, Duration)]) -> Measured {
+    let nanoseconds = |duration: Duration| duration.as_nanos() as f64;
+    let lowest = rounds.iter().map(|(floor, _)| nanoseconds(*floor)).fold(f64::MAX, f64::min);
+    let mut net: Vec<f64> = rounds
+        .iter()
+        .filter(|(floor, _)| nanoseconds(*floor) <= lowest * (1.0 + NOISE))
+        .map(|(floor, with)| nanoseconds(*with) - nanoseconds(*floor))
+        .collect();
+    net.sort_by(f64::total_cmp);
+    Measured { median: net[net.len() / 2], least: net[0], rounds: net.len() }
+}

@@ -1,0 +1,161 @@
+//! Runs a program on many flows' frames in turn, in the kernel, and measures how long one frame takes.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use aya::{
+    Ebpf, EbpfLoader, include_bytes_aligned,
+    maps::{Array, MapData, ProgramArray},
+    programs::{ProgramFd, TestRun, TestRunOptions, Xdp},
+};
+
+#[path = "../ebpf/src/run.rs"]
+mod run;
+
+use run::{Run, Variation, WORDS};
+
+static OBJECT: &[u8] = include_bytes_aligned!(env!("LB_TESTS_EBPF_OBJECT"));
+
+// SAFETY: numbers without padding, in C's layout.
+unsafe impl aya::Pod for Run {}
+
+/// Where the TCP checksum lies in frames of both families, behind Ethernet and IP headers.
+const CHECKSUM_IPV4: usize = 14 + 20 + 16;
+const CHECKSUM_IPV6: usize = 14 + 40 + 16;
+
+/// What the measured program is compared with.
+#[derive(Clone, Copy, Debug)]
+pub enum Yardstick {
+    /// A program that sends every frame back.
+    Nothing,
+    /// One that puts an outer header before it.
+    Encapsulate,
+}
+
+/// The program that runs others.
+pub struct Repeater {
+    ebpf: Ebpf,
+    run: Array<MapData, Run>,
+    variations: Array<MapData, Variation>,
+    target: ProgramArray<MapData>,
+    program: &'static str,
+    frame: Vec<u8>,
+}
+
+impl Repeater {
+    /// Loads it, with room for so many flows.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub fn new(flows: u32) -> Result<Self> {
+        let mut ebpf = EbpfLoader::new().map_max_entries("VARIATIONS", flows).load(OBJECT)?;
+        for name in ["repeat_ipv4", "repeat_ipv6", "nothing", "encapsulate"] {
+            program(&mut ebpf, name)?.load().with_context(|| name)?;
+        }
+        let mut map = |name| ebpf.take_map(name).with_context(|| name);
+        Ok(Self {
+            run: Array::try_from(map("RUN")?)?,
+            variations: Array::try_from(map("VARIATIONS")?)?,
+            target: ProgramArray::try_from(map("TARGET")?)?,
+            ebpf,
+            program: "repeat_ipv4",
+            frame: Vec::new(),
+        })
+    }
+
+    /// Sets the frames, one a flow, all of one family and length, in the order in which they come.
+    ///
+    /// # Errors
+    ///
+    /// They differ in more than addresses, ports and checksums, or there are more than there is room for.
+    pub fn set_frames(&mut self, frames: impl Iterator<Item = Vec<u8>>) -> Result<()> {
+        let mut run: Option<Run> = None;
+        for (number, mut frame) in (0..).zip(frames) {
+            let is_ipv6 = frame[12..14] == [0x86, 0xdd];
+            let (checksum, own) =
+                if is_ipv6 { (CHECKSUM_IPV6, [4, 6]) } else { (CHECKSUM_IPV4, [3, 4]) };
+            // It isn't looked at, and no flow has its own.
+            frame[checksum..checksum + 2].fill(0);
+            let (words, _) = frame.as_chunks::<8>();
+            let words = words.first_chunk::<WORDS>().context("a frame is too short")?;
+            let mut template = words.map(u64::from_ne_bytes);
+            self.variations.set(number, own.map(|word| template[word]), 0)?;
+            for word in own {
+                template[word] = 0;
+            }
+            let run = run.get_or_insert_with(|| {
+                self.program = if is_ipv6 { "repeat_ipv6" } else { "repeat_ipv4" };
+                Run { template, length: frame.len() as u32, flows: 0, next: 0, reserved: 0 }
+            });
+            ensure!(run.template == template, "flow {number} differs");
+            ensure!(run.length as usize == frame.len());
+            run.flows = number + 1;
+            self.frame = frame;
+        }
+        self.run.set(0, run.context("no frames")?, 0)?;
+        Ok(())
+    }
+
+    /// Has another program run.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub fn aim(&mut self, target: &ProgramFd) -> Result<()> {
+        Ok(self.target.set(0, target, 0)?)
+    }
+
+    /// The same, one of its own.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub fn aim_at(&mut self, yardstick: Yardstick) -> Result<()> {
+        let name = match yardstick {
+            Yardstick::Nothing => "nothing",
+            Yardstick::Encapsulate => "encapsulate",
+        };
+        let target = program(&mut self.ebpf, name)?.fd()?.try_clone()?;
+        self.aim(&target)
+    }
+
+    /// Which flow's turn it is.
+    ///
+    /// # Errors
+    ///
+    /// The map can't be read.
+    pub fn next(&self) -> Result<u32> {
+        Ok(self.run.get(&0, 0)?.next)
+    }
+
+    /// Sets that.
+    ///
+    /// # Errors
+    ///
+    /// The map can't be changed.
+    pub fn set_next(&mut self, next: u32) -> Result<()> {
+        let run = self.run.get(&0, 0)?;
+        Ok(self.run.set(0, Run { next, ..run }, 0)?)
+    }
+
+    /// Runs the program that many times, and returns how long one run took in the mean.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses, or the program that was to be run wasn't.
+    pub fn run(&mut self, times: u32) -> Result<Duration> {
+        const XDP_ABORTED: u32 = 0;
+        let result = program(&mut self.ebpf, self.program)?.test_run(TestRunOptions {
+            data_in: Some(&self.frame),
+            repeat: times,
+            ..TestRunOptions::new()
+        })?;
+        ensure!(result.return_value != XDP_ABORTED, "the program wasn't run");
+        Ok(result.duration)
+    }
+}
+
+fn program<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut Xdp> {
+    Ok(ebpf.program_mut(name).with_context(|| name.to_owned())?.try_into()?)
+}

@@ -1,0 +1,47 @@
+//! `cargo xtask bench`.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+
+use crate::{
+    build::{cargo, root, succeed},
+    install, privilege,
+};
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// What to measure [default: everything]
+    parts: Vec<Part>,
+    /// Only what has this in its name
+    #[arg(long)]
+    only: Option<String>,
+    /// Where JSON and charts go [default: bench/ of the project]
+    #[arg(long)]
+    directory: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// What the program takes for one packet
+    Packets,
+}
+
+pub(crate) fn bench(arguments: &Arguments) -> Result<()> {
+    install::toolchain()?;
+    install::tools(install::LAB)?;
+    install::tools(install::TESTS)?;
+    let mut command = cargo();
+    command.args(["run", "--locked", "--release", "--package", "lb-tests", "--bin", "bench", "--"]);
+    let directory = arguments.directory.clone().unwrap_or_else(|| root().join("bench"));
+    command.arg("--directory").arg(directory);
+    command.args(arguments.only.iter().flat_map(|only| ["--only", only]));
+    let all = Part::value_variants();
+    let parts = if arguments.parts.is_empty() { all } else { &arguments.parts };
+    for part in parts {
+        command.args(part.to_possible_value().map(|value| value.get_name().to_owned()));
+    }
+    privilege::run_as_root(&mut command);
+    succeed(&mut command)
+}
