@@ -22,6 +22,7 @@ use crate::{
     host::Outcome,
     memory::{Recorded, Records},
     pins::pin_directory,
+    recent::RecentMemory,
     world::{INGRESS, OTHER_INTERFACE, World},
 };
 
@@ -32,8 +33,9 @@ pub const LONGEST_FRAME: usize = 3500;
 
 /// The loaded program with maps of its own, which go when this does.
 pub struct Kernel {
-    loaded: Loaded,
+    pub(crate) loaded: Loaded,
     pins: Pins,
+    recent: RecentMemory,
     output: Vec<u8>,
     /// Counts of reasons so far.
     counted: [u64; Reason::ALL.len()],
@@ -72,7 +74,9 @@ impl Kernel {
         let loaded = load(&pins, &capacity);
         let mut kernel = match loaded {
             Ok(loaded) => {
-                Self { loaded, pins, output: vec![0; 4096], counted: [0; Reason::ALL.len()] }
+                let recent = RecentMemory::new(&pins)?;
+                let output = vec![0; 4096];
+                Self { loaded, pins, recent, output, counted: [0; Reason::ALL.len()] }
             }
             Err(error) => {
                 pins.remove()?;
@@ -100,15 +104,13 @@ impl Kernel {
     ///
     /// The maps can't be changed.
     pub fn reset(&mut self, world: &World) -> Result<()> {
+        self.forget_flows()?;
         let maps = &mut self.loaded.maps;
-        for table in [Table::Established, Table::Embryonic] {
-            clear_flows(&mut maps.ipv4, table)?;
-            clear_flows(&mut maps.ipv6, table)?;
-        }
         clear(&mut maps.ipv4.fragments)?;
         clear(&mut maps.ipv6.fragments)?;
         clear(&mut maps.ipv4.clients)?;
         clear(&mut maps.ipv6.clients)?;
+        self.recent.clear();
         for index in 0..maps.refusals.len() {
             maps.refusals.set(index, Refusal::default(), 0)?;
         }
@@ -127,6 +129,20 @@ impl Kernel {
         Ok(())
     }
 
+    /// Forgets all flows.
+    ///
+    /// # Errors
+    ///
+    /// The maps can't be changed.
+    pub fn forget_flows(&mut self) -> Result<()> {
+        let maps = &mut self.loaded.maps;
+        for table in [Table::Established, Table::Embryonic] {
+            clear_flows(&mut maps.ipv4, table)?;
+            clear_flows(&mut maps.ipv6, table)?;
+        }
+        Ok(())
+    }
+
     /// Writes what is known of a backend.
     ///
     /// # Errors
@@ -137,7 +153,7 @@ impl Kernel {
     }
 
     /// Writes the slots of all rings.
-    pub fn write_rings(&mut self, slots: &[u32]) {
+    pub fn write_rings(&self, slots: &[u32]) {
         self.loaded.maps.rings.write(0, slots);
     }
 
@@ -254,42 +270,6 @@ impl Kernel {
         &self.pins
     }
 
-    /// Counts of a backend.
-    ///
-    /// # Errors
-    ///
-    /// The map can't be read.
-    pub fn backend_counters(&self, backend: u32) -> Result<Counters> {
-        Ok(self.loaded.maps.backend_count(backend)?)
-    }
-
-    /// Connections under way to a backend, as packets have counted them.
-    ///
-    /// # Errors
-    ///
-    /// The map can't be read.
-    pub fn load(&self, backend: u32) -> Result<i64> {
-        Ok(self.loaded.maps.loads.get(&backend, 0)?)
-    }
-
-    /// The same of a service.
-    ///
-    /// # Errors
-    ///
-    /// The map can't be read.
-    pub fn service_load(&self, service: u32) -> Result<i64> {
-        Ok(self.loaded.maps.service_loads.get(&service, 0)?)
-    }
-
-    /// Counts of a service.
-    ///
-    /// # Errors
-    ///
-    /// The map can't be read.
-    pub fn service_counters(&self, service: u32) -> Result<Counters> {
-        Ok(self.loaded.maps.service_count(service)?)
-    }
-
     fn reasons(&self) -> Result<String> {
         let mut text = String::from("counts so far:");
         for reason in Reason::ALL {
@@ -337,6 +317,12 @@ impl Kernel {
             maps.local_macs.insert(mac, longest, 0)?;
         }
         maps.rings.write(0, &world.ring);
+        for port in world.own_ports() {
+            maps.port_kinds.own(port..=port);
+        }
+        for port in world.direct_ports() {
+            maps.port_kinds.lead_directly(port);
+        }
         for (word, free) in maps.ports.words().iter().zip(world.port_words()) {
             word.store(free, Ordering::Relaxed);
         }

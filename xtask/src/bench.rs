@@ -26,12 +26,21 @@ pub(crate) struct Arguments {
 enum Part {
     /// What the program takes for one packet
     Packets,
+    /// Requests through lb and through others
+    Network,
+    /// Rings, reloads, checks, lists
+    Control,
 }
 
 pub(crate) fn bench(arguments: &Arguments) -> Result<()> {
     install::toolchain()?;
     install::tools(install::LAB)?;
     install::tools(install::TESTS)?;
+    install::tools(install::BENCH)?;
+    // The balancer that is measured is a program of its own.
+    let mut build = cargo();
+    build.args(["build", "--locked", "--release", "--package", "lb-tests"]);
+    succeed(build.args(["--bin", "lb-under-test"]))?;
     let mut command = cargo();
     command.args(["run", "--locked", "--release", "--package", "lb-tests", "--bin", "bench", "--"]);
     let directory = arguments.directory.clone().unwrap_or_else(|| root().join("bench"));

@@ -37,6 +37,12 @@ pub(crate) const TESTS: &[Tool] = &[
     ("wrk", "wrk"),
 ];
 
+/// What measuring needs beside that.
+pub(crate) const BENCH: &[Tool] = &[
+    ("taskset", "util-linux"),
+    ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
+];
+
 /// What making packages needs.
 pub(crate) const DIST: &[Tool] =
     &[("dpkg-deb", "dpkg"), ("gzip", "gzip"), (STATIC_COMPILER, "musl-tools")];

@@ -21,7 +21,7 @@ use aya_ebpf::{
     bindings::{xdp_action, xdp_md},
     helpers::generated::bpf_xdp_adjust_head,
     macros::{map, xdp},
-    maps::{Array, ProgramArray},
+    maps::{Array, DevMap, HashMap, ProgramArray},
     programs::XdpContext,
 };
 
@@ -147,6 +147,67 @@ const HEADER_SUM: u32 = {
     }
     sum
 };
+
+/// Where frames that came in by an interface go: the next station's hardware address and the other interface's own.
+#[map]
+static ROUTES: HashMap<u32, [u64; 2]> = HashMap::with_max_entries(16, 0);
+
+/// By an interface's index, the other one.
+#[map]
+static OTHERS: DevMap = DevMap::with_max_entries(1 << 16, 0);
+
+/// Sends IPv4 on by the other interface, with nothing changed but hardware addresses: the least that a program which
+/// forwards can do.
+#[xdp]
+pub fn redirect(context: XdpContext) -> u32 {
+    const IPV4: u16 = 0x0008;
+    let Some(place) = place::<[u16; 7]>(&context) else { return xdp_action::XDP_PASS };
+    // SAFETY: it lies within the frame.
+    if unsafe { (*place)[6] } != IPV4 {
+        return xdp_action::XDP_PASS;
+    }
+    // SAFETY: the kernel's context is valid while the program runs.
+    let ingress = unsafe { (*context.ctx).ingress_ifindex };
+    // SAFETY: nobody changes it while frames pass.
+    let Some([station, own]) = (unsafe { ROUTES.get(ingress) }) else {
+        return xdp_action::XDP_PASS;
+    };
+    let (station, own) = (*station, *own);
+    let header = [
+        station as u16,
+        (station >> 16) as u16,
+        (station >> 32) as u16,
+        own as u16,
+        (own >> 16) as u16,
+        (own >> 32) as u16,
+        IPV4,
+    ];
+    // SAFETY: as above.
+    unsafe { *place = header };
+    OTHERS.redirect(ingress, 0).unwrap_or(xdp_action::XDP_DROP)
+}
+
+/// Takes an outer IPv4 header (RFC 2003) off what has one.
+#[xdp]
+pub fn decapsulate(context: XdpContext) -> u32 {
+    const ADDED: i32 = 20;
+    let Some(place) = place::<[u16; OUTER]>(&context) else { return xdp_action::XDP_PASS };
+    // SAFETY: it lies within the frame.
+    let header = unsafe { *place };
+    // IPv4 without options that carries IPv4.
+    if header[6] != 0x0008 || header[7] & 0xff != 0x45 || header[11] >> 8 != 4 {
+        return xdp_action::XDP_PASS;
+    }
+    // SAFETY: the context is the kernel's; the frame's bounds are read anew below.
+    if unsafe { bpf_xdp_adjust_head(context.ctx, ADDED) } != 0 {
+        return xdp_action::XDP_DROP;
+    }
+    let Some(inner) = self::place::<[u16; 7]>(&context) else { return xdp_action::XDP_DROP };
+    let [one, two, three, four, five, six, seven, ..] = header;
+    // SAFETY: as above.
+    unsafe { *inner = [one, two, three, four, five, six, seven] };
+    xdp_action::XDP_PASS
+}
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {

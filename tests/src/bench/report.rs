@@ -32,6 +32,8 @@ pub struct Report {
     pub unit: &'static str,
     /// The chart.
     pub bars: Vec<Bar>,
+    /// Whether each group has a scale of its own.
+    pub scaled_by_group: bool,
     /// Headings of the table's columns.
     pub headings: Vec<&'static str>,
     /// The table.
@@ -87,15 +89,18 @@ impl Report {
         area.fill(&WHITE)?;
         let heading = TextStyle::from(("sans-serif", 16).into_font());
         area.draw(&Text::new(format!("{}, {}", self.title, self.unit), (10, 12), heading))?;
-        let longest = self.bars.iter().map(|bar| bar.value).fold(f64::MIN_POSITIVE, f64::max);
+        let longest =
+            |bars: &[Bar]| bars.iter().map(|bar| bar.value).fold(f64::MIN_POSITIVE, f64::max);
+        let longest_of_all = longest(&self.bars);
         let mut row = 0;
         for (number, group) in groups.iter().enumerate() {
+            let scale = if self.scaled_by_group { longest(group) } else { longest_of_all };
             let colour = COLOURS[number % COLOURS.len()];
             let name = TextStyle::from(("sans-serif", 13).into_font()).color(&colour);
             area.draw(&Text::new(group[0].group.clone(), (10, place(row)), name))?;
             row += 1;
             for bar in *group {
-                draw_bar(&area, bar, row, bar.value / longest, colour)?;
+                draw_bar(&area, bar, row, bar.value / scale, colour)?;
                 row += 1;
             }
         }

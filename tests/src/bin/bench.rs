@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
-use lb_tests::bench::packets;
+use lb_tests::bench::{control, network, packets};
 
 #[derive(Parser)]
 struct Arguments {
@@ -22,6 +22,10 @@ struct Arguments {
 enum Part {
     /// What the program takes for one packet
     Packets,
+    /// Requests through lb and through others
+    Network,
+    /// Rings, reloads, checks, lists
+    Control,
 }
 
 fn main() -> Result<()> {
@@ -29,8 +33,17 @@ fn main() -> Result<()> {
     for part in &arguments.parts {
         let report = match part {
             Part::Packets => packets::Bench::new()?.report(&arguments.only)?,
+            Part::Control => control::report(&own_lb()?, &arguments.only)?,
+            Part::Network => network::report(&own_lb()?, &arguments.only)?,
         };
         report.publish(&arguments.directory)?;
     }
     Ok(())
+}
+
+/// The program under test, which is built beside this one.
+fn own_lb() -> Result<String> {
+    let path = std::env::current_exe()?.with_file_name("lb-under-test");
+    ensure!(path.exists(), "{} isn't there: `cargo xtask bench` builds it", path.display());
+    Ok(path.to_str().context("UTF-8")?.to_owned())
 }

@@ -1,0 +1,242 @@
+//! What stands between the client and the backend.
+
+use std::{fs, io};
+
+use anyhow::{Context, Result};
+use aya::{
+    Ebpf, include_bytes_aligned,
+    maps::{DevMap, HashMap},
+    programs::{Xdp, XdpMode},
+};
+use xtask::netns::Namespace;
+
+use super::bed::{BACKEND, Bed, Process, VIP};
+use crate::{client::within, pins::pin_directory, wait::wait_until};
+
+/// One of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum System {
+    /// The kernel forwards, to the backend's own address.
+    Routing,
+    /// The least that a program can do: frames are redirected to the other interface.
+    Redirect,
+    /// lb, by this forwarding.
+    Lb(&'static str),
+    /// nftables: DNAT and masquerading.
+    Nftables,
+    /// HAProxy, in this mode.
+    Haproxy(&'static str),
+    /// nginx, by its module of this name.
+    Nginx(&'static str),
+}
+
+impl System {
+    pub(super) const ALL: [Self; 11] = [
+        Self::Routing,
+        Self::Redirect,
+        Self::Lb("full-nat"),
+        Self::Lb("nat"),
+        Self::Lb("dsr"),
+        Self::Lb("ipip"),
+        Self::Nftables,
+        Self::Haproxy("tcp"),
+        Self::Haproxy("http"),
+        Self::Nginx("stream"),
+        Self::Nginx("http"),
+    ];
+
+    /// What it is called.
+    pub(super) fn name(self) -> String {
+        match self {
+            Self::Routing => "plain routing".to_owned(),
+            Self::Redirect => "XDP redirect".to_owned(),
+            Self::Lb(forwarding) => format!("lb {forwarding}"),
+            Self::Nftables => "nftables DNAT".to_owned(),
+            Self::Haproxy(mode) => format!("HAProxy {mode}"),
+            Self::Nginx(module) => format!("nginx {module}"),
+        }
+    }
+
+    /// Where clients send requests.
+    pub(super) const fn address(self) -> &'static str {
+        match self {
+            Self::Routing | Self::Redirect => BACKEND,
+            _ => VIP,
+        }
+    }
+
+    /// Puts it there until the result is dropped.
+    pub(super) fn set_up(self, bed: &Bed, lb: &str) -> Result<Running> {
+        let mut running = Running { process: None, _programs: Vec::new(), undo: Vec::new() };
+        match self {
+            Self::Routing => {}
+            Self::Redirect => running._programs.push(redirect(&bed.balancer)?),
+            Self::Lb(forwarding) => running.lb(bed, lb, forwarding)?,
+            Self::Nftables => running.nftables(bed)?,
+            Self::Haproxy(mode) => running.process = Some(haproxy(bed, mode)?),
+            Self::Nginx(module) => running.process = Some(nginx(bed, module)?),
+        }
+        bed.wait_for(&format!("http://{}/client/", self.address()))?;
+        Ok(running)
+    }
+}
+
+/// What has to go before the next one comes.
+pub(super) struct Running {
+    process: Option<Process>,
+    /// Programs that are attached as long as they are loaded.
+    _programs: Vec<Ebpf>,
+    undo: Vec<Undo>,
+}
+
+type Undo = Box<dyn FnOnce(&Bed) -> Result<()>>;
+
+impl Running {
+    /// Removes it.
+    pub(super) fn remove(mut self, bed: &Bed) -> Result<()> {
+        self.process = None;
+        bed.balancer.end_processes(std::time::Duration::from_secs(2));
+        self.undo.drain(..).rev().try_for_each(|undo| undo(bed))
+    }
+
+    fn lb(&mut self, bed: &Bed, lb: &str, forwarding: &'static str) -> Result<()> {
+        let pins = pin_directory()?;
+        let socket = bed.file("lb.sock");
+        let config = bed.file("lb.toml");
+        let text = format!(
+            "interfaces = [\"lb0\", \"lb1\"]\nxdp_mode = \"native\"\nadmin = \"\"\nsocket = \"{}\"\npin_path = \"{}\"\n\
+             [[service]]\nname = \"ui\"\nbind = [\"{VIP}\"]\nforwarding = \"{forwarding}\"\n\
+             [[service.backend]]\nname = \"backend\"\naddress = \"{BACKEND}\"\n",
+            socket.display(),
+            pins.display()
+        );
+        fs::write(&config, text)?;
+        let config = config.to_str().context("UTF-8")?.to_owned();
+        if ["dsr", "ipip"].contains(&forwarding) {
+            bed.return_directly(true)?;
+            self.undo.push(Box::new(|bed| bed.return_directly(false)));
+        }
+        if forwarding == "ipip" {
+            let program = within(bed.backend(), || {
+                attach("decapsulate", &["backend0"]).map_err(io::Error::other)
+            })?;
+            self._programs.push(program);
+        }
+        self.undo.push(Box::new(move |_| {
+            lb_userspace::dataplane::Pins::new(&pins).remove()?;
+            Ok(())
+        }));
+        self.process = Some(bed.start(lb, &["run", "-c", &config])?);
+        Ok(())
+    }
+
+    fn nftables(&mut self, bed: &Bed) -> Result<()> {
+        let (backend, _) = BACKEND.split_once(':').context("a port")?;
+        let (vip, port) = VIP.split_once(':').context("a port")?;
+        let rules = format!(
+            "table ip nat {{ chain pre {{ type nat hook prerouting priority -100; ip daddr {vip} tcp dport {port} dnat to \
+             {backend}; }}; chain post {{ type nat hook postrouting priority 100; ip daddr {backend} masquerade; }}; }}"
+        );
+        bed.balancer.run("nft", &[&rules])?;
+        self.undo.push(Box::new(|bed| bed.balancer.run("nft", &["delete table ip nat"]).map(drop)));
+        Ok(())
+    }
+}
+
+/// Has frames redirected from each of the balancer's interfaces to the other one.
+fn redirect(balancer: &Namespace) -> Result<Ebpf> {
+    let ends = ["lb0", "lb1"];
+    let stations: Result<Vec<u64>> = [("10.92.0.1", "lb0"), ("10.93.0.101", "lb1")]
+        .into_iter()
+        .map(|(address, interface)| {
+            wait_until("a neighbour is known", || {
+                balancer.run("ping", &["-c1", "-W1", address]).map(|_| true)
+            })?;
+            let neighbour = balancer.ip(&["neigh", "show", address, "dev", interface])?;
+            let text = neighbour.split("lladdr ").nth(1).and_then(|rest| rest.split(' ').next());
+            mac(text.context("a hardware address")?)
+        })
+        .collect();
+    let stations = stations?;
+    let own: Result<Vec<u64>> = ends
+        .iter()
+        .map(|interface| {
+            let link = balancer.ip(&["-o", "link", "show", interface])?;
+            let text = link.split("link/ether ").nth(1).and_then(|rest| rest.split(' ').next());
+            mac(text.context("a hardware address")?)
+        })
+        .collect();
+    let own = own?;
+    let attach_both = move || -> Result<Ebpf> {
+        let mut ebpf = attach("redirect", &["lb0", "lb1"])?;
+        let indices: Result<Vec<u32>, _> =
+            ends.iter().map(|name| nix::net::if_::if_nametoindex(*name)).collect();
+        let indices = indices?;
+        let mut routes: HashMap<_, u32, [u64; 2]> =
+            HashMap::try_from(ebpf.map_mut("ROUTES").context("ROUTES")?)?;
+        for (from, to) in [(0, 1), (1, 0)] {
+            routes.insert(indices[from], [stations[to], own[to]], 0)?;
+        }
+        let mut others: DevMap<_> = DevMap::try_from(ebpf.map_mut("OTHERS").context("OTHERS")?)?;
+        for (from, to) in [(0, 1), (1, 0)] {
+            others.set(indices[from], indices[to], None, 0)?;
+        }
+        Ok(ebpf)
+    };
+    within(balancer, move || attach_both().map_err(io::Error::other))
+}
+
+/// A hardware address as a number whose low bytes come first on the wire.
+fn mac(text: &str) -> Result<u64> {
+    let bytes: Result<Vec<u8>, _> =
+        text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect();
+    let mut all = [0; 8];
+    for (place, byte) in all.iter_mut().zip(bytes?) {
+        *place = byte;
+    }
+    Ok(u64::from_le_bytes(all))
+}
+
+/// Attaches one of our programs to interfaces of this thread's namespace, as long as the result is kept.
+fn attach(name: &str, interfaces: &[&str]) -> Result<Ebpf> {
+    static OBJECT: &[u8] = include_bytes_aligned!(env!("LB_TESTS_EBPF_OBJECT"));
+    let mut ebpf = Ebpf::load(OBJECT)?;
+    let program: &mut Xdp = ebpf.program_mut(name).context("the program")?.try_into()?;
+    program.load()?;
+    for interface in interfaces {
+        program.attach(interface, XdpMode::Driver)?;
+    }
+    Ok(ebpf)
+}
+
+fn haproxy(bed: &Bed, mode: &str) -> Result<Process> {
+    let file = bed.file("haproxy.cfg");
+    let text = format!(
+        "global\n nbthread 1\n maxconn 4000\ndefaults\n mode {mode}\n timeout connect 5s\n timeout client 50s\n timeout \
+         server 50s\nlisten ui\n bind {VIP}\n server backend {BACKEND}\n"
+    );
+    fs::write(&file, text)?;
+    bed.start("haproxy", &["-db", "-f", file.to_str().context("UTF-8")?])
+}
+
+fn nginx(bed: &Bed, module: &str) -> Result<Process> {
+    let home = bed.directory().display();
+    let file = bed.file("nginx.conf");
+    let proxy = if module == "stream" {
+        format!("stream {{ server {{ listen {VIP}; proxy_pass {BACKEND}; }} }}")
+    } else {
+        format!(
+            "http {{ access_log off; keepalive_requests 100000000; client_body_temp_path {home}/1; proxy_temp_path \
+             {home}/2; fastcgi_temp_path {home}/3; uwsgi_temp_path {home}/4; scgi_temp_path {home}/5; upstream b {{ \
+             server {BACKEND}; keepalive 64; keepalive_requests 100000000; }} server {{ listen {VIP}; location / {{ \
+             proxy_pass http://b; proxy_http_version 1.1; proxy_set_header Connection \"\"; }} }} }}"
+        )
+    };
+    let load = if module == "stream" { "load_module modules/ngx_stream_module.so;\n" } else { "" };
+    let text = format!(
+        "{load}daemon off;\nuser root;\nworker_processes 1;\npid {home}/balancer.pid;\nerror_log {home}/balancer.log;\n\
+         events {{ worker_connections 4096; }}\n{proxy}\n"
+    );
+    fs::write(&file, text)?;
+    bed.start("nginx", &["-c", file.to_str().context("UTF-8")?])
+}
