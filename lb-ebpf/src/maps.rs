@@ -9,10 +9,10 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Access, AccessKey, Backend, BackendInfo, Client, ClientKey, Counters, Flow, FlowKey,
-        Fragment, FragmentKey, LocalMac, PORT_KIND_WORDS, Refusal, RingChunk, Service, ServiceInfo,
-        ServiceKey, Settings,
+        Fragment, FragmentKey, LocalMac, Refusal, RingChunk, Service, ServiceInfo, ServiceKey,
+        Settings,
     },
-    datapath::{ErrorScratch, Note, RECENT_SETS, RECENT_WAYS, Stage},
+    datapath::{ErrorScratch, Note, Stage},
     wire::{Ipv4Address, Ipv6Address, NetworkU32},
 };
 
@@ -82,14 +82,6 @@ pub(crate) static NAT_SOURCES: Array<[NetworkU32; 4]> = Array::pinned(1, 0);
 // The controller writes into it through a mapping of its memory as well.
 #[map]
 pub(crate) static NAT_PORTS: Array<u64> = Array::pinned(1, BPF_F_MMAPABLE);
-
-// The controller writes into it through a mapping of its memory.
-#[map]
-pub(crate) static PORT_KINDS: Array<[u64; PORT_KIND_WORDS]> = Array::pinned(1, BPF_F_MMAPABLE);
-
-// Pinned, so that a new program finds what the one before noted.
-#[map]
-pub(crate) static RECENT: Array<[u32; RECENT_WAYS]> = Array::pinned(RECENT_SETS, BPF_F_MMAPABLE);
 
 #[map]
 pub(crate) static REFUSALS: Array<Refusal> = Array::pinned(1, 0);

@@ -3,17 +3,15 @@
 use core::{intrinsics, ptr::NonNull};
 
 use aya_ebpf::{
-    bindings::BPF_NOEXIST,
-    helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
-    maps::lpm_trie::Key,
+    bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_coarse_ns, maps::lpm_trie::Key,
 };
 use lb_common::{
     abi::{
         Access, AccessKey, Answer, Backend, Client, ClientKey, Counters, Direction, Entry, Flow,
-        FlowKey, Fragment, FragmentKey, LocalMac, Moment, PORT_KIND_WORDS, PortKind,
-        RING_CHUNK_SLOTS, Refusal, Service, ServiceKey, Settings,
+        FlowKey, Fragment, FragmentKey, LocalMac, Moment, RING_CHUNK_SLOTS, Refusal, Service,
+        ServiceKey, Settings,
     },
-    datapath::{FamilyTables, InsertError, RECENT_WAYS, Reason, Table, Tables},
+    datapath::{FamilyTables, InsertError, Reason, Table, Tables},
     wire::{Ipv4Address, Ipv6Address, NetworkU32},
 };
 
@@ -96,36 +94,6 @@ impl Tables for MapTables {
                 );
             }
         }
-    }
-
-    #[inline(always)]
-    fn port_kind(&self, port: u16) -> PortKind {
-        // SAFETY: the word lies within the map's only value, which is valid and aligned.
-        let read = |words: *const [u64; PORT_KIND_WORDS]| unsafe {
-            words.cast::<u64>().add(PortKind::word(port)).read_volatile()
-        };
-        maps::PORT_KINDS.get_ptr(0).map_or(PortKind::ANY, |words| PortKind::of(read(words), port))
-    }
-
-    #[inline(always)]
-    fn recent(&self, set: u32) -> [u32; RECENT_WAYS] {
-        // SAFETY: the map's value is valid and aligned; each note is read and written whole.
-        maps::RECENT.get_ptr(set).map_or([0; RECENT_WAYS], |notes| unsafe { notes.read_volatile() })
-    }
-
-    #[inline(always)]
-    fn note_recent(&self, set: u32, way: u32, note: u32) {
-        if let Some(notes) = maps::RECENT.get_ptr_mut(set) {
-            let way = way as usize % RECENT_WAYS;
-            // SAFETY: as above.
-            unsafe { notes.cast::<u32>().add(way).write_volatile(note) };
-        }
-    }
-
-    #[inline(always)]
-    fn random(&self) -> u32 {
-        // SAFETY: the helper takes nothing and can't fail.
-        unsafe { bpf_get_prandom_u32() }
     }
 
     #[inline(always)]

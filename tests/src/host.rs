@@ -6,23 +6,22 @@ use std::{
     net::IpAddr,
 };
 
-use bytemuck::Zeroable;
+use bytemuck::{Pod, Zeroable};
 use ipnet::IpNet;
 use lb_common::{
     abi::{
         Access, AccessKey, Answer, Backend, CHECK_SERVICE, Client, ClientKey, Counters, Direction,
-        Entry, Flow, FlowKey, Fragment, FragmentKey, LocalMac, Moment, PortKind, Refusal, Service,
+        Entry, Flow, FlowKey, Fragment, FragmentKey, LocalMac, Moment, Refusal, Service,
         ServiceKey, Settings,
     },
     datapath::{
-        self, Action, Decision, ErrorScratch, Family, FamilyTables, InsertError, Note, RECENT_WAYS,
+        self, Action, Decision, ErrorScratch, Family, FamilyTables, InsertError, Note, Packet,
         Reason, Scratch, Stage, Table, Tables,
     },
-    wire::{Ipv4Address, Ipv6Address, NetworkU32},
+    wire::{Ipv4Address, Ipv6Address, NetworkU32, VlanTags},
 };
 
 use crate::{
-    host_frame::Frame,
     memory::{FamilyMemory, Records},
     world::{INGRESS, World},
 };
@@ -49,8 +48,6 @@ pub struct Host {
     ipv6: FamilyMemory<Ipv6Address>,
     ports: RefCell<Vec<u64>>,
     refusals: RefCell<HashMap<u32, Refusal>>,
-    port_kinds: Vec<u64>,
-    recent: RefCell<HashMap<u32, [u32; RECENT_WAYS]>>,
     /// Connections under way by service, then by backend.
     pub loads: RefCell<[HashMap<u32, i64>; 2]>,
     now: Cell<Moment>,
@@ -68,8 +65,6 @@ impl Host {
             ipv6: FamilyMemory::new(world.services_ipv6(), most_entries),
             ports: RefCell::new(world.port_words()),
             refusals: RefCell::default(),
-            port_kinds: world.port_kinds(),
-            recent: RefCell::default(),
             loads: RefCell::default(),
             now: Cell::default(),
             counters: RefCell::default(),
@@ -80,7 +75,8 @@ impl Host {
     pub fn run(&self, frame: &[u8]) -> Outcome {
         self.ipv4.removed.borrow_mut().clear();
         self.ipv6.removed.borrow_mut().clear();
-        let mut packet = Frame::new(frame);
+        let mut packet =
+            Frame { bytes: frame.to_vec(), tags: VlanTags::NONE, note: Note::zeroed() };
         let mut decision = match datapath::sort(&mut packet) {
             Ok(()) => self.stage(&mut packet, Stage::Ipv4, Note::zeroed()),
             Err(decision) => decision,
@@ -156,14 +152,6 @@ impl Host {
             .sum()
     }
 
-    /// Forgets all flows.
-    pub fn forget_flows(&self) {
-        for table in [Table::Established, Table::Embryonic] {
-            self.ipv4.forget(table);
-            self.ipv6.forget(table);
-        }
-    }
-
     /// Sets the clock.
     pub fn set_now(&self, now: Moment) {
         self.now.set(now);
@@ -218,22 +206,6 @@ impl Tables for Host {
 
     fn give_ports(&self, index: u32, bits: u64) {
         self.ports.borrow_mut()[index as usize] |= bits;
-    }
-
-    fn port_kind(&self, port: u16) -> PortKind {
-        PortKind::of(self.port_kinds[PortKind::word(port)], port)
-    }
-
-    fn recent(&self, set: u32) -> [u32; RECENT_WAYS] {
-        self.recent.borrow().get(&set).copied().unwrap_or_default()
-    }
-
-    fn note_recent(&self, set: u32, way: u32, note: u32) {
-        self.recent.borrow_mut().entry(set).or_default()[way as usize] = note;
-    }
-
-    fn random(&self) -> u32 {
-        fastrand::u32(..)
     }
 
     fn refusal(&self, backend: u32) -> Refusal {
@@ -363,5 +335,57 @@ fn with_segment<A: Family>(
     match datapath::read(packet, &mut scratch.basic) {
         Ok(()) => decide(packet, &mut scratch.basic),
         Err(decision) => decision,
+    }
+}
+
+struct Frame {
+    bytes: Vec<u8>,
+    tags: VlanTags,
+    note: Note,
+}
+
+impl Packet for Frame {
+    fn read<T: Pod>(&self, offset: usize) -> Option<T> {
+        let bytes = self.bytes.get(offset..offset.checked_add(size_of::<T>())?)?;
+        Some(bytemuck::pod_read_unaligned(bytes))
+    }
+
+    fn write<T: Pod>(&mut self, offset: usize, value: T) -> Option<()> {
+        let end = offset.checked_add(size_of::<T>())?;
+        self.bytes.get_mut(offset..end)?.copy_from_slice(bytemuck::bytes_of(&value));
+        Some(())
+    }
+
+    fn grow<const BYTES: usize>(&mut self) -> Option<()> {
+        self.bytes.splice(0..0, [0; BYTES]);
+        Some(())
+    }
+
+    fn shrink<const BYTES: usize>(&mut self) -> Option<()> {
+        self.bytes.len().checked_sub(BYTES)?;
+        self.bytes.drain(..BYTES);
+        Some(())
+    }
+
+    fn truncate(&mut self, length: usize) -> Option<()> {
+        self.bytes.len().checked_sub(length)?;
+        self.bytes.truncate(length);
+        Some(())
+    }
+
+    fn length(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn ingress(&self) -> u32 {
+        INGRESS
+    }
+
+    fn tags(&self) -> VlanTags {
+        self.tags
+    }
+
+    fn leave(&mut self, note: Note) {
+        self.note = note;
     }
 }

@@ -22,7 +22,6 @@ use crate::{
     host::Outcome,
     memory::{Recorded, Records},
     pins::pin_directory,
-    recent::RecentMemory,
     world::{INGRESS, OTHER_INTERFACE, World},
 };
 
@@ -33,9 +32,8 @@ pub const LONGEST_FRAME: usize = 3500;
 
 /// The loaded program with maps of its own, which go when this does.
 pub struct Kernel {
-    pub(crate) loaded: Loaded,
+    loaded: Loaded,
     pins: Pins,
-    recent: RecentMemory,
     output: Vec<u8>,
     /// Counts of reasons so far.
     counted: [u64; Reason::ALL.len()],
@@ -74,9 +72,7 @@ impl Kernel {
         let loaded = load(&pins, &capacity);
         let mut kernel = match loaded {
             Ok(loaded) => {
-                let recent = RecentMemory::new(&pins)?;
-                let output = vec![0; 4096];
-                Self { loaded, pins, recent, output, counted: [0; Reason::ALL.len()] }
+                Self { loaded, pins, output: vec![0; 4096], counted: [0; Reason::ALL.len()] }
             }
             Err(error) => {
                 pins.remove()?;
@@ -104,13 +100,15 @@ impl Kernel {
     ///
     /// The maps can't be changed.
     pub fn reset(&mut self, world: &World) -> Result<()> {
-        self.forget_flows()?;
         let maps = &mut self.loaded.maps;
+        for table in [Table::Established, Table::Embryonic] {
+            clear_flows(&mut maps.ipv4, table)?;
+            clear_flows(&mut maps.ipv6, table)?;
+        }
         clear(&mut maps.ipv4.fragments)?;
         clear(&mut maps.ipv6.fragments)?;
         clear(&mut maps.ipv4.clients)?;
         clear(&mut maps.ipv6.clients)?;
-        self.recent.clear();
         for index in 0..maps.refusals.len() {
             maps.refusals.set(index, Refusal::default(), 0)?;
         }
@@ -126,20 +124,6 @@ impl Kernel {
         clear_counters(&mut maps.backend_counters, Counters::default())?;
         clear_counters(&mut maps.reason_counters, 0)?;
         self.counted.fill(0);
-        Ok(())
-    }
-
-    /// Forgets all flows.
-    ///
-    /// # Errors
-    ///
-    /// The maps can't be changed.
-    pub fn forget_flows(&mut self) -> Result<()> {
-        let maps = &mut self.loaded.maps;
-        for table in [Table::Established, Table::Embryonic] {
-            clear_flows(&mut maps.ipv4, table)?;
-            clear_flows(&mut maps.ipv6, table)?;
-        }
         Ok(())
     }
 
@@ -270,6 +254,42 @@ impl Kernel {
         &self.pins
     }
 
+    /// Counts of a backend.
+    ///
+    /// # Errors
+    ///
+    /// The map can't be read.
+    pub fn backend_counters(&self, backend: u32) -> Result<Counters> {
+        Ok(self.loaded.maps.backend_count(backend)?)
+    }
+
+    /// Connections under way to a backend, as packets have counted them.
+    ///
+    /// # Errors
+    ///
+    /// The map can't be read.
+    pub fn load(&self, backend: u32) -> Result<i64> {
+        Ok(self.loaded.maps.loads.get(&backend, 0)?)
+    }
+
+    /// The same of a service.
+    ///
+    /// # Errors
+    ///
+    /// The map can't be read.
+    pub fn service_load(&self, service: u32) -> Result<i64> {
+        Ok(self.loaded.maps.service_loads.get(&service, 0)?)
+    }
+
+    /// Counts of a service.
+    ///
+    /// # Errors
+    ///
+    /// The map can't be read.
+    pub fn service_counters(&self, service: u32) -> Result<Counters> {
+        Ok(self.loaded.maps.service_count(service)?)
+    }
+
     fn reasons(&self) -> Result<String> {
         let mut text = String::from("counts so far:");
         for reason in Reason::ALL {
@@ -317,12 +337,6 @@ impl Kernel {
             maps.local_macs.insert(mac, longest, 0)?;
         }
         maps.rings.write(0, &world.ring);
-        for port in world.own_ports() {
-            maps.port_kinds.own(port..=port);
-        }
-        for port in world.direct_ports() {
-            maps.port_kinds.lead_directly(port);
-        }
         for (word, free) in maps.ports.words().iter().zip(world.port_words()) {
             word.store(free, Ordering::Relaxed);
         }

@@ -11,7 +11,6 @@ mod flow;
 mod forwarding;
 mod fragment;
 mod info;
-mod port_kinds;
 mod ports;
 mod refusal;
 mod ring;
@@ -32,7 +31,6 @@ pub use info::{
     BackendInfo, Balance, CheckKind, CheckResult, Lifecycle, OperatorState, Protocol, ServiceInfo,
     UNUSED_SERVICE,
 };
-pub use port_kinds::{PORT_KIND_WORDS, PortKind};
 pub use ports::{PORTS_A_WORD, PoolHead, generation_start, pool_words, port_words};
 pub use refusal::Refusal;
 pub use ring::{NO_BACKEND, RING_CHUNK_SLOTS, Ring, RingChunk};
@@ -80,10 +78,6 @@ pub mod maps {
     pub const NAT_SOURCES: &str = "NAT_SOURCES";
     /// Pools of the source ports that full NAT has left, in words of 64 bits.
     pub const NAT_PORTS: &str = "NAT_PORTS";
-    /// One row of words with two bits for each port: a [`super::PortKind`].
-    pub const PORT_KINDS: &str = "PORT_KINDS";
-    /// Notes of flows by direct return that were looked up lately, in sets: see [`crate::datapath::RECENT_SETS`].
-    pub const RECENT: &str = "RECENT";
     /// [`super::Refusal`] by a backend's index.
     pub const REFUSALS: &str = "REFUSALS";
     /// Connections under way to a backend, by its index.
@@ -118,7 +112,7 @@ pub mod maps {
     pub const BACKEND_INFO: &str = "BACKEND_INFO";
 
     /// Every map.
-    pub const ALL: [&str; 32] = [
+    pub const ALL: [&str; 30] = [
         SETTINGS,
         SERVICES,
         BACKENDS,
@@ -133,8 +127,6 @@ pub mod maps {
         STAGES,
         NAT_SOURCES,
         NAT_PORTS,
-        PORT_KINDS,
-        RECENT,
         REFUSALS,
         LOADS,
         SERVICE_LOADS,

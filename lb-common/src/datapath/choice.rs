@@ -144,21 +144,6 @@ fn bounded<A: Family, T: FamilyTables<A>>(
     Ok(NO_BACKEND)
 }
 
-/// The backend that the ring leads a connection's packets to, whatever else may be said of it; [`NO_BACKEND`]: none.
-#[inline(always)]
-pub(super) fn led_to<A: Family, T: FamilyTables<A>>(
-    tables: &T,
-    key: &FlowKey<A>,
-    service: &Service,
-    settings: &Settings,
-) -> u32 {
-    if service.ring.size() == 0 {
-        return NO_BACKEND;
-    }
-    let slot = service.ring.slot(hash_of(key, service, settings));
-    tables.ring_slot(slot).unwrap_or(NO_BACKEND)
-}
-
 /// What decides about a connection's place in the ring.
 #[inline(always)]
 fn hash_of<A: Family>(key: &FlowKey<A>, service: &Service, settings: &Settings) -> u32 {

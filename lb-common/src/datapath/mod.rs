@@ -1,7 +1,7 @@
 //! The packet's journey, in its order:
 //!
 //! 1. [`network`], [`parse`]: is it a TCP segment or a UDP datagram that could be ours?
-//! 2. [`recent`], [`locate`]: does it belong to a flow? If not, perhaps to a half-open handshake, or it opens one:
+//! 2. [`locate`]: does it belong to a flow? If not, perhaps to a half-open handshake, or it opens one:
 //!    [`open`], a program of its own.
 //! 3. It may be sent on: [`Segment::admit`] and [`transmit::backend`] find nothing against it.
 //! 4. The tables follow it: [`established`] or [`handshake`]. What belongs to no flow is [`opening`]'s:
@@ -29,7 +29,6 @@ mod opening;
 mod options;
 mod packet;
 mod parse;
-mod recent;
 mod rewrite;
 mod source_rate;
 mod stage;
@@ -43,15 +42,14 @@ pub use errors::ErrorScratch;
 pub use nat::NAT_TRIES;
 pub use network::{Datagram, Family};
 pub use packet::Packet;
-pub use recent::{RECENT_SETS, RECENT_TICKS, RECENT_WAYS};
 pub use stage::{Decision, Note, Stage};
 pub use tables::{FamilyTables, InsertError, Table, Tables};
 pub use verdict::{Action, Edits, Kind, Reason, Verdict};
 
-use self::{choice::Attempt, handshake::Found, parse::Segment, recent::Candidate};
+use self::{choice::Attempt, handshake::Found, parse::Segment};
 use crate::{
     abi::{Entry, Flow, FlowKey},
-    wire::{EtherType, EthernetHeader, TcpFlags},
+    wire::{EtherType, EthernetHeader},
 };
 use bytemuck::Zeroable;
 
@@ -66,7 +64,6 @@ pub struct Scratch<A: Family> {
     reply: Flow<A>,
     /// How long a datagram may be, in bytes, where it is too long.
     longest: u32,
-    candidate: Candidate,
     /// For what the verifier isn't to know, and the next part is.
     memory: [u32; 2],
 }
@@ -322,32 +319,13 @@ fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     tables: &T,
     scratch: &mut Scratch<A>,
 ) -> Result<Verdict, Stop> {
-    let Scratch { segment, flow, longest, candidate, .. } = scratch;
+    let Scratch { segment, flow, longest, .. } = scratch;
     let segment = &*segment;
-    let kind = tables.port_kind(segment.key.destination_port.get());
-    if kind.is_foreign() {
-        return Err(Reason::NoService.into());
-    }
+    let entry = locate(tables, segment, flow)?;
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
-    // What opens a connection is looked up in any case.
-    let may_be_noted = kind.is_direct() && !segment.flags.has(TcpFlags::SYN);
-    if may_be_noted {
-        candidate.prepare(tables, segment, &settings);
-    }
-    let entry = if may_be_noted && candidate.is_noted(tables, segment, flow) {
-        None
-    } else {
-        Some(locate(tables, segment, flow)?)
-    };
     segment.admit(packet, &settings)?;
     let backend = transmit::backend(tables, segment, flow, longest)?;
-    let mut reason = Reason::ToBackend;
-    if let Some(entry) = entry {
-        reason = established::follow(tables, segment, entry, flow)?;
-        if may_be_noted {
-            candidate.follow(tables, segment, flow);
-        }
-    }
+    let reason = established::follow(tables, segment, entry, flow)?;
     let edits = Edits::NONE;
     Ok(transmit::send(packet, tables, segment, flow, backend, reason, edits)?)
 }

@@ -1,11 +1,10 @@
 //! Tables and time, as the packet logic sees them.
 
-use super::{Family, RECENT_WAYS, nat};
+use super::{Family, nat};
 use crate::{
     abi::{
         Access, AccessKey, Answer, Backend, Client, ClientKey, Direction, Entry, Flow, FlowKey,
-        FlowState, Fragment, FragmentKey, LocalMac, Moment, PortKind, Refusal, Service, ServiceKey,
-        Settings,
+        FlowState, Fragment, FragmentKey, LocalMac, Moment, Refusal, Service, ServiceKey, Settings,
     },
     wire::NetworkU32,
 };
@@ -56,18 +55,6 @@ pub trait Tables {
 
     /// Sets bits of such a word.
     fn give_ports(&self, index: u32, bits: u64);
-
-    /// What is known of a port that packets are sent to.
-    fn port_kind(&self, port: u16) -> PortKind;
-
-    /// The notes of a set of flows that were looked up lately, below [`super::RECENT_SETS`].
-    fn recent(&self, set: u32) -> [u32; RECENT_WAYS];
-
-    /// Changes one of them, below [`RECENT_WAYS`].
-    fn note_recent(&self, set: u32, way: u32, note: u32);
-
-    /// Any number.
-    fn random(&self) -> u32;
 
     /// Whether the backend has refused connections lately.
     fn refusal(&self, backend: u32) -> Refusal;

@@ -170,15 +170,6 @@ impl State {
         format!("{service}/{}", state.info.name.as_str())
     }
 
-    /// Whether replies of a service's backends go straight to its clients.
-    pub(super) fn returns_directly(&self, service: u32) -> bool {
-        let members = self.rings.get(&service).map_or(&[][..], |ring| &ring.members);
-        members.iter().any(|index| {
-            let backend = self.backends.get(index).map(|state| state.backend.forwarding);
-            backend.is_some_and(|forwarding| !forwarding.sees_replies())
-        })
-    }
-
     /// Where the rings lie that are written, or that packets are still led to.
     pub fn ring_offsets(&self) -> BTreeSet<u32> {
         let written = self.rings.values().map(|state| state.ring);

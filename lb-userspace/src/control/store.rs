@@ -11,8 +11,8 @@ use ipnet::IpNet;
 use lb_common::{
     abi::{
         AccessKey, Backend, BackendInfo, Counters, Lifecycle, PORTS_A_WORD, PoolHead, Protocol,
-        Refusal, Ring, Service, ServiceInfo, ServiceKey, Settings, generation_start, maps,
-        pool_words, port_words,
+        Refusal, Ring, Service, ServiceInfo, ServiceKey, generation_start, maps, pool_words,
+        port_words,
     },
     wire::{Address, Ipv4Address, Ipv6Address, NetworkU16, NetworkU32, words},
 };
@@ -23,8 +23,7 @@ use super::{
     state::{BackendState, Bind, RingState, State},
 };
 use crate::dataplane::{
-    DataplaneError, FamilyMaps, Maps, PortKindMemory, PortMemory, RingMemory, nat_source_words,
-    with_causes,
+    DataplaneError, FamilyMaps, Maps, PortMemory, RingMemory, nat_source_words, with_causes,
 };
 
 /// The state that the maps hold, and which slots of rings are in use.
@@ -156,7 +155,6 @@ pub(super) fn apply(
 ) -> Result<(), DataplaneError> {
     match change {
         Change::Settings(settings) => {
-            own_reply_ports(&maps.port_kinds, settings);
             done(maps.settings.set(0, settings, 0), maps::SETTINGS)?;
             there.settings = *settings;
         }
@@ -268,11 +266,6 @@ pub(super) fn apply(
             there.access.retain(|_, networks| !networks.is_empty());
         }
         Change::Bind(bind, service) => {
-            let port = bind.address.port();
-            maps.port_kinds.own(port..=port);
-            if there.returns_directly(service.index) {
-                maps.port_kinds.lead_directly(port);
-            }
             let done = match bind.address.ip() {
                 IpAddr::V4(ip) => maps.ipv4.services.insert(
                     service_key::<Ipv4Address>(ip.into(), bind),
@@ -301,17 +294,6 @@ pub(super) fn apply(
         }
     }
     Ok(())
-}
-
-/// Notes at which ports replies may come in.
-fn own_reply_ports(port_kinds: &PortKindMemory, settings: &Settings) {
-    if settings.replies_anywhere != 0 {
-        port_kinds.own(0..=u16::MAX);
-    }
-    let last = (settings.nat_port_first + settings.nat_port_count).saturating_sub(1);
-    if let (Ok(first), Ok(last)) = (settings.nat_port_first.try_into(), last.try_into()) {
-        port_kinds.own(first..=last);
-    }
 }
 
 fn service_key<A: Address>(address: A, bind: &Bind) -> ServiceKey<A> {

@@ -11,13 +11,12 @@ use lb_common::{
     wire::{Address, Ipv4Address, Ipv4Header, Ipv6Address, NetworkU16, PROTOCOL_TCP},
 };
 
-use super::{DataplaneError, Pins, PortKindMemory, maps, now};
+use super::{DataplaneError, Pins, maps, now};
 
 /// The tables of flows, to put checks into.
 pub struct Detours {
     ipv4: Mutex<HashMap<MapData, FlowKey<Ipv4Address>, Flow<Ipv4Address>>>,
     ipv6: Mutex<HashMap<MapData, FlowKey<Ipv6Address>, Flow<Ipv6Address>>>,
-    port_kinds: PortKindMemory,
 }
 
 /// A connection that is led to one backend.
@@ -51,7 +50,6 @@ impl Detours {
         Ok(Self {
             ipv4: Mutex::new(maps::open(pins, names::FLOWS)?),
             ipv6: Mutex::new(maps::open(pins, names::FLOWS_IPV6)?),
-            port_kinds: maps::port_kinds(pins)?,
         })
     }
 
@@ -61,8 +59,6 @@ impl Detours {
     ///
     /// The table is full.
     pub fn lead(self: &Arc<Self>, route: Route) -> Result<Detour, DataplaneError> {
-        let port = route.client.port();
-        self.port_kinds.own(port..=port);
         let done = match (route.client.ip(), route.vip.ip()) {
             (IpAddr::V4(client), IpAddr::V4(vip)) => {
                 insert(&self.ipv4, &route, client.into(), vip.into())

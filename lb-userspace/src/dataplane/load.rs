@@ -75,7 +75,6 @@ pub fn load(pins: &Pins, capacity: &Capacity) -> Result<Loaded, DataplaneError> 
     pins.create()?;
     demand_maps(pins)?;
     warn_of_missing(pins);
-    let is_new = pins.missing().len() == abi::ALL.len();
     let mut ebpf = EbpfLoader::new()
         .default_map_pin_directory(pins.directory())
         .map_max_entries(abi::SERVICES, capacity.binds)
@@ -105,10 +104,6 @@ pub fn load(pins: &Pins, capacity: &Capacity) -> Result<Loaded, DataplaneError> 
         .map_err(|error| load_error(&error))?;
     // Opening the pins checks that reused maps have the layout that the program expects.
     let maps = Maps::open(pins)?;
-    if is_new {
-        // Nothing has begun anywhere.
-        maps.port_kinds.disown_all();
-    }
     let stages = pins.new_stages();
     let loaded = load_stages(&mut ebpf, &stages);
     if let Err(error) = loaded.and_then(|()| load_program(&mut ebpf, PROGRAM).map(drop)) {

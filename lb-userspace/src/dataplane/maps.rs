@@ -15,7 +15,7 @@ use lb_common::{
     wire::{Address, Ipv4Address, Ipv6Address, NetworkU32},
 };
 
-use super::{DataplaneError, Pins, PortKindMemory, PortMemory, RingMemory, batch};
+use super::{DataplaneError, Pins, PortMemory, RingMemory, batch};
 
 /// The pinned maps that are keyed by addresses of a family.
 #[expect(missing_docs, reason = "lb_common::abi::maps describes each of them")]
@@ -122,7 +122,6 @@ pub struct Maps {
     pub ipv6: FamilyMaps<Ipv6Address>,
     pub nat_sources: Array<MapData, [u32; 4]>,
     pub ports: PortMemory,
-    pub port_kinds: PortKindMemory,
     pub refusals: Array<MapData, Refusal>,
     pub loads: Array<MapData, i64>,
     pub service_loads: Array<MapData, i64>,
@@ -168,7 +167,6 @@ impl Maps {
             },
             nat_sources: open(pins, maps::NAT_SOURCES)?,
             ports: PortMemory::new(data(pins, maps::NAT_PORTS)?)?,
-            port_kinds: port_kinds(pins)?,
             refusals: open(pins, maps::REFUSALS)?,
             loads: open(pins, maps::LOADS)?,
             service_loads: open(pins, maps::SERVICE_LOADS)?,
@@ -248,11 +246,6 @@ pub(super) fn open<M: TryFrom<Map, Error = MapError>>(
     name: &'static str,
 ) -> Result<M, DataplaneError> {
     Map::from_map_data(data(pins, name)?).and_then(M::try_from).map_err(DataplaneError::map(name))
-}
-
-/// The memory of [`maps::PORT_KINDS`].
-pub(super) fn port_kinds(pins: &Pins) -> Result<PortKindMemory, DataplaneError> {
-    PortKindMemory::new(data(pins, maps::PORT_KINDS)?)
 }
 
 fn data(pins: &Pins, name: &'static str) -> Result<MapData, DataplaneError> {

@@ -1,12 +1,9 @@
-//! The memory that holds all rings, and those for source ports and destination ports.
+//! The memory that holds all rings, and the one that holds the pools of source ports.
 
-use std::{
-    ops::RangeInclusive,
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
-};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use aya::maps::MapData;
-use lb_common::abi::{PORT_KIND_WORDS, PortKind, RingChunk, maps};
+use lb_common::abi::{RingChunk, maps};
 
 use super::{DataplaneError, mapped::Mapped};
 
@@ -64,43 +61,5 @@ impl PortMemory {
     /// The words.
     pub const fn words(&self) -> &[AtomicU64] {
         self.0.words()
-    }
-}
-
-/// The map of what is known of destination ports, mapped into this process.
-pub struct PortKindMemory(Mapped<AtomicU64>);
-
-impl PortKindMemory {
-    /// Maps the memory.
-    ///
-    /// # Errors
-    ///
-    /// The map's only element isn't one row of words, or the kernel refuses.
-    pub fn new(map: MapData) -> Result<Self, DataplaneError> {
-        Mapped::new(map, maps::PORT_KINDS, PORT_KIND_WORDS * size_of::<u64>()).map(Self)
-    }
-
-    /// Notes that nothing is at any port, where a data plane begins.
-    pub fn disown_all(&self) {
-        for port in 0..=u16::MAX {
-            self.word(port).fetch_or(PortKind::FOREIGN.bits(port), Ordering::Relaxed);
-        }
-    }
-
-    /// Notes that from now on there may be something at these ports. That is never taken back: what has
-    /// begun there may go on for long.
-    pub fn own(&self, ports: RangeInclusive<u16>) {
-        for port in ports {
-            self.word(port).fetch_and(!PortKind::FOREIGN.bits(port), Ordering::Relaxed);
-        }
-    }
-
-    /// Notes that a service by direct return is at a port.
-    pub fn lead_directly(&self, port: u16) {
-        self.word(port).fetch_or(PortKind::DIRECT.bits(port), Ordering::Relaxed);
-    }
-
-    fn word(&self, port: u16) -> &AtomicU64 {
-        &self.0.words()[PortKind::word(port)]
     }
 }
