@@ -9,8 +9,8 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Access, AccessKey, Backend, BackendInfo, Client, ClientKey, Counters, Flow, FlowKey,
-        Fragment, FragmentKey, LocalMac, Refusal, RingChunk, Service, ServiceInfo, ServiceKey,
-        Settings,
+        Fragment, FragmentKey, LocalMac, PortBits, Refusal, RingChunk, Service, ServiceInfo,
+        ServiceKey, Settings,
     },
     datapath::{ErrorScratch, Note, Stage},
     wire::{Ipv4Address, Ipv6Address, NetworkU32},
@@ -115,6 +115,16 @@ pub(crate) static SOURCES_IPV6: LruHashMap<Ipv6Address, u64> = LruHashMap::pinne
 
 #[map]
 pub(crate) static LOCAL_MACS: HashMap<LocalMac, u32> = HashMap::pinned(256, BPF_F_NO_PREALLOC);
+
+#[map]
+pub(crate) static STATIONS: Array<LocalMac> = Array::pinned(lb_common::abi::STATIONS, 0);
+
+#[map]
+pub(crate) static DIRECT_PORTS: Array<PortBits> = Array::pinned(1, 0);
+
+// Pinned, so that a new program finds what the one before left.
+#[map]
+pub(crate) static TRACES: Array<u64> = Array::pinned(lb_common::datapath::TRACES, 0);
 
 // Keyed by interface index, which Linux has had since 5.4 (commit 6f9d451ab1a3).
 #[map]

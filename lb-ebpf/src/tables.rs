@@ -9,9 +9,9 @@ use lb_common::{
     abi::{
         Access, AccessKey, Answer, Backend, Client, ClientKey, Counters, Direction, Entry, Flow,
         FlowKey, Fragment, FragmentKey, LocalMac, Moment, RING_CHUNK_SLOTS, Refusal, Service,
-        ServiceKey, Settings,
+        ServiceKey, Settings, Slot,
     },
-    datapath::{FamilyTables, InsertError, Reason, Table, Tables},
+    datapath::{FamilyTables, InsertError, Reason, Table, Tables, Traces},
     wire::{Ipv4Address, Ipv6Address, NetworkU32},
 };
 
@@ -45,9 +45,47 @@ impl Tables for MapTables {
     }
 
     #[inline(always)]
-    fn ring_slot(&self, slot: u32) -> Option<u32> {
-        let chunk = maps::RINGS.get(slot / RING_CHUNK_SLOTS)?;
-        Some(chunk[(slot % RING_CHUNK_SLOTS) as usize])
+    fn ring_slot(&self, slot: u32) -> Option<Slot> {
+        // SAFETY: the slot is valid and aligned.
+        ring_place(slot).map(|place| unsafe { place.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn unsettle(&self, slot: u32) {
+        if let Some(place) = ring_place(slot) {
+            // SAFETY: as above; a slot is a word.
+            unsafe {
+                intrinsics::atomic_or::<u32, u32, { intrinsics::AtomicOrdering::SeqCst }>(
+                    place.cast(),
+                    Slot::UNSETTLED,
+                );
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn is_direct_port(&self, port: u16) -> bool {
+        maps::DIRECT_PORTS.get(0).is_some_and(|ports| ports.has(port))
+    }
+
+    #[inline(always)]
+    fn is_station(&self, mac: &LocalMac) -> bool {
+        maps::STATIONS.get(mac.place()).is_some_and(|station| station.same(mac))
+    }
+
+    #[inline(always)]
+    fn traces(&self, place: u32) -> Traces {
+        // SAFETY: the map's value is valid and aligned.
+        let read = |word: *const u64| unsafe { word.read_volatile() };
+        Traces::from_word(maps::TRACES.get_ptr(place).map_or(0, read))
+    }
+
+    #[inline(always)]
+    fn set_traces(&self, place: u32, traces: Traces) {
+        if let Some(word) = maps::TRACES.get_ptr_mut(place) {
+            // SAFETY: as above.
+            unsafe { word.write_volatile(traces.word()) };
+        }
     }
 
     #[inline(always)]
@@ -282,6 +320,14 @@ family_tables!(
     CLIENTS_IPV6,
     SOURCES_IPV6
 );
+
+/// Where a slot of the map of all rings is.
+#[inline(always)]
+fn ring_place(slot: u32) -> Option<*mut Slot> {
+    let chunk = maps::RINGS.get_ptr_mut(slot / RING_CHUNK_SLOTS)?;
+    // SAFETY: the map's value is that many slots.
+    Some(unsafe { chunk.cast::<Slot>().add((slot % RING_CHUNK_SLOTS) as usize) })
+}
 
 #[inline(always)]
 fn read_load(load: Option<*const i64>) -> i64 {

@@ -2,26 +2,27 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     net::IpAddr,
 };
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Zeroable as _;
 use ipnet::IpNet;
 use lb_common::{
     abi::{
         Access, AccessKey, Answer, Backend, CHECK_SERVICE, Client, ClientKey, Counters, Direction,
         Entry, Flow, FlowKey, Fragment, FragmentKey, LocalMac, Moment, Refusal, Service,
-        ServiceKey, Settings,
+        ServiceKey, Settings, Slot,
     },
     datapath::{
-        self, Action, Decision, ErrorScratch, Family, FamilyTables, InsertError, Note, Packet,
-        Reason, Scratch, Stage, Table, Tables,
+        self, Action, Decision, ErrorScratch, Family, FamilyTables, InsertError, Note, Reason,
+        Scratch, Stage, Table, Tables, Traces,
     },
-    wire::{Ipv4Address, Ipv6Address, NetworkU32, VlanTags},
+    wire::{Ipv4Address, Ipv6Address, NetworkU32},
 };
 
 use crate::{
+    host_frame::Frame,
     memory::{FamilyMemory, Records},
     world::{INGRESS, World},
 };
@@ -47,6 +48,9 @@ pub struct Host {
     ipv4: FamilyMemory<Ipv4Address>,
     ipv6: FamilyMemory<Ipv6Address>,
     ports: RefCell<Vec<u64>>,
+    /// Slots of rings that are unsettled.
+    pub unsettled: RefCell<BTreeSet<u32>>,
+    traces: RefCell<HashMap<u32, Traces>>,
     refusals: RefCell<HashMap<u32, Refusal>>,
     /// Connections under way by service, then by backend.
     pub loads: RefCell<[HashMap<u32, i64>; 2]>,
@@ -64,6 +68,8 @@ impl Host {
             ipv4: FamilyMemory::new(world.services_ipv4(), most_entries),
             ipv6: FamilyMemory::new(world.services_ipv6(), most_entries),
             ports: RefCell::new(world.port_words()),
+            unsettled: RefCell::default(),
+            traces: RefCell::default(),
             refusals: RefCell::default(),
             loads: RefCell::default(),
             now: Cell::default(),
@@ -75,8 +81,7 @@ impl Host {
     pub fn run(&self, frame: &[u8]) -> Outcome {
         self.ipv4.removed.borrow_mut().clear();
         self.ipv6.removed.borrow_mut().clear();
-        let mut packet =
-            Frame { bytes: frame.to_vec(), tags: VlanTags::NONE, note: Note::zeroed() };
+        let mut packet = Frame::new(frame);
         let mut decision = match datapath::sort(&mut packet) {
             Ok(()) => self.stage(&mut packet, Stage::Ipv4, Note::zeroed()),
             Err(decision) => decision,
@@ -176,8 +181,30 @@ impl Tables for Host {
         Some(self.world.settings)
     }
 
-    fn ring_slot(&self, slot: u32) -> Option<u32> {
-        self.world.ring.get(slot as usize).copied()
+    fn ring_slot(&self, slot: u32) -> Option<Slot> {
+        let found = Slot::new(*self.world.ring.get(slot as usize)?);
+        let is_settled = !self.unsettled.borrow().contains(&slot);
+        Some(if is_settled { found } else { found.unsettled() })
+    }
+
+    fn unsettle(&self, slot: u32) {
+        self.unsettled.borrow_mut().insert(slot);
+    }
+
+    fn is_direct_port(&self, port: u16) -> bool {
+        self.world.direct_ports().has(port)
+    }
+
+    fn is_station(&self, mac: &LocalMac) -> bool {
+        self.world.local_macs.iter().any(|(known, _)| known == mac)
+    }
+
+    fn traces(&self, place: u32) -> Traces {
+        self.traces.borrow().get(&place).copied().unwrap_or_default()
+    }
+
+    fn set_traces(&self, place: u32, traces: Traces) {
+        self.traces.borrow_mut().insert(place, traces);
     }
 
     fn backend(&self, index: u32) -> Option<&Backend> {
@@ -335,57 +362,5 @@ fn with_segment<A: Family>(
     match datapath::read(packet, &mut scratch.basic) {
         Ok(()) => decide(packet, &mut scratch.basic),
         Err(decision) => decision,
-    }
-}
-
-struct Frame {
-    bytes: Vec<u8>,
-    tags: VlanTags,
-    note: Note,
-}
-
-impl Packet for Frame {
-    fn read<T: Pod>(&self, offset: usize) -> Option<T> {
-        let bytes = self.bytes.get(offset..offset.checked_add(size_of::<T>())?)?;
-        Some(bytemuck::pod_read_unaligned(bytes))
-    }
-
-    fn write<T: Pod>(&mut self, offset: usize, value: T) -> Option<()> {
-        let end = offset.checked_add(size_of::<T>())?;
-        self.bytes.get_mut(offset..end)?.copy_from_slice(bytemuck::bytes_of(&value));
-        Some(())
-    }
-
-    fn grow<const BYTES: usize>(&mut self) -> Option<()> {
-        self.bytes.splice(0..0, [0; BYTES]);
-        Some(())
-    }
-
-    fn shrink<const BYTES: usize>(&mut self) -> Option<()> {
-        self.bytes.len().checked_sub(BYTES)?;
-        self.bytes.drain(..BYTES);
-        Some(())
-    }
-
-    fn truncate(&mut self, length: usize) -> Option<()> {
-        self.bytes.len().checked_sub(length)?;
-        self.bytes.truncate(length);
-        Some(())
-    }
-
-    fn length(&self) -> usize {
-        self.bytes.len()
-    }
-
-    fn ingress(&self) -> u32 {
-        INGRESS
-    }
-
-    fn tags(&self) -> VlanTags {
-        self.tags
-    }
-
-    fn leave(&mut self, note: Note) {
-        self.note = note;
     }
 }

@@ -8,7 +8,7 @@ use aya::{
     programs::{ProgramFd, TestRun, TestRunOptions},
 };
 use lb_common::{
-    abi::{AccessKey, Backend, Counters, RING_CHUNK_SLOTS, Refusal},
+    abi::{AccessKey, Backend, Counters, RING_CHUNK_SLOTS, Refusal, Ring},
     datapath::{Action, Reason, Table},
     wire::Address,
 };
@@ -120,6 +120,9 @@ impl Kernel {
         for (word, free) in maps.ports.words().iter().zip(world.port_words()) {
             word.store(free, Ordering::Relaxed);
         }
+        // They lead where they led, and nobody is anywhere else.
+        maps.rings.write(0, &maps.rings.read(0, maps.rings.slots()));
+        maps.settings.set(0, world.settings, 0)?;
         clear_counters(&mut maps.service_counters, Counters::default())?;
         clear_counters(&mut maps.backend_counters, Counters::default())?;
         clear_counters(&mut maps.reason_counters, 0)?;
@@ -136,9 +139,10 @@ impl Kernel {
         Ok(self.loaded.maps.backends.set(index, backend, 0)?)
     }
 
-    /// Writes the slots of all rings.
+    /// Writes the slots of all rings. Those that led elsewhere before are unsettled.
     pub fn write_rings(&self, slots: &[u32]) {
-        self.loaded.maps.rings.write(0, slots);
+        let all = Ring::new(0, slots.len() as u32, 0);
+        self.loaded.maps.rings.write_after(all, all, slots);
     }
 
     /// The program itself, for another to call it.
@@ -336,6 +340,10 @@ impl Kernel {
         for (mac, longest) in &world.local_macs {
             maps.local_macs.insert(mac, longest, 0)?;
         }
+        for (mac, _) in &world.local_macs {
+            maps.stations.set(mac.place(), mac, 0)?;
+        }
+        maps.direct_ports.set(0, world.direct_ports(), 0)?;
         maps.rings.write(0, &world.ring);
         for (word, free) in maps.ports.words().iter().zip(world.port_words()) {
             word.store(free, Ordering::Relaxed);

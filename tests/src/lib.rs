@@ -22,6 +22,7 @@ pub mod crowd;
 pub mod frame;
 pub mod haproxy;
 pub mod host;
+mod host_frame;
 pub mod icmp;
 pub mod kernel;
 pub mod many;

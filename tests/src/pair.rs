@@ -43,6 +43,8 @@ impl Pair {
     ///
     /// The kernel's maps can't be changed.
     pub fn reset(&mut self) -> Result<()> {
+        // Traces of flows are elsewhere then.
+        self.host.world.settings.secret += 1;
         self.host = Host::new(&self.host.world);
         self.packets = 0;
         self.kernel.reset(&self.host.world)
@@ -115,9 +117,13 @@ impl Pair {
         self.change_backend(from, |backend| backend.takes_new_flows = 0)?;
         self.change_backend(to, |backend| backend.takes_new_flows = 1)?;
         let world = &mut self.host.world;
+        let before = world.ring.clone();
         for slot in world.slots_mut().filter(|slot| **slot == from) {
             *slot = to;
         }
+        let slots = (0..).zip(world.ring.iter().zip(&before));
+        let changed = slots.filter(|(_, (now, before))| now != before).map(|(place, _)| place);
+        self.host.unsettled.borrow_mut().extend(changed);
         self.kernel.write_rings(&world.ring);
         Ok(())
     }

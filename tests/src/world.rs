@@ -5,10 +5,11 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use bytemuck::Zeroable as _;
 use ipnet::IpNet;
 use lb_common::{
     abi::{
-        Access, AddressFamily, Backend, Fate, Forwarding, Link, LocalMac, Ring, Service,
+        Access, AddressFamily, Backend, Fate, Forwarding, Link, LocalMac, PortBits, Ring, Service,
         ServiceKey, Settings, VERSION, generation_start, pool_words, service_options,
     },
     wire::{Ipv4Address, Ipv6Address, MacAddress, NetworkU16, NetworkU32, Vlan, Vlans, words},
@@ -288,6 +289,20 @@ impl World {
         slots.filter(move |(place, _)| !counts.contains(place)).map(|(_, slot)| slot)
     }
 
+    /// Ports of services by direct return.
+    pub fn direct_ports(&self) -> PortBits {
+        let mut ports = PortBits::zeroed();
+        for ((_, port), service) in &self.services {
+            let led = self.ring.get(service.ring.offset() as usize);
+            let backend =
+                led.and_then(|index| self.backends.get((*index as usize).wrapping_sub(1)));
+            if backend.is_some_and(|backend| !backend.forwarding.sees_replies()) {
+                ports.add(*port);
+            }
+        }
+        ports
+    }
+
     fn keyed<A>(&self, family: impl Fn(IpAddr) -> Option<A>) -> Vec<(ServiceKey<A>, Service)> {
         let mut services = Vec::new();
         for ((address, port), service) in &self.services {
@@ -340,6 +355,7 @@ impl Default for World {
                 controller: 0,
                 syn_interval: 0,
                 namespace: 0,
+                secret: 1,
             },
             services: (0..).zip(rings).map(service).collect(),
             backends: (1..=18).map(backend).collect(),

@@ -11,6 +11,7 @@ mod flow;
 mod forwarding;
 mod fragment;
 mod info;
+mod port_bits;
 mod ports;
 mod refusal;
 mod ring;
@@ -31,11 +32,12 @@ pub use info::{
     BackendInfo, Balance, CheckKind, CheckResult, Lifecycle, OperatorState, Protocol, ServiceInfo,
     UNUSED_SERVICE,
 };
+pub use port_bits::PortBits;
 pub use ports::{PORTS_A_WORD, PoolHead, generation_start, pool_words, port_words};
 pub use refusal::Refusal;
-pub use ring::{NO_BACKEND, RING_CHUNK_SLOTS, Ring, RingChunk};
+pub use ring::{NO_BACKEND, RING_CHUNK_SLOTS, Ring, RingChunk, Slot};
 pub use service::{Service, ServiceKey, service_options};
-pub use settings::{LocalMac, Settings};
+pub use settings::{LocalMac, STATIONS, Settings};
 pub use source::{Access, AccessKey, Client, ClientKey};
 pub use text::Text;
 pub use tick::{Moment, Stamp, Tick};
@@ -43,7 +45,7 @@ pub use tick::{Moment, Stamp, Tick};
 use crate::wire::{Ipv4Address, Ipv6Address};
 
 /// Version of everything in this module.
-pub const VERSION: u32 = 11;
+pub const VERSION: u32 = 12;
 /// Room for counts of packets by reason.
 pub const MOST_REASONS: u32 = 64;
 const _: () = assert!(crate::datapath::Reason::ALL.len() <= MOST_REASONS as usize);
@@ -98,6 +100,12 @@ pub mod maps {
     pub const SOURCES_IPV6: &str = "SOURCES_IPV6";
     /// Hardware addresses that are ours: [`super::LocalMac`] to the longest datagram there, in bytes.
     pub const LOCAL_MACS: &str = "LOCAL_MACS";
+    /// Those that most frames are for: [`super::LocalMac`] by [`super::LocalMac::place`].
+    pub const STATIONS: &str = "STATIONS";
+    /// One [`super::PortBits`]: the ports of services whose backends answer clients directly. Others may be among them.
+    pub const DIRECT_PORTS: &str = "DIRECT_PORTS";
+    /// Which flows by direct return were looked up lately: [`crate::datapath::Traces`] in words.
+    pub const TRACES: &str = "TRACES";
     /// Interfaces that frames may be redirected to, by interface index.
     pub const EGRESS: &str = "EGRESS";
     /// [`super::Counters`] by service, per CPU.
@@ -112,7 +120,7 @@ pub mod maps {
     pub const BACKEND_INFO: &str = "BACKEND_INFO";
 
     /// Every map.
-    pub const ALL: [&str; 30] = [
+    pub const ALL: [&str; 33] = [
         SETTINGS,
         SERVICES,
         BACKENDS,
@@ -137,6 +145,9 @@ pub mod maps {
         SOURCES,
         SOURCES_IPV6,
         LOCAL_MACS,
+        STATIONS,
+        DIRECT_PORTS,
+        TRACES,
         EGRESS,
         SERVICE_COUNTERS,
         BACKEND_COUNTERS,
@@ -165,10 +176,12 @@ plain_data! {
     Counters: 72,
     Fragment: 12,
     LocalMac: 16,
+    PortBits: 8192,
     Refusal: 8,
     Service: 32,
     ServiceInfo: 96,
-    Settings: 40,
+    Settings: 48,
+    Slot: 4,
 }
 
 /// The same for a type that is there for both address families.

@@ -31,6 +31,8 @@ pub struct Settings {
     pub syn_interval: u32,
     /// Number of the network namespace that the controller runs in: the inode of its `/proc/self/ns/net`.
     pub namespace: u32,
+    /// A number that nobody outside knows.
+    pub secret: u64,
 }
 
 /// A hardware address that an interface takes frames for: its own, and those of interfaces on top
@@ -46,4 +48,25 @@ pub struct LocalMac {
     pub reserved: u16,
     /// The VLANs that such frames are in.
     pub vlans: Vlans,
+}
+
+/// Places for the hardware addresses that most frames are for.
+pub const STATIONS: u32 = 16;
+
+impl LocalMac {
+    /// Where it stands among [`STATIONS`] places, if it is the only one or first that belongs there.
+    #[inline(always)]
+    pub fn place(&self) -> u32 {
+        let [.., last] = self.address.bytes();
+        let Vlans([outer, inner]) = self.vlans;
+        (self.interface ^ u32::from(last) ^ outer.word() ^ inner.word()) % STATIONS
+    }
+
+    /// Whether both are the same one.
+    #[inline(always)]
+    pub const fn same(&self, other: &Self) -> bool {
+        (self.interface == other.interface)
+            & self.address.same(other.address)
+            & self.vlans.same(other.vlans)
+    }
 }

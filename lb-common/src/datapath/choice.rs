@@ -5,9 +5,11 @@ use bytemuck::Zeroable;
 use super::{Family, FamilyTables, Reason, hash};
 use crate::{
     abi::{
-        ClientKey, FlowKey, Moment, NO_BACKEND, Refusal, Service, Settings, Stamp, service_options,
+        ClientKey, FlowKey, Moment, NO_BACKEND, Refusal, Service, Settings, Slot, Stamp,
+        service_options,
     },
     datapath::tables::Tables,
+    wire::Address,
 };
 
 /// How often it was tried to open a connection.
@@ -99,7 +101,7 @@ fn least<A: Family, T: FamilyTables<A>>(
     settings: &Settings,
 ) -> Result<u32, Reason> {
     let members = service.ring.members();
-    let count = tables.ring_slot(members).ok_or(Reason::TablesIncomplete)?;
+    let count = tables.ring_slot(members).ok_or(Reason::TablesIncomplete)?.number();
     let hash = hash::flow(key, settings.hash_seed);
     let start = ((u64::from(hash) * u64::from(count)) >> 32) as u32;
     let mut best = NO_BACKEND;
@@ -144,9 +146,14 @@ fn bounded<A: Family, T: FamilyTables<A>>(
     Ok(NO_BACKEND)
 }
 
+/// The slot, within the map of all rings, that leads a connection of a service's.
+pub fn slot_of<A: Address>(key: &FlowKey<A>, service: &Service, settings: &Settings) -> u32 {
+    service.ring.slot(hash_of(key, service, settings))
+}
+
 /// What decides about a connection's place in the ring.
 #[inline(always)]
-fn hash_of<A: Family>(key: &FlowKey<A>, service: &Service, settings: &Settings) -> u32 {
+pub(super) fn hash_of<A: Address>(key: &FlowKey<A>, service: &Service, settings: &Settings) -> u32 {
     if service.affinity == 0 && service.options & service_options::SOURCE == 0 {
         hash::flow(key, settings.hash_seed)
     } else {
@@ -199,7 +206,7 @@ pub(super) fn pick<A: Family, T: FamilyTables<A>>(
         return Ok(first);
     }
     let members = service.ring.members();
-    let count = tables.ring_slot(members).ok_or(Reason::TablesIncomplete)?;
+    let count = tables.ring_slot(members).ok_or(Reason::TablesIncomplete)?.number();
     let start = ((u64::from(hash) * u64::from(count)) >> 32) as u32;
     let mut last = first;
     for number in 0..MOST_OTHERS + MOST_MEMBERS {
@@ -264,8 +271,8 @@ fn slot<T: Tables>(tables: &T, service: &Service, hash: u32) -> Result<u32, Reas
 /// The backend that stands in a slot of the map of all rings.
 #[inline(always)]
 fn named<T: Tables>(tables: &T, slot: u32) -> Result<u32, Reason> {
-    match tables.ring_slot(slot) {
-        None | Some(NO_BACKEND) => Err(Reason::TablesIncomplete),
-        Some(index) => Ok(index),
+    match tables.ring_slot(slot).map_or(NO_BACKEND, Slot::number) {
+        NO_BACKEND => Err(Reason::TablesIncomplete),
+        index => Ok(index),
     }
 }

@@ -46,6 +46,14 @@ const fn finish(mut hash: u32) -> u32 {
     hash ^ (hash >> 16)
 }
 
+/// Spreads each bit over all of them, one to one.
+#[inline(always)]
+pub(super) const fn mix_long(mut number: u64) -> u64 {
+    number = (number ^ (number >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    number = (number ^ (number >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    number ^ (number >> 32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,7 +1,7 @@
 //! The packet's journey, in its order:
 //!
 //! 1. [`network`], [`parse`]: is it a TCP segment or a UDP datagram that could be ours?
-//! 2. [`locate`]: does it belong to a flow? If not, perhaps to a half-open handshake, or it opens one:
+//! 2. [`shortcut`], [`locate`]: does it belong to a flow? If not, perhaps to a half-open handshake, or it opens one:
 //!    [`open`], a program of its own.
 //! 3. It may be sent on: [`Segment::admit`] and [`transmit::backend`] find nothing against it.
 //! 4. The tables follow it: [`established`] or [`handshake`]. What belongs to no flow is [`opening`]'s:
@@ -30,6 +30,7 @@ mod options;
 mod packet;
 mod parse;
 mod rewrite;
+mod shortcut;
 mod source_rate;
 mod stage;
 mod tables;
@@ -38,15 +39,17 @@ mod transmit;
 mod trouble;
 mod verdict;
 
+pub use choice::slot_of;
 pub use errors::ErrorScratch;
 pub use nat::NAT_TRIES;
 pub use network::{Datagram, Family};
 pub use packet::Packet;
+pub use shortcut::{TRACE_TICKS, TRACES, Traces};
 pub use stage::{Decision, Note, Stage};
 pub use tables::{FamilyTables, InsertError, Table, Tables};
 pub use verdict::{Action, Edits, Kind, Reason, Verdict};
 
-use self::{choice::Attempt, handshake::Found, parse::Segment};
+use self::{choice::Attempt, handshake::Found, parse::Segment, shortcut::Shortcut};
 use crate::{
     abi::{Entry, Flow, FlowKey},
     wire::{EtherType, EthernetHeader},
@@ -64,6 +67,7 @@ pub struct Scratch<A: Family> {
     reply: Flow<A>,
     /// How long a datagram may be, in bytes, where it is too long.
     longest: u32,
+    shortcut: Shortcut,
     /// For what the verifier isn't to know, and the next part is.
     memory: [u32; 2],
 }
@@ -319,13 +323,22 @@ fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     tables: &T,
     scratch: &mut Scratch<A>,
 ) -> Result<Verdict, Stop> {
-    let Scratch { segment, flow, longest, .. } = scratch;
+    let Scratch { segment, flow, longest, shortcut, .. } = scratch;
     let segment = &*segment;
-    let entry = locate(tables, segment, flow)?;
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
+    shortcut.find(tables, segment, &settings);
+    let entry = if shortcut.take(tables, segment, flow) {
+        None
+    } else {
+        Some(locate(tables, segment, flow)?)
+    };
     segment.admit(packet, &settings)?;
     let backend = transmit::backend(tables, segment, flow, longest)?;
-    let reason = established::follow(tables, segment, entry, flow)?;
+    let mut reason = Reason::ToBackend;
+    if let Some(entry) = entry {
+        reason = established::follow(tables, segment, entry, flow)?;
+        shortcut.leave_trace(tables, flow);
+    }
     let edits = Edits::NONE;
     Ok(transmit::send(packet, tables, segment, flow, backend, reason, edits)?)
 }

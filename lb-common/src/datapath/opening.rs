@@ -8,7 +8,7 @@ use super::{
     choice::{self, Attempt},
     established, nat, options,
     parse::Segment,
-    rewrite, source_rate,
+    rewrite, shortcut, source_rate,
     tables::forget,
     transmit,
 };
@@ -35,6 +35,9 @@ pub(super) fn prepare<A: Family, T: FamilyTables<A>>(
     choose(tables, segment, &service, &settings, attempt, flow)?;
     if attempt == Attempt::FIRST && segment.flags.opens() {
         source_rate::admit(tables, &settings, segment.key.source)?;
+    }
+    if !flow.forwarding.sees_replies() {
+        shortcut::begin(tables, &segment.key, &service, &settings, flow.backend);
     }
     flow.finished = attempt.tries as u8;
     scratch.memory = [0; 2];

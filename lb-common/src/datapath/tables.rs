@@ -1,10 +1,11 @@
 //! Tables and time, as the packet logic sees them.
 
-use super::{Family, nat};
+use super::{Family, Traces, nat};
 use crate::{
     abi::{
         Access, AccessKey, Answer, Backend, Client, ClientKey, Direction, Entry, Flow, FlowKey,
         FlowState, Fragment, FragmentKey, LocalMac, Moment, Refusal, Service, ServiceKey, Settings,
+        Slot,
     },
     wire::NetworkU32,
 };
@@ -35,8 +36,23 @@ pub trait Tables {
     /// What holds for the whole data path.
     fn settings(&self) -> Option<Settings>;
 
-    /// The backend's index in a slot of the map of all rings.
-    fn ring_slot(&self, slot: u32) -> Option<u32>;
+    /// What stands in a slot of the map of all rings.
+    fn ring_slot(&self, slot: u32) -> Option<Slot>;
+
+    /// Makes it an unsettled one.
+    fn unsettle(&self, slot: u32);
+
+    /// Whether a port may be one of a service whose backends answer clients directly.
+    fn is_direct_port(&self, port: u16) -> bool;
+
+    /// Whether a hardware address is ours, without telling of all that are.
+    fn is_station(&self, mac: &LocalMac) -> bool;
+
+    /// The traces of flows at a place; none where there is no such place.
+    fn traces(&self, place: u32) -> Traces;
+
+    /// Replaces them, whatever another CPU made of them meanwhile.
+    fn set_traces(&self, place: u32, traces: Traces);
 
     /// A backend by its index.
     fn backend(&self, index: u32) -> Option<&Backend>;

@@ -91,6 +91,12 @@ impl Vlan {
         self.0 == Self::NONE.0
     }
 
+    /// A number that no other VLAN has.
+    #[inline(always)]
+    pub const fn word(self) -> u32 {
+        self.0 as u32
+    }
+
     /// The tag of a frame in it, of the priority that `like` has.
     #[inline(always)]
     const fn tag(self, like: VlanTag) -> VlanTag {

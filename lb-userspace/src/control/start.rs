@@ -243,6 +243,9 @@ async fn assemble(
     Names::default().resolve(&mut config, &there, None);
     let mut state = there.configured(&config, room)?;
     state.settings.abi_version = abi::VERSION;
+    if state.settings.secret == 0 {
+        state.settings.secret = fastrand::u64(1..);
+    }
     state.settings.controller = std::process::id();
     state.settings.namespace = demand_namespace(&pins, there.settings.namespace)?;
     if !there.backends.is_empty() {

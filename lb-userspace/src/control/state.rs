@@ -170,6 +170,12 @@ impl State {
         format!("{service}/{}", state.info.name.as_str())
     }
 
+    /// How a service forwards to the backends that its ring leads to; `None`: to none.
+    pub(super) fn forwarding(&self, service: u32) -> Option<Forwarding> {
+        let first = self.rings.get(&service)?.members.first()?;
+        Some(self.backends.get(first)?.backend.forwarding)
+    }
+
     /// Where the rings lie that are written, or that packets are still led to.
     pub fn ring_offsets(&self) -> BTreeSet<u32> {
         let written = self.rings.values().map(|state| state.ring);

@@ -10,9 +10,9 @@ use aya::maps::{MapError, lpm_trie::Key};
 use ipnet::IpNet;
 use lb_common::{
     abi::{
-        AccessKey, Backend, BackendInfo, Counters, Lifecycle, PORTS_A_WORD, PoolHead, Protocol,
-        Refusal, Ring, Service, ServiceInfo, ServiceKey, generation_start, maps, pool_words,
-        port_words,
+        AccessKey, Backend, BackendInfo, Counters, Forwarding, Lifecycle, LocalMac, PORTS_A_WORD,
+        PoolHead, Protocol, Refusal, Ring, Service, ServiceInfo, ServiceKey, generation_start,
+        maps, pool_words, port_words,
     },
     wire::{Address, Ipv4Address, Ipv6Address, NetworkU16, NetworkU32, words},
 };
@@ -142,6 +142,7 @@ fn nat_source(words: [u32; 4]) -> IpAddr {
 
 const SERVICE_INFO: &str = maps::SERVICE_INFO;
 const BACKEND_INFO: &str = maps::BACKEND_INFO;
+const DIRECT_PORTS: &str = maps::DIRECT_PORTS;
 
 /// Carries out one step, and notes it in `there` once the kernel has it.
 ///
@@ -155,6 +156,9 @@ pub(super) fn apply(
 ) -> Result<(), DataplaneError> {
     match change {
         Change::Settings(settings) => {
+            if settings.hash_seed != there.settings.hash_seed {
+                there.rings.values().for_each(|state| maps.rings.unsettle(state.ring, |_| true));
+            }
             done(maps.settings.set(0, settings, 0), maps::SETTINGS)?;
             there.settings = *settings;
         }
@@ -170,8 +174,12 @@ pub(super) fn apply(
         Change::Mac(mac, longest) => {
             done(maps.local_macs.insert(mac, longest, 0), maps::LOCAL_MACS)?;
             there.local_macs.insert(*mac, *longest);
+            let mut all = there.local_macs.keys();
+            set_station(maps, mac.place(), all.find(|other| other.place() == mac.place()))?;
         }
         Change::RemoveMac(mac) => {
+            let mut others = there.local_macs.keys().filter(|other| *other != mac);
+            set_station(maps, mac.place(), others.find(|other| other.place() == mac.place()))?;
             gone(maps.local_macs.remove(mac), maps::LOCAL_MACS)?;
             there.local_macs.remove(mac);
         }
@@ -204,6 +212,17 @@ pub(super) fn apply(
             done(maps.refusals.set(*index, Refusal::default(), 0), maps::REFUSALS)?;
         }
         Change::Backend(index, backend) => {
+            let known = there.backends.get(index);
+            let as_before = known.is_none_or(|it| it.backend.forwarding == backend.forwarding);
+            if let Some(known) = known.filter(|_| !as_before) {
+                let service = known.info.service;
+                if let Some(state) = there.rings.get(&service) {
+                    maps.rings.unsettle(state.ring, |_| true);
+                }
+                let binds = there.binds.iter().filter(|(_, bound)| bound.index == service);
+                let binds: Vec<Bind> = binds.map(|(bind, _)| *bind).collect();
+                add_direct_ports(maps, &binds, Some(backend.forwarding))?;
+            }
             done(maps.backends.set(*index, backend, 0), maps::BACKENDS)?;
             if let Some(known) = there.backends.get_mut(index) {
                 known.backend = *backend;
@@ -228,7 +247,8 @@ pub(super) fn apply(
         Change::WriteRing(service, state) => {
             let RingState { slots, members, ring } = state;
             if ring.size() > 0 {
-                maps.rings.write(ring.offset(), slots);
+                let before = there.rings.get(service).map_or(Ring::default(), |known| known.ring);
+                maps.rings.write_after(before, *ring, slots);
                 maps.rings.write(ring.members(), &[members.len() as u32]);
                 maps.rings.write(ring.members() + 1, members);
             }
@@ -266,6 +286,11 @@ pub(super) fn apply(
             there.access.retain(|_, networks| !networks.is_empty());
         }
         Change::Bind(bind, service) => {
+            let before = there.binds.get(bind).filter(|before| follows(service, before));
+            if before.is_none() {
+                maps.rings.unsettle(service.ring, |_| true);
+            }
+            add_direct_ports(maps, &[*bind], there.forwarding(service.index))?;
             let done = match bind.address.ip() {
                 IpAddr::V4(ip) => maps.ipv4.services.insert(
                     service_key::<Ipv4Address>(ip.into(), bind),
@@ -279,6 +304,12 @@ pub(super) fn apply(
                 ),
             };
             done.map_err(DataplaneError::map(maps::SERVICES))?;
+            if let Some(before) = before
+                && before.ring != service.ring
+            {
+                // Packets may have unsettled slots meanwhile.
+                maps.rings.unsettle_after(before.ring, service.ring);
+            }
             there.binds.insert(*bind, *service);
         }
         Change::Unbind(bind) => {
@@ -294,6 +325,38 @@ pub(super) fn apply(
         }
     }
     Ok(())
+}
+
+/// Whether what is known of the slots by which a service was reached holds for those of its present ring: it is the same
+/// one, or was written after it.
+fn follows(service: &Service, before: &Service) -> bool {
+    let next = Ring::new(0, 0, before.ring.generation() + 1).generation();
+    service.leads_as(before)
+        && (service.ring == before.ring
+            || (service.ring.generation() == next && service.ring.size() == before.ring.size()))
+}
+
+/// Writes which of our hardware addresses stands at a place, if any.
+fn set_station(maps: &mut Maps, place: u32, mac: Option<&LocalMac>) -> Result<(), DataplaneError> {
+    done(maps.stations.set(place, mac.copied().unwrap_or_default(), 0), maps::STATIONS)
+}
+
+/// Notes the ports of what is bound to a service that forwards like this, if it is by direct return.
+fn add_direct_ports(
+    maps: &mut Maps,
+    binds: &[Bind],
+    forwarding: Option<Forwarding>,
+) -> Result<(), DataplaneError> {
+    if forwarding.is_none_or(Forwarding::sees_replies) {
+        return Ok(());
+    }
+    let mut ports = maps.direct_ports.get(&0, 0).map_err(DataplaneError::map(DIRECT_PORTS))?;
+    let known = ports;
+    binds.iter().for_each(|bind| ports.add(bind.address.port()));
+    if ports == known {
+        return Ok(());
+    }
+    done(maps.direct_ports.set(0, ports, 0), DIRECT_PORTS)
 }
 
 fn service_key<A: Address>(address: A, bind: &Bind) -> ServiceKey<A> {

@@ -6,6 +6,7 @@ mod affinity;
 mod expiry;
 mod loads;
 mod ports;
+mod strays;
 mod wake;
 
 use std::{
@@ -16,14 +17,14 @@ use std::{
 };
 
 use lb_common::{
-    abi::{CHECK_SERVICE, Fate, Flow, FlowKey, ServiceInfo, Tick},
+    abi::{CHECK_SERVICE, Fate, Flow, FlowKey, Forwarding, ServiceInfo, Tick},
     datapath::Table,
     wire::Address,
 };
 
-use self::{affinity::Clients, loads::Loads, ports::PortAudit, wake::Waker};
+use self::{affinity::Clients, loads::Loads, ports::PortAudit, strays::Strays, wake::Waker};
 use super::state::State;
-use crate::dataplane::{self, DataplaneError, FamilyMaps, Maps, Pins};
+use crate::dataplane::{self, DataplaneError, FamilyMaps, Maps, Pins, RingMemory};
 
 /// Least time between two rounds.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -53,6 +54,7 @@ pub(super) struct Orders {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Known {
     service: u32,
+    forwarding: Forwarding,
     is_active: bool,
     fate: Fate,
     /// Pool of source ports, and the first and the number of addresses that it is for.
@@ -80,6 +82,7 @@ impl Orders {
             });
             let known = Known {
                 service: state.info.service,
+                forwarding: state.backend.forwarding,
                 is_active: state.info.lifecycle == lb_common::abi::Lifecycle::Active,
                 fate: state.backend.fate,
                 pool,
@@ -235,17 +238,20 @@ impl Thread {
         let pause = u32::try_from(pause.as_nanos() as u64 / Tick::NANOSECONDS).unwrap_or(u32::MAX);
         let (backends, services) = (orders.backends.keys(), orders.services.keys());
         let mut loads = Loads::begin(maps, backends.copied(), services.copied())?;
+        let mut strays = Strays::begin(maps)?;
         let mut round = Round {
             orders,
             audit,
             swept: &mut swept,
             loads: &mut loads,
+            strays: &mut strays,
             now,
             pause,
             crowded: *crowded,
         };
-        round.family(&mut maps.ipv4, ["established", "embryonic"])?;
-        round.family(&mut maps.ipv6, ["established_ipv6", "embryonic_ipv6"])?;
+        round.family(&mut maps.ipv4, &maps.rings, ["established", "embryonic"])?;
+        round.family(&mut maps.ipv6, &maps.rings, ["established_ipv6", "embryonic_ipv6"])?;
+        strays.end(&maps.rings);
         audit.end(&maps.ports);
         loads.end(maps)?;
         *crowded = is_crowded(&swept.usage, *crowded);
@@ -275,6 +281,7 @@ struct Round<'a> {
     audit: &'a mut PortAudit,
     swept: &'a mut Swept,
     loads: &'a mut Loads,
+    strays: &'a mut Strays,
     now: Tick,
     /// Ticks between two rounds, as far as is known.
     pause: u32,
@@ -285,9 +292,11 @@ impl Round<'_> {
     fn family<A: Address>(
         &mut self,
         maps: &mut FamilyMaps<A>,
+        rings: &RingMemory,
         names: [&'static str; 2],
     ) -> Result<(), DataplaneError> {
         let mut clients = Clients::read(maps, self.orders, self.now, self.pause)?;
+        let services = self.strays.services(maps, self.orders)?;
         for (table, name) in [Table::Established, Table::Embryonic].into_iter().zip(names) {
             let mut entries = 0;
             let mut expired: Vec<FlowKey<A>> = Vec::new();
@@ -295,6 +304,7 @@ impl Round<'_> {
                 entries += 1;
                 self.swept.backends_in_use.insert(flow.backend);
                 self.audit.see(self.orders, key, flow);
+                self.strays.see(rings, &services, key, flow);
                 if table == Table::Established {
                     clients.see(key, flow);
                 }

@@ -9,7 +9,8 @@ use aya::maps::{
 use lb_common::{
     abi::{
         Access, AccessKey, Backend, BackendInfo, Client, ClientKey, Counters, Flow, FlowKey,
-        Fragment, FragmentKey, LocalMac, Refusal, Service, ServiceInfo, ServiceKey, Settings, maps,
+        Fragment, FragmentKey, LocalMac, PortBits, Refusal, Service, ServiceInfo, ServiceKey,
+        Settings, maps,
     },
     datapath::{Reason, Table},
     wire::{Address, Ipv4Address, Ipv6Address, NetworkU32},
@@ -126,6 +127,8 @@ pub struct Maps {
     pub loads: Array<MapData, i64>,
     pub service_loads: Array<MapData, i64>,
     pub local_macs: HashMap<MapData, LocalMac, u32>,
+    pub stations: Array<MapData, LocalMac>,
+    pub direct_ports: Array<MapData, PortBits>,
     pub egress: DevMapHash<MapData>,
     pub service_counters: PerCpuArray<MapData, Counters>,
     pub backend_counters: PerCpuArray<MapData, Counters>,
@@ -171,6 +174,8 @@ impl Maps {
             loads: open(pins, maps::LOADS)?,
             service_loads: open(pins, maps::SERVICE_LOADS)?,
             local_macs: open(pins, maps::LOCAL_MACS)?,
+            stations: open(pins, maps::STATIONS)?,
+            direct_ports: open(pins, maps::DIRECT_PORTS)?,
             egress: open(pins, maps::EGRESS).map_err(|error| match error {
                 // Only who may make maps finds out how large its values are.
                 DataplaneError::Map { source: MapError::InvalidValueSize { .. }, .. } => {

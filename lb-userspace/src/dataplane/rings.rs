@@ -1,13 +1,16 @@
 //! The memory that holds all rings, and the one that holds the pools of source ports.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::{
+    collections::HashSet,
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+};
 
 use aya::maps::MapData;
-use lb_common::abi::{RingChunk, maps};
+use lb_common::abi::{Ring, RingChunk, Slot, maps};
 
 use super::{DataplaneError, mapped::Mapped};
 
-/// The map of all rings, mapped into this process. One word a slot: the backend's index.
+/// The map of all rings, mapped into this process. One word a slot: [`Slot`].
 pub struct RingMemory(Mapped<AtomicU32>);
 
 impl RingMemory {
@@ -25,24 +28,100 @@ impl RingMemory {
         self.0.words().len() as u32
     }
 
-    /// Writes backend indices from slot `offset` on.
+    /// Writes backend indices, or other numbers, from slot `offset` on. The slots are settled.
     ///
     /// # Panics
     ///
     /// They don't all fit.
-    pub fn write(&self, offset: u32, backends: &[u32]) {
-        let slots = &self.0.words()[offset as usize..][..backends.len()];
-        for (slot, backend) in slots.iter().zip(backends) {
-            slot.store(*backend, Ordering::Relaxed);
+    pub fn write(&self, offset: u32, numbers: &[u32]) {
+        let slots = &self.0.words()[offset as usize..][..numbers.len()];
+        for (slot, number) in slots.iter().zip(numbers) {
+            slot.store(Slot::new(*number).word(), Ordering::Relaxed);
         }
     }
 
-    /// The backend indices in `count` slots from `offset` on; none where that isn't within the map.
-    pub fn read(&self, offset: u32, count: u32) -> Vec<u32> {
-        let slots =
-            self.0.words().get(offset as usize..).and_then(|rest| rest.get(..count as usize));
-        slots.unwrap_or_default().iter().map(|slot| slot.load(Ordering::Relaxed)).collect()
+    /// Writes the backend indices of a ring that comes in the place of another, which may be of any size. Where that is
+    /// unsettled, or led to another backend, this one is unsettled.
+    ///
+    /// # Panics
+    ///
+    /// They don't all fit.
+    pub fn write_after(&self, before: Ring, ring: Ring, backends: &[u32]) {
+        let old = if before.size() == ring.size() { self.slots_of(before) } else { &[] };
+        let mut old = old.iter().map(load);
+        let slots = &self.0.words()[ring.offset() as usize..][..backends.len()];
+        for (slot, backend) in slots.iter().zip(backends) {
+            let new = Slot::new(*backend);
+            let new = if old.next() == Some(new) { new } else { new.unsettled() };
+            slot.store(new.word(), Ordering::Relaxed);
+        }
     }
+
+    /// Unsettles the slots of a ring that `which` says, by their numbers within it.
+    pub fn unsettle(&self, ring: Ring, which: impl Fn(usize) -> bool) {
+        for (number, slot) in self.slots_of(ring).iter().enumerate() {
+            if load(slot).is_settled() && which(number) {
+                slot.fetch_or(Slot::UNSETTLED, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Unsettles the slots of a ring that are unsettled in the one of the same size that was there before.
+    pub fn unsettle_after(&self, before: Ring, ring: Ring) {
+        let old = self.slots_of(before);
+        self.unsettle(ring, |number| old.get(number).is_some_and(|slot| !load(slot).is_settled()));
+    }
+
+    /// Looks at a ring's slots after a look through all flows. Those that `strays` names, by their places in the map, lead
+    /// elsewhere than to where all their flows are.
+    pub fn settle(&self, ring: Ring, strays: &HashSet<u32>) {
+        for (place, slot) in (ring.offset()..).zip(self.slots_of(ring)) {
+            if strays.contains(&place) {
+                continue;
+            }
+            let before = load(slot);
+            if !before.is_settled() {
+                let after = before.settling().word();
+                // A packet may just have unsettled it.
+                let _: Result<u32, u32> = slot.compare_exchange(
+                    before.word(),
+                    after,
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                );
+            }
+        }
+    }
+
+    /// Unsettles the slot at a place of the map.
+    pub fn unsettle_slot(&self, place: u32) {
+        if let Some(slot) = self.0.words().get(place as usize) {
+            slot.fetch_or(Slot::UNSETTLED, Ordering::Relaxed);
+        }
+    }
+
+    /// What stands at a place of the map.
+    pub fn slot(&self, place: u32) -> Slot {
+        self.0.words().get(place as usize).map_or(Slot::default(), load)
+    }
+
+    /// The backend indices, or other numbers, in `count` slots from `offset` on; none where that isn't within the map.
+    pub fn read(&self, offset: u32, count: u32) -> Vec<u32> {
+        self.range(offset, count).iter().map(|slot| load(slot).number()).collect()
+    }
+
+    fn slots_of(&self, ring: Ring) -> &[AtomicU32] {
+        self.range(ring.offset(), ring.size())
+    }
+
+    fn range(&self, offset: u32, count: u32) -> &[AtomicU32] {
+        let rest = self.0.words().get(offset as usize..);
+        rest.and_then(|rest| rest.get(..count as usize)).unwrap_or_default()
+    }
+}
+
+fn load(slot: &AtomicU32) -> Slot {
+    Slot::from_word(slot.load(Ordering::Relaxed))
 }
 
 /// The map of all pools of source ports, mapped into this process.

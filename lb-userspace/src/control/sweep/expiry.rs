@@ -2,7 +2,7 @@
 
 use lb_common::{
     abi::{Direction, Fate, Flow, FlowKey, FlowState, Protocol, Tick, finished},
-    datapath::Table,
+    datapath::{TRACE_TICKS, Table},
     wire::{Address, PROTOCOL_UDP},
 };
 
@@ -118,8 +118,11 @@ pub(super) fn is_over<A: Address>(
         _ if !flow.is_surely_over() => closing.max(lived.min(HALF_CLOSED)),
         _ => closing,
     };
-    // A tick is longer than a second: what was seen in the one before may be a moment old.
-    dataplane::seconds(now.since(flow.last_seen).saturating_sub(1)) >= u64::from(timeout)
+    // A tick is longer than a second: what was seen in the one before may be a moment old. By direct return, not every
+    // packet is noted.
+    let unnoted = if flow.forwarding.sees_replies() { 0 } else { 2 * TRACE_TICKS };
+    let idle = now.since(flow.last_seen).saturating_sub(1 + unnoted);
+    dataplane::seconds(idle) >= u64::from(timeout)
 }
 
 /// Least timeout of a connection that one end has closed, in seconds (RFC 5382, REQ-5).
