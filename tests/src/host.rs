@@ -157,6 +157,14 @@ impl Host {
             .sum()
     }
 
+    /// Forgets all flows.
+    pub fn forget_flows(&self) {
+        for table in [Table::Established, Table::Embryonic] {
+            self.ipv4.forget(table);
+            self.ipv6.forget(table);
+        }
+    }
+
     /// Sets the clock.
     pub fn set_now(&self, now: Moment) {
         self.now.set(now);

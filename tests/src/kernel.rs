@@ -1,6 +1,6 @@
 //! The loaded program, run on made frames by the kernel (`BPF_PROG_TEST_RUN`).
 
-use std::{net::IpAddr, sync::atomic::Ordering};
+use std::{collections::BTreeSet, net::IpAddr, sync::atomic::Ordering};
 
 use anyhow::{Result, bail, ensure};
 use aya::{
@@ -32,7 +32,7 @@ pub const LONGEST_FRAME: usize = 3500;
 
 /// The loaded program with maps of its own, which go when this does.
 pub struct Kernel {
-    loaded: Loaded,
+    pub(crate) loaded: Loaded,
     pins: Pins,
     output: Vec<u8>,
     /// Counts of reasons so far.
@@ -100,11 +100,8 @@ impl Kernel {
     ///
     /// The maps can't be changed.
     pub fn reset(&mut self, world: &World) -> Result<()> {
+        self.forget_flows()?;
         let maps = &mut self.loaded.maps;
-        for table in [Table::Established, Table::Embryonic] {
-            clear_flows(&mut maps.ipv4, table)?;
-            clear_flows(&mut maps.ipv6, table)?;
-        }
         clear(&mut maps.ipv4.fragments)?;
         clear(&mut maps.ipv6.fragments)?;
         clear(&mut maps.ipv4.clients)?;
@@ -128,6 +125,26 @@ impl Kernel {
         clear_counters(&mut maps.reason_counters, 0)?;
         self.counted.fill(0);
         Ok(())
+    }
+
+    /// Forgets all flows.
+    ///
+    /// # Errors
+    ///
+    /// The maps can't be changed.
+    pub fn forget_flows(&mut self) -> Result<()> {
+        let maps = &mut self.loaded.maps;
+        for table in [Table::Established, Table::Embryonic] {
+            clear_flows(&mut maps.ipv4, table)?;
+            clear_flows(&mut maps.ipv6, table)?;
+        }
+        Ok(())
+    }
+
+    /// Slots of rings that are unsettled.
+    pub fn unsettled(&self) -> BTreeSet<u32> {
+        let rings = &self.loaded.maps.rings;
+        (0..rings.slots()).filter(|place| !rings.slot(*place).is_settled()).collect()
     }
 
     /// Writes what is known of a backend.
@@ -256,42 +273,6 @@ impl Kernel {
     /// Where its maps are pinned.
     pub const fn pins(&self) -> &Pins {
         &self.pins
-    }
-
-    /// Counts of a backend.
-    ///
-    /// # Errors
-    ///
-    /// The map can't be read.
-    pub fn backend_counters(&self, backend: u32) -> Result<Counters> {
-        Ok(self.loaded.maps.backend_count(backend)?)
-    }
-
-    /// Connections under way to a backend, as packets have counted them.
-    ///
-    /// # Errors
-    ///
-    /// The map can't be read.
-    pub fn load(&self, backend: u32) -> Result<i64> {
-        Ok(self.loaded.maps.loads.get(&backend, 0)?)
-    }
-
-    /// The same of a service.
-    ///
-    /// # Errors
-    ///
-    /// The map can't be read.
-    pub fn service_load(&self, service: u32) -> Result<i64> {
-        Ok(self.loaded.maps.service_loads.get(&service, 0)?)
-    }
-
-    /// Counts of a service.
-    ///
-    /// # Errors
-    ///
-    /// The map can't be read.
-    pub fn service_counters(&self, service: u32) -> Result<Counters> {
-        Ok(self.loaded.maps.service_count(service)?)
     }
 
     fn reasons(&self) -> Result<String> {

@@ -25,6 +25,7 @@ pub mod host;
 mod host_frame;
 pub mod icmp;
 pub mod kernel;
+mod kernel_counts;
 pub mod many;
 pub mod memory;
 pub mod modes;

@@ -104,6 +104,11 @@ where
         }
     }
 
+    /// Forgets what is in a table.
+    pub(crate) fn forget(&self, table: Table) {
+        self.table(table).borrow_mut().clear();
+    }
+
     pub(crate) fn record(&self, table: Table, records: &mut Records) {
         for (key, flow) in &*self.table(table).borrow() {
             // SAFETY: no packet is under way.

@@ -144,6 +144,8 @@ impl Pair {
                 ensure!(flow == other, "{key:?}: {flow:?} {other:?}");
             }
         }
+        let (host, kernel) = (self.host.unsettled.borrow(), self.kernel.unsettled());
+        ensure!(*host == kernel, "unsettled: {host:?} {kernel:?}");
         let counted = self.kernel.packets()?;
         ensure!(counted == self.packets, "{counted} counted of {}", self.packets);
         let [services, backends] = &*self.host.counters.borrow();

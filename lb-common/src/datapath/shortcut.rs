@@ -237,3 +237,89 @@ const fn is_usual<A: Family>(segment: &Segment<A>) -> bool {
     let others = TcpFlags::SYN.union(TcpFlags::FIN).union(TcpFlags::RST);
     segment.is_udp() || (segment.flags.has(TcpFlags::ACK) && !segment.flags.has(others))
 }
+
+#[cfg(test)]
+mod tests {
+    use core::net::Ipv4Addr;
+
+    use super::*;
+    use crate::wire::{Ipv4Address, NetworkU16, PROTOCOL_TCP};
+
+    const SECRET: u64 = 0x0123_4567_89ab_cdef;
+
+    fn trace(port: u16, tick: u64) -> Trace {
+        let key = FlowKey {
+            source: Ipv4Address::from(Ipv4Addr::new(192, 0, 2, 1)),
+            destination: Ipv4Address::from(Ipv4Addr::new(192, 0, 2, 2)),
+            source_port: NetworkU16::new(port),
+            destination_port: NetworkU16::new(443),
+            protocol: PROTOCOL_TCP.into(),
+        };
+        let now = Moment::from_nanoseconds(tick << 30);
+        Trace::new(&key, hash::flow(&key, 0), SECRET, now)
+    }
+
+    fn finds(traces: Traces, trace: Trace) -> bool {
+        traces.have(trace) && traces.are_of(trace)
+    }
+
+    #[test]
+    fn a_trace_is_found_until_its_time_is_over_and_stands_elsewhere_then() {
+        let ticks = u64::from(TRACE_TICKS);
+        let first = trace(1000, 5 * ticks);
+        assert!(!finds(Traces::default(), first));
+        let traces = Traces::default().with(first);
+        for tick in 5 * ticks..6 * ticks {
+            assert_eq!(trace(1000, tick), first);
+        }
+        let later = trace(1000, 6 * ticks);
+        assert!(!finds(traces, later));
+        assert_ne!(
+            (later.place, later.bits & Traces::ALL),
+            (first.place, first.bits & Traces::ALL)
+        );
+        // What is left of the time before goes with the first of the next.
+        assert_eq!(traces.with(later), Traces::default().with(later));
+        assert!(finds(traces.with(later), later));
+    }
+
+    #[test]
+    fn what_begins_leaves_no_trace_behind() {
+        let trace = trace(1000, 0);
+        assert!(!finds(Traces::default().with(trace).without(trace), trace));
+    }
+
+    #[test]
+    fn few_flows_are_taken_for_others_however_many_there_are() {
+        // Half a million, one after the other, of which every place has some.
+        let mut all = [Traces::default(); 1 << 10];
+        let place = |trace: Trace| trace.place as usize % (1 << 10);
+        let mut wrong = 0;
+        let flows = 16 << 10;
+        for port in 0..flows {
+            let trace = trace(port, 0);
+            let traces = all[place(trace)];
+            wrong += u32::from(finds(traces, trace));
+            all[place(trace)] = traces.with(trace);
+            assert!(finds(all[place(trace)], trace));
+        }
+        assert!(wrong < u32::from(flows) / 8, "{wrong} of {flows}");
+        // Without an end, they are forgotten rather than all taken for others.
+        let mut wrong = 0;
+        for port in flows..=u16::MAX {
+            let trace = trace(port, 0);
+            wrong += u32::from(finds(all[place(trace)], trace));
+            all[place(trace)] = all[place(trace)].with(trace);
+        }
+        assert!(wrong < u32::from(u16::MAX - flows) / 4, "{wrong}");
+    }
+
+    #[test]
+    fn flows_are_spread_over_all_places() {
+        let mut places = [0u16; 64];
+        for port in 0..6400 {
+            places[(trace(port, 0).place >> (TRACES_BITS - 6)) as usize] += 1;
+        }
+        assert!(places.iter().all(|flows| (50..200).contains(flows)), "{places:?}");
+    }
+}

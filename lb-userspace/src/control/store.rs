@@ -425,7 +425,37 @@ fn clear(
 
 #[cfg(test)]
 mod tests {
+    use lb_common::abi::service_options;
+
     use super::*;
+
+    #[test]
+    fn only_the_ring_before_says_what_is_known_of_slots() {
+        let service = |index, generation, options| Service {
+            ring: Ring::new(generation * 100, 61, generation),
+            index,
+            options,
+            ..Service::default()
+        };
+        let before = service(1, 4095, 0);
+        assert!(follows(&before, &before));
+        assert!(follows(&Service { access: 3, ..before }, &before));
+        assert!(follows(&Service { ring: Ring::new(0, 61, 0), ..before }, &before));
+        for other in [
+            service(1, 1, 0),
+            service(2, 4095, 0),
+            service(1, 4095, service_options::SOURCE),
+            service(1, 4095, service_options::LEAST),
+            Service { affinity: 10, ..before },
+            Service { most_load: 120, ..before },
+            Service { ring: Ring::new(0, 67, 0), ..before },
+        ] {
+            assert!(!follows(&other, &before), "{other:?}");
+            assert!(!follows(&before, &other), "{other:?}");
+        }
+        let by_load = Service { most_load: 120, ..before };
+        assert!(!follows(&by_load, &by_load));
+    }
 
     #[test]
     fn each_port_of_a_new_pool_is_free_in_one_generation() {

@@ -118,12 +118,18 @@ pub(super) fn is_over<A: Address>(
         _ if !flow.is_surely_over() => closing.max(lived.min(HALF_CLOSED)),
         _ => closing,
     };
-    // A tick is longer than a second: what was seen in the one before may be a moment old. By direct return, not every
-    // packet is noted.
-    let unnoted = if flow.forwarding.sees_replies() { 0 } else { 2 * TRACE_TICKS };
-    let idle = now.since(flow.last_seen).saturating_sub(1 + unnoted);
-    dataplane::seconds(idle) >= u64::from(timeout)
+    // By direct return, not every packet is noted.
+    let timeout = match flow.forwarding.sees_replies() || flow.state.is_half_open() {
+        true => timeout,
+        false if crowded => timeout.max(UNNOTED),
+        false => timeout.saturating_add(UNNOTED),
+    };
+    // A tick is longer than a second: what was seen in the one before may be a moment old.
+    dataplane::seconds(now.since(flow.last_seen).saturating_sub(1)) >= u64::from(timeout)
 }
+
+/// For how long a flow by direct return may have packets that aren't noted, in seconds: twice as long as traces hold.
+const UNNOTED: u32 = (2 * TRACE_TICKS as u64 * Tick::NANOSECONDS).div_ceil(1_000_000_000) as u32;
 
 /// Least timeout of a connection that one end has closed, in seconds (RFC 5382, REQ-5).
 const HALF_CLOSED: u32 = 240;
@@ -218,7 +224,7 @@ mod tests {
         let (tcp, udp) = (orders(Protocol::Tcp), orders(Protocol::Udp));
         let brief = |forwarding| flow(forwarding, 0, OPENED + 1);
         demand(&tcp, &brief(Forwarding::Dsr), 10, true);
-        demand(&tcp, &brief(Forwarding::Dsr), 3600, false);
+        demand(&tcp, &brief(Forwarding::Dsr), 3600 + 9, false);
         demand(&udp, &brief(Forwarding::FullNat), 10, true);
         demand(&udp, &brief(Forwarding::FullNat), 60, false);
         demand(&tcp, &brief(Forwarding::FullNat), 3600, true);
@@ -227,7 +233,10 @@ mod tests {
         demand(&tcp, &flow(Forwarding::FullNat, finished::CLIENT_RESET, OPENED + 10), 30, true);
         let lasting = |forwarding| flow(forwarding, 0, OPENED + 20);
         demand(&tcp, &lasting(Forwarding::Dsr), 20, true);
-        demand(&tcp, &lasting(Forwarding::Dsr), 3600, false);
+        demand(&tcp, &lasting(Forwarding::Dsr), 3600 + 9, false);
+        let hasty = ServiceInfo { timeouts: [1, 3600, 1, 1], ..udp.services[&0] };
+        let hasty = Orders { services: BTreeMap::from([(0, hasty)]), ..Orders::default() };
+        demand(&hasty, &brief(Forwarding::Dsr), 9, true);
         demand(&udp, &lasting(Forwarding::FullNat), 20, true);
         demand(&tcp, &lasting(Forwarding::FullNat), 3600, true);
     }

@@ -1,0 +1,192 @@
+//! By direct return, packets of flows that were looked up lately go past the table of flows, where their slot is settled.
+
+use anyhow::{Result, ensure};
+use lb_common::{
+    abi::Forwarding,
+    datapath::{Reason, TRACE_TICKS, Table},
+};
+use lb_tests::{
+    frame::{Segment, flags},
+    pair::Pair,
+    seen::Seen,
+    world::{OTHER_FORWARDINGS, Socket, World, backend_mac, client_of},
+};
+
+/// Services whose replies don't pass through us, each with a backend.
+fn direct() -> impl Iterator<Item = (Forwarding, Socket, u32)> {
+    OTHER_FORWARDINGS.into_iter().filter(|(forwarding, ..)| !forwarding.sees_replies())
+}
+
+fn segment(client: Socket, vip: Socket, bits: u8) -> Segment {
+    let mut segment = Segment::syn(client, vip).with_flags(bits);
+    if bits != flags::SYN {
+        (segment.sequence, segment.acknowledgement) = (1001, 5001);
+    }
+    segment
+}
+
+/// Sends a segment of a client's, and returns the station that it goes to.
+fn send(pair: &mut Pair, client: Socket, vip: Socket, bits: u8, reason: Reason) -> Result<[u8; 6]> {
+    let outcome = pair.expect("a segment", &segment(client, vip, bits).build(), reason)?;
+    Ok(Seen::new(&outcome.frame).destination_mac)
+}
+
+/// Opens a connection, and sends as much as it takes to leave a trace.
+fn open(pair: &mut Pair, client: Socket, vip: Socket) -> Result<[u8; 6]> {
+    let home = send(pair, client, vip, flags::SYN, Reason::Opened)?;
+    // The first one completes the handshake, the second one is looked up.
+    for _ in 0..2 {
+        ensure!(send(pair, client, vip, flags::ACK, Reason::ToBackend)? == home);
+    }
+    Ok(home)
+}
+
+fn forget(pair: &mut Pair) -> Result<()> {
+    pair.host.forget_flows();
+    pair.kernel.forget_flows()
+}
+
+/// Does something until traces have held from its beginning to its end.
+fn within_one_time(pair: &mut Pair, action: impl Fn(&mut Pair) -> Result<()>) -> Result<()> {
+    let time = || lb_userspace::dataplane::now().number() / TRACE_TICKS;
+    loop {
+        pair.reset()?;
+        let start = time();
+        let result = action(pair);
+        if time() == start {
+            return result;
+        }
+    }
+}
+
+#[test]
+fn steady_packets_need_no_entry_and_whatever_is_unusual_does() -> Result<()> {
+    let mut pair = Pair::new(&World::default())?;
+    for (_, vip, backend) in direct() {
+        let client = client_of(vip.0);
+        within_one_time(&mut pair, |pair| {
+            let home = open(pair, client, vip)?;
+            ensure!(home == backend_mac(backend), "{vip:?}: at {home:x?}");
+            forget(pair)?;
+            for bits in [flags::ACK, flags::ACK | flags::PSH] {
+                ensure!(send(pair, client, vip, bits, Reason::ToBackend)? == home, "{vip:?}");
+            }
+            let mut flooded = segment(client, vip, flags::ACK);
+            flooded.destination_mac[5] ^= 0x40;
+            pair.expect("flooded", &flooded.build(), Reason::OtherStation)?;
+            let mut tagged = segment(client, vip, flags::ACK);
+            tagged.tags = vec![(0x8100, 77)];
+            pair.expect("another VLAN's", &tagged.build(), Reason::OtherStation)?;
+            // Of another flow, and the end of this one.
+            send(pair, (client.0, client.1 + 1), vip, flags::ACK, Reason::Adopted)?;
+            send(pair, client, vip, flags::FIN | flags::ACK, Reason::Adopted)?;
+            forget(pair)?;
+            send(pair, client, vip, flags::RST | flags::ACK, Reason::Adopted)?;
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn datagrams_need_no_entry_either() -> Result<()> {
+    let mut pair = Pair::new(&World::default())?;
+    for (_, vip, backend) in direct() {
+        let datagram = Segment::udp(client_of(vip.0), vip).build();
+        within_one_time(&mut pair, |pair| {
+            pair.expect("the first", &datagram, Reason::Opened)?;
+            for _ in 0..2 {
+                pair.expect("another", &datagram, Reason::ToBackend)?;
+            }
+            forget(pair)?;
+            let outcome = pair.expect("unknown", &datagram, Reason::ToBackend)?;
+            ensure!(Seen::new(&outcome.frame).destination_mac == backend_mac(backend), "{vip:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_completes_a_handshake_is_looked_up_whatever_was_there_before() -> Result<()> {
+    let mut pair = Pair::new(&World::default())?;
+    for (_, vip, _) in direct() {
+        let client = client_of(vip.0);
+        within_one_time(&mut pair, |pair| {
+            open(pair, client, vip)?;
+            forget(pair)?;
+            // The client uses its port again.
+            send(pair, client, vip, flags::SYN, Reason::Opened)?;
+            send(pair, client, vip, flags::ACK, Reason::ToBackend)?;
+            let [host, kernel] =
+                [pair.host.flows(Table::Established), pair.kernel.flows(Table::Established)?];
+            ensure!(host.len() == 1 && host == kernel, "{vip:?}: {host:?} {kernel:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn flows_stay_where_they_are_through_changes_of_their_slots() -> Result<()> {
+    let mut pair = Pair::new(&World::default().with_twins())?;
+    for (number, (_, vip, first)) in (0..).zip(direct()) {
+        let client = client_of(vip.0);
+        let mut homes = Vec::new();
+        for port in 0..8 {
+            let client = (client.0, 20_000 + 100 * number + port);
+            homes.push((client, open(&mut pair, client, vip)?));
+        }
+        let twins: Vec<u32> = (1..=pair.host.world.backends.len() as u32)
+            .filter(|index| homes.iter().any(|(_, home)| *home == backend_mac(*index)))
+            .collect();
+        ensure!(twins.contains(&first) && twins.len() == 2, "{vip:?}: {twins:?}");
+        for (round, (from, to)) in
+            (0..).zip([(twins[0], twins[1]), (twins[1], twins[0]), (twins[0], twins[1])])
+        {
+            pair.hand_slots(from, to)?;
+            for bits in [flags::ACK, flags::ACK | flags::PSH, flags::ACK] {
+                for (client, home) in &homes {
+                    let to = send(&mut pair, *client, vip, bits, Reason::ToBackend)?;
+                    ensure!(to == *home, "{vip:?}: {client:?} moved");
+                }
+            }
+            let newcomer = (client.0, 30_000 + 10 * number + round);
+            let station = send(&mut pair, newcomer, vip, flags::SYN, Reason::Opened)?;
+            ensure!(station == backend_mac(to), "{vip:?}: a new one goes to {station:x?}");
+        }
+        // What ends one is followed, and a reset is taken back.
+        for bits in [flags::RST, flags::ACK, flags::FIN | flags::ACK, flags::ACK] {
+            for (client, home) in &homes {
+                let to = send(&mut pair, *client, vip, bits, Reason::ToBackend)?;
+                ensure!(to == *home, "{vip:?}: {client:?} moved at its end");
+            }
+        }
+    }
+    pair.compare_tables()
+}
+
+#[test]
+fn a_flow_that_begins_elsewhere_unsettles_its_slot() -> Result<()> {
+    let mut pair = Pair::new(&World::default().with_twins())?;
+    for (_, vip, first) in direct() {
+        pair.reset()?;
+        let client = client_of(vip.0);
+        let home = send(&mut pair, client, vip, flags::SYN, Reason::Opened)?;
+        ensure!(pair.host.unsettled.borrow().is_empty(), "{vip:?}: where its slot leads");
+        let twins = (1..=pair.host.world.backends.len() as u32).collect::<Vec<_>>();
+        let backend = twins.into_iter().find(|index| backend_mac(*index) == home);
+        let backend = backend.unwrap_or(first);
+        // Its SYN again finds a backend that takes no more, and that the ring still leads to.
+        pair.change_backend(backend, |backend| backend.takes_new_flows = 0)?;
+        let other = send(&mut pair, client, vip, flags::SYN, Reason::Opened)?;
+        ensure!(other != home, "{vip:?}: the same again");
+        ensure!(pair.host.unsettled.borrow().len() == 1, "{vip:?}: settled");
+        for _ in 0..4 {
+            ensure!(send(&mut pair, client, vip, flags::ACK, Reason::ToBackend)? == other);
+        }
+        pair.compare_tables()?;
+        pair.change_backend(backend, |backend| backend.takes_new_flows = 1)?;
+    }
+    Ok(())
+}
