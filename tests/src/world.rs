@@ -356,6 +356,8 @@ impl Default for World {
                 syn_interval: 0,
                 namespace: 0,
                 secret: 1,
+                trace_mask: 0xfff,
+                reserved: 0,
             },
             services: (0..).zip(rings).map(service).collect(),
             backends: (1..=18).map(backend).collect(),

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use lb_common::{
     abi::Forwarding,
-    datapath::{Reason, TRACE_TICKS, Table},
+    datapath::{Reason, Table},
 };
 use lb_tests::{
     frame::{Segment, flags},
@@ -46,14 +46,13 @@ fn forget(pair: &mut Pair) -> Result<()> {
     pair.kernel.forget_flows()
 }
 
-/// Does something until traces have held from its beginning to its end.
-fn within_one_time(pair: &mut Pair, action: impl Fn(&mut Pair) -> Result<()>) -> Result<()> {
-    let time = || lb_userspace::dataplane::now().number() / TRACE_TICKS;
+/// Does something until no tick has ended meanwhile, with which traces may be forgotten.
+fn within_one_tick(pair: &mut Pair, action: impl Fn(&mut Pair) -> Result<()>) -> Result<()> {
     loop {
         pair.reset()?;
-        let start = time();
+        let start = lb_userspace::dataplane::now();
         let result = action(pair);
-        if time() == start {
+        if lb_userspace::dataplane::now() == start {
             return result;
         }
     }
@@ -64,7 +63,7 @@ fn steady_packets_need_no_entry_and_whatever_is_unusual_does() -> Result<()> {
     let mut pair = Pair::new(&World::default())?;
     for (_, vip, backend) in direct() {
         let client = client_of(vip.0);
-        within_one_time(&mut pair, |pair| {
+        within_one_tick(&mut pair, |pair| {
             let home = open(pair, client, vip)?;
             ensure!(home == backend_mac(backend), "{vip:?}: at {home:x?}");
             forget(pair)?;
@@ -93,7 +92,7 @@ fn datagrams_need_no_entry_either() -> Result<()> {
     let mut pair = Pair::new(&World::default())?;
     for (_, vip, backend) in direct() {
         let datagram = Segment::udp(client_of(vip.0), vip).build();
-        within_one_time(&mut pair, |pair| {
+        within_one_tick(&mut pair, |pair| {
             pair.expect("the first", &datagram, Reason::Opened)?;
             for _ in 0..2 {
                 pair.expect("another", &datagram, Reason::ToBackend)?;
@@ -112,7 +111,7 @@ fn what_completes_a_handshake_is_looked_up_whatever_was_there_before() -> Result
     let mut pair = Pair::new(&World::default())?;
     for (_, vip, _) in direct() {
         let client = client_of(vip.0);
-        within_one_time(&mut pair, |pair| {
+        within_one_tick(&mut pair, |pair| {
             open(pair, client, vip)?;
             forget(pair)?;
             // The client uses its port again.

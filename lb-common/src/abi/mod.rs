@@ -180,7 +180,7 @@ plain_data! {
     Refusal: 8,
     Service: 32,
     ServiceInfo: 96,
-    Settings: 48,
+    Settings: 56,
     Slot: 4,
 }
 

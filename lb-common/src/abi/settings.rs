@@ -33,6 +33,10 @@ pub struct Settings {
     pub namespace: u32,
     /// A number that nobody outside knows.
     pub secret: u64,
+    /// Number of places for traces of flows, a power of two, less one: see [`crate::datapath::trace_places`].
+    pub trace_mask: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// A hardware address that an interface takes frames for: its own, and those of interfaces on top
@@ -51,15 +55,18 @@ pub struct LocalMac {
 }
 
 /// Places for the hardware addresses that most frames are for.
-pub const STATIONS: u32 = 16;
+pub const STATIONS: u32 = 256;
 
 impl LocalMac {
     /// Where it stands among [`STATIONS`] places, if it is the only one or first that belongs there.
     #[inline(always)]
     pub fn place(&self) -> u32 {
-        let [.., last] = self.address.bytes();
+        let [.., before, last] = self.address.bytes();
         let Vlans([outer, inner]) = self.vlans;
-        (self.interface ^ u32::from(last) ^ outer.word() ^ inner.word()) % STATIONS
+        let address = (u32::from(before) << 8 | u32::from(last)).wrapping_mul(0x85eb_ca6b);
+        let vlans = (outer.word() << 16 | inner.word()).wrapping_mul(0xc2b2_ae35);
+        let mixed = (self.interface ^ address ^ vlans).wrapping_mul(0x9e37_79b1);
+        (mixed >> 16) % STATIONS
     }
 
     /// Whether both are the same one.

@@ -147,6 +147,7 @@ fn bounded<A: Family, T: FamilyTables<A>>(
 }
 
 /// The slot, within the map of all rings, that leads a connection of a service's.
+#[inline(always)]
 pub fn slot_of<A: Address>(key: &FlowKey<A>, service: &Service, settings: &Settings) -> u32 {
     service.ring.slot(hash_of(key, service, settings))
 }

@@ -35,6 +35,7 @@ mod source_rate;
 mod stage;
 mod tables;
 mod tags;
+mod traces;
 mod transmit;
 mod trouble;
 mod verdict;
@@ -44,9 +45,9 @@ pub use errors::ErrorScratch;
 pub use nat::NAT_TRIES;
 pub use network::{Datagram, Family};
 pub use packet::Packet;
-pub use shortcut::{TRACE_TICKS, TRACES, Traces};
 pub use stage::{Decision, Note, Stage};
 pub use tables::{FamilyTables, InsertError, Table, Tables};
+pub use traces::{TRACE_TICKS, TRACES, Traces, trace_places};
 pub use verdict::{Action, Edits, Kind, Reason, Verdict};
 
 use self::{choice::Attempt, handshake::Found, parse::Segment, shortcut::Shortcut};
@@ -337,7 +338,7 @@ fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     let mut reason = Reason::ToBackend;
     if let Some(entry) = entry {
         reason = established::follow(tables, segment, entry, flow)?;
-        shortcut.leave_trace(tables, flow);
+        shortcut.leave_trace(tables, segment, flow);
     }
     let edits = Edits::NONE;
     Ok(transmit::send(packet, tables, segment, flow, backend, reason, edits)?)

@@ -9,7 +9,10 @@ use std::{
     time::Instant,
 };
 
-use lb_common::abi::{self, pool_words};
+use lb_common::{
+    abi::{self, pool_words},
+    datapath::trace_places,
+};
 use sd_notify::NotifyState;
 use tokio::sync::{mpsc, watch};
 
@@ -24,9 +27,8 @@ use super::{
     plan::NoSpace,
     preflight::PreflightError,
     prepare::{Prepared, Source},
-    ring, service_manager,
+    read, ring, service_manager, shortcuts,
     state::RingState,
-    store,
     sweep::Sweeper,
     troubles::{Fullness, Troubles},
     watch::{watch_network, watch_path_mtus, watch_signals},
@@ -231,8 +233,9 @@ async fn assemble(
         tracing::error!("{missing}");
     }
 
-    let loaded = load(&pins, &capacity(&config))?;
-    let (there, spaces) = store::observe(&loaded.maps)?;
+    let mut loaded = load(&pins, &capacity(&config))?;
+    let (there, spaces) = read::observe(&loaded.maps)?;
+    shortcuts::complete(&mut loaded.maps, &there)?;
     let room = Room {
         services: loaded.maps.service_info.len(),
         binds: loaded.maps.most_binds()?,
@@ -245,6 +248,7 @@ async fn assemble(
     state.settings.abi_version = abi::VERSION;
     if state.settings.secret == 0 {
         state.settings.secret = fastrand::u64(1..);
+        state.settings.trace_mask = trace_places(0, 0) - 1;
     }
     state.settings.controller = std::process::id();
     state.settings.namespace = demand_namespace(&pins, there.settings.namespace)?;

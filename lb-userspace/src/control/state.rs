@@ -176,6 +176,12 @@ impl State {
         Some(self.backends.get(first)?.backend.forwarding)
     }
 
+    /// The rings that are written, or that packets are still led to, each with its service.
+    pub(super) fn all_rings(&self) -> impl Iterator<Item = (u32, Ring)> {
+        let written = self.rings.iter().map(|(service, state)| (*service, state.ring));
+        written.chain(self.binds.values().map(|service| (service.index, service.ring)))
+    }
+
     /// Where the rings lie that are written, or that packets are still led to.
     pub fn ring_offsets(&self) -> BTreeSet<u32> {
         let written = self.rings.values().map(|state| state.ring);

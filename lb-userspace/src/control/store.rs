@@ -1,8 +1,7 @@
-//! The maps as a state: read when the controller starts, and changed step by step. The only place
-//! that writes them.
+//! The maps as a state, changed step by step. The only place that writes them, with [`shortcuts`].
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr},
     sync::atomic::Ordering,
 };
 
@@ -10,139 +9,21 @@ use aya::maps::{MapError, lpm_trie::Key};
 use ipnet::IpNet;
 use lb_common::{
     abi::{
-        AccessKey, Backend, BackendInfo, Counters, Forwarding, Lifecycle, LocalMac, PORTS_A_WORD,
-        PoolHead, Protocol, Refusal, Ring, Service, ServiceInfo, ServiceKey, generation_start,
-        maps, pool_words, port_words,
+        AccessKey, Backend, BackendInfo, Counters, PORTS_A_WORD, PoolHead, Refusal, Ring,
+        ServiceInfo, ServiceKey, generation_start, maps, pool_words, port_words,
     },
-    wire::{Address, Ipv4Address, Ipv6Address, NetworkU16, NetworkU32, words},
+    wire::{Address, Ipv4Address, Ipv6Address, NetworkU16, words},
 };
 
 use super::{
-    plan::{Change, Spaces},
-    space::Space,
+    plan::Change,
+    shortcuts::{add_direct_ports, follows, set_station},
     state::{BackendState, Bind, RingState, State},
 };
-use crate::dataplane::{
-    DataplaneError, FamilyMaps, Maps, PortMemory, RingMemory, nat_source_words, with_causes,
-};
-
-/// The state that the maps hold, and which slots of rings are in use.
-///
-/// # Errors
-///
-/// A map can't be read.
-pub(super) fn observe(maps: &Maps) -> Result<(State, Spaces), DataplaneError> {
-    let mut state = State {
-        settings: maps.settings.get(&0, 0).map_err(DataplaneError::map(maps::SETTINGS))?,
-        ..State::default()
-    };
-    for index in 0..maps.service_info.len() {
-        let info = maps.service_info.get(&index, 0).map_err(DataplaneError::map(SERVICE_INFO))?;
-        if info.lifecycle != Lifecycle::Free {
-            state.services.insert(index, info);
-        }
-    }
-    for index in 1..maps.backend_info.len() {
-        let info = maps.backend_info.get(&index, 0).map_err(DataplaneError::map(BACKEND_INFO))?;
-        if info.lifecycle != Lifecycle::Free {
-            let backend =
-                maps.backends.get(&index, 0).map_err(DataplaneError::map(maps::BACKENDS))?;
-            state.backends.insert(index, BackendState { backend, info });
-        }
-    }
-    let mut spaces = Spaces {
-        rings: Space::new(maps.rings.slots()),
-        pools: Space::new(maps.ports.words().len() as u32),
-    };
-    state.doubt_pools();
-    for backend in state.backends.values().filter(|backend| backend.has_pool()) {
-        spaces.pools.adopt(backend.backend.ports, pool_words(state.pool_ports(&backend.backend)));
-    }
-    let mut binds = bound(&maps.ipv4)?;
-    binds.extend(bound(&maps.ipv6)?);
-    for (bind, service) in binds {
-        state.binds.insert(bind, service);
-        let ring = read_ring(&maps.rings, service.ring);
-        if ring.room() > 0 {
-            spaces.rings.adopt(ring.ring.offset(), ring.room());
-        }
-        // Of a service whose ring was just being replaced, one bind may lead to the old one.
-        state.rings.entry(service.index).or_insert(ring);
-    }
-    for index in 0..maps.nat_sources.len() {
-        let words =
-            maps.nat_sources.get(&index, 0).map_err(DataplaneError::map(maps::NAT_SOURCES))?;
-        if words[0] == 0 {
-            break;
-        }
-        state.nat_sources.push(nat_source(words));
-    }
-    for entry in &maps.local_macs {
-        let (mac, longest) = entry.map_err(DataplaneError::map(maps::LOCAL_MACS))?;
-        state.local_macs.insert(mac, longest);
-    }
-    for key in maps.egress.keys() {
-        state.egress.insert(key.map_err(DataplaneError::map(maps::EGRESS))?);
-    }
-    read_access(&maps.ipv4, &mut state)?;
-    read_access(&maps.ipv6, &mut state)?;
-    Ok((state, spaces))
-}
-
-/// What stands where a ring lies.
-fn read_ring(rings: &RingMemory, ring: Ring) -> RingState {
-    if ring.size() == 0 {
-        return RingState { ring, ..RingState::default() };
-    }
-    let slots = rings.read(ring.offset(), ring.size());
-    let count = rings.read(ring.members(), 1).first().copied().unwrap_or(0);
-    let members = rings.read(ring.members() + 1, count);
-    RingState { slots: slots.into(), members: members.into(), ring }
-}
-
-/// What services are bound to, on addresses of a family.
-fn bound<A: Address>(maps: &FamilyMaps<A>) -> Result<Vec<(Bind, Service)>, DataplaneError> {
-    let mut binds = Vec::new();
-    for entry in &maps.services {
-        let (key, service) = entry.map_err(DataplaneError::map(maps::SERVICES))?;
-        let address = SocketAddr::new(key.address.into(), key.port.get());
-        let protocol = if key.protocol == u16::from(Protocol::Udp.number()) {
-            Protocol::Udp
-        } else {
-            Protocol::Tcp
-        };
-        binds.push((Bind { address, protocol }, service));
-    }
-    Ok(binds)
-}
-
-/// Adds what lists say of the networks of a family.
-fn read_access<A: Address>(maps: &FamilyMaps<A>, state: &mut State) -> Result<(), DataplaneError> {
-    for entry in &maps.access {
-        let (key, access) = entry.map_err(DataplaneError::map(maps::ACCESS))?;
-        let AccessKey { list, address } = key.data();
-        let length = key.prefix_len().saturating_sub(LIST_BITS) as u8;
-        if let Ok(network) = IpNet::new(address.into(), length) {
-            state.access.entry(list).or_default().insert(network, access);
-        }
-    }
-    Ok(())
-}
-
-/// The address that stands in [`Maps::nat_sources`]: of a host on IPv6, more than the first word is
-/// in use.
-fn nat_source(words: [u32; 4]) -> IpAddr {
-    let words = words.map(|word| NetworkU32::new(u32::from_be(word)));
-    if words[1..].iter().all(|word| word.get() == 0) {
-        Ipv4Address::from_words(words).into()
-    } else {
-        Ipv6Address::from_words(words).into()
-    }
-}
+use crate::dataplane::{DataplaneError, Maps, PortMemory, nat_source_words, with_causes};
 
 const SERVICE_INFO: &str = maps::SERVICE_INFO;
 const BACKEND_INFO: &str = maps::BACKEND_INFO;
-const DIRECT_PORTS: &str = maps::DIRECT_PORTS;
 
 /// Carries out one step, and notes it in `there` once the kernel has it.
 ///
@@ -157,7 +38,7 @@ pub(super) fn apply(
     match change {
         Change::Settings(settings) => {
             if settings.hash_seed != there.settings.hash_seed {
-                there.rings.values().for_each(|state| maps.rings.unsettle(state.ring, |_| true));
+                there.all_rings().for_each(|(_, ring)| maps.rings.unsettle(ring, |_| true));
             }
             done(maps.settings.set(0, settings, 0), maps::SETTINGS)?;
             there.settings = *settings;
@@ -173,9 +54,10 @@ pub(super) fn apply(
         }
         Change::Mac(mac, longest) => {
             done(maps.local_macs.insert(mac, longest, 0), maps::LOCAL_MACS)?;
+            if !there.local_macs.keys().any(|other| other.place() == mac.place()) {
+                set_station(maps, mac.place(), Some(mac))?;
+            }
             there.local_macs.insert(*mac, *longest);
-            let mut all = there.local_macs.keys();
-            set_station(maps, mac.place(), all.find(|other| other.place() == mac.place()))?;
         }
         Change::RemoveMac(mac) => {
             let mut others = there.local_macs.keys().filter(|other| *other != mac);
@@ -216,9 +98,8 @@ pub(super) fn apply(
             let as_before = known.is_none_or(|it| it.backend.forwarding == backend.forwarding);
             if let Some(known) = known.filter(|_| !as_before) {
                 let service = known.info.service;
-                if let Some(state) = there.rings.get(&service) {
-                    maps.rings.unsettle(state.ring, |_| true);
-                }
+                let rings = there.all_rings().filter(|(of, _)| *of == service);
+                rings.for_each(|(_, ring)| maps.rings.unsettle(ring, |_| true));
                 let binds = there.binds.iter().filter(|(_, bound)| bound.index == service);
                 let binds: Vec<Bind> = binds.map(|(bind, _)| *bind).collect();
                 add_direct_ports(maps, &binds, Some(backend.forwarding))?;
@@ -327,38 +208,6 @@ pub(super) fn apply(
     Ok(())
 }
 
-/// Whether what is known of the slots by which a service was reached holds for those of its present ring: it is the same
-/// one, or was written after it.
-fn follows(service: &Service, before: &Service) -> bool {
-    let next = Ring::new(0, 0, before.ring.generation() + 1).generation();
-    service.leads_as(before)
-        && (service.ring == before.ring
-            || (service.ring.generation() == next && service.ring.size() == before.ring.size()))
-}
-
-/// Writes which of our hardware addresses stands at a place, if any.
-fn set_station(maps: &mut Maps, place: u32, mac: Option<&LocalMac>) -> Result<(), DataplaneError> {
-    done(maps.stations.set(place, mac.copied().unwrap_or_default(), 0), maps::STATIONS)
-}
-
-/// Notes the ports of what is bound to a service that forwards like this, if it is by direct return.
-fn add_direct_ports(
-    maps: &mut Maps,
-    binds: &[Bind],
-    forwarding: Option<Forwarding>,
-) -> Result<(), DataplaneError> {
-    if forwarding.is_none_or(Forwarding::sees_replies) {
-        return Ok(());
-    }
-    let mut ports = maps.direct_ports.get(&0, 0).map_err(DataplaneError::map(DIRECT_PORTS))?;
-    let known = ports;
-    binds.iter().for_each(|bind| ports.add(bind.address.port()));
-    if ports == known {
-        return Ok(());
-    }
-    done(maps.direct_ports.set(0, ports, 0), DIRECT_PORTS)
-}
-
 fn service_key<A: Address>(address: A, bind: &Bind) -> ServiceKey<A> {
     ServiceKey {
         address,
@@ -368,7 +217,7 @@ fn service_key<A: Address>(address: A, bind: &Bind) -> ServiceKey<A> {
 }
 
 /// Bits of a list's number, which stands before the address.
-const LIST_BITS: u32 = 32;
+pub(super) const LIST_BITS: u32 = 32;
 
 fn access_key<A: Address>(list: u32, address: A, network: &IpNet) -> Key<AccessKey<A>> {
     Key::new(LIST_BITS + u32::from(network.prefix_len()), AccessKey { list, address })
@@ -397,7 +246,7 @@ fn free_bits(word: u32, ports: u32, first: u32) -> [u64; 2] {
     [all & !later, all & later]
 }
 
-fn done(result: Result<(), MapError>, name: &'static str) -> Result<(), DataplaneError> {
+pub(super) fn done(result: Result<(), MapError>, name: &'static str) -> Result<(), DataplaneError> {
     result.map_err(DataplaneError::map(name))
 }
 
@@ -425,37 +274,7 @@ fn clear(
 
 #[cfg(test)]
 mod tests {
-    use lb_common::abi::service_options;
-
     use super::*;
-
-    #[test]
-    fn only_the_ring_before_says_what_is_known_of_slots() {
-        let service = |index, generation, options| Service {
-            ring: Ring::new(generation * 100, 61, generation),
-            index,
-            options,
-            ..Service::default()
-        };
-        let before = service(1, 4095, 0);
-        assert!(follows(&before, &before));
-        assert!(follows(&Service { access: 3, ..before }, &before));
-        assert!(follows(&Service { ring: Ring::new(0, 61, 0), ..before }, &before));
-        for other in [
-            service(1, 1, 0),
-            service(2, 4095, 0),
-            service(1, 4095, service_options::SOURCE),
-            service(1, 4095, service_options::LEAST),
-            Service { affinity: 10, ..before },
-            Service { most_load: 120, ..before },
-            Service { ring: Ring::new(0, 67, 0), ..before },
-        ] {
-            assert!(!follows(&other, &before), "{other:?}");
-            assert!(!follows(&before, &other), "{other:?}");
-        }
-        let by_load = Service { most_load: 120, ..before };
-        assert!(!follows(&by_load, &by_load));
-    }
 
     #[test]
     fn each_port_of_a_new_pool_is_free_in_one_generation() {

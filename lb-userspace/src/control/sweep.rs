@@ -22,7 +22,13 @@ use lb_common::{
     wire::Address,
 };
 
-use self::{affinity::Clients, loads::Loads, ports::PortAudit, strays::Strays, wake::Waker};
+use self::{
+    affinity::Clients,
+    loads::Loads,
+    ports::PortAudit,
+    strays::{Led, Strays},
+    wake::Waker,
+};
 use super::state::State;
 use crate::dataplane::{self, DataplaneError, FamilyMaps, Maps, Pins, RingMemory};
 
@@ -68,6 +74,8 @@ pub(super) struct Swept {
     pub(super) removed: usize,
     /// Backends that flows or clients with affinity name.
     pub(super) backends_in_use: BTreeSet<u32>,
+    /// Flows by direct return.
+    pub(super) direct_flows: u32,
     /// Entries in each table, and how many there is room for.
     pub(super) usage: Vec<(&'static str, u32, u32)>,
 }
@@ -238,7 +246,7 @@ impl Thread {
         let pause = u32::try_from(pause.as_nanos() as u64 / Tick::NANOSECONDS).unwrap_or(u32::MAX);
         let (backends, services) = (orders.backends.keys(), orders.services.keys());
         let mut loads = Loads::begin(maps, backends.copied(), services.copied())?;
-        let mut strays = Strays::begin(maps)?;
+        let (mut strays, led_ipv4, led_ipv6) = Strays::begin(maps, orders, now)?;
         let mut round = Round {
             orders,
             audit,
@@ -249,12 +257,14 @@ impl Thread {
             pause,
             crowded: *crowded,
         };
-        round.family(&mut maps.ipv4, &maps.rings, ["established", "embryonic"])?;
-        round.family(&mut maps.ipv6, &maps.rings, ["established_ipv6", "embryonic_ipv6"])?;
-        strays.end(&maps.rings);
+        let rings = &maps.rings;
+        round.family(&mut maps.ipv4, (rings, &led_ipv4), ["established", "embryonic"])?;
+        round.family(&mut maps.ipv6, (rings, &led_ipv6), ["established_ipv6", "embryonic_ipv6"])?;
+        let direct_flows = strays.end(rings);
         audit.end(&maps.ports);
         loads.end(maps)?;
         *crowded = is_crowded(&swept.usage, *crowded);
+        swept.direct_flows = direct_flows;
         let ended = self.end_flows()?;
         Ok((swept, ended))
     }
@@ -292,11 +302,10 @@ impl Round<'_> {
     fn family<A: Address>(
         &mut self,
         maps: &mut FamilyMaps<A>,
-        rings: &RingMemory,
+        (rings, led): (&RingMemory, &Led<A>),
         names: [&'static str; 2],
     ) -> Result<(), DataplaneError> {
         let mut clients = Clients::read(maps, self.orders, self.now, self.pause)?;
-        let services = self.strays.services(maps, self.orders)?;
         for (table, name) in [Table::Established, Table::Embryonic].into_iter().zip(names) {
             let mut entries = 0;
             let mut expired: Vec<FlowKey<A>> = Vec::new();
@@ -304,7 +313,7 @@ impl Round<'_> {
                 entries += 1;
                 self.swept.backends_in_use.insert(flow.backend);
                 self.audit.see(self.orders, key, flow);
-                self.strays.see(rings, &services, key, flow);
+                self.strays.see(rings, led, key, flow);
                 if table == Table::Established {
                     clients.see(key, flow);
                 }

@@ -2,7 +2,10 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use lb_common::abi::{Lifecycle, maps};
+use lb_common::{
+    abi::{Lifecycle, maps},
+    datapath::trace_places,
+};
 
 use super::{controller::Controller, sweep::Swept};
 use crate::dataplane::DataplaneError;
@@ -118,6 +121,10 @@ impl Controller {
             !retired(info.lifecycle) || backends.values().any(|state| state.info.service == *index)
         });
         let is_changed = before != (backends.len(), self.wanted.services.len());
+        let settings = &mut self.wanted.settings;
+        let places = settings.trace_mask + 1;
+        settings.trace_mask = trace_places(swept.direct_flows, places) - 1;
+        let is_changed = is_changed || settings.trace_mask + 1 != places;
         if is_changed {
             self.follow_up();
         }

@@ -40,8 +40,8 @@ impl RingMemory {
         }
     }
 
-    /// Writes the backend indices of a ring that comes in the place of another, which may be of any size. Where that is
-    /// unsettled, or led to another backend, this one is unsettled.
+    /// Writes the backend indices of a ring that comes in the place of another, which may be of any size. Where that led to
+    /// the same backend, this one is as settled, and elsewhere unsettled.
     ///
     /// # Panics
     ///
@@ -51,16 +51,17 @@ impl RingMemory {
         let mut old = old.iter().map(load);
         let slots = &self.0.words()[ring.offset() as usize..][..backends.len()];
         for (slot, backend) in slots.iter().zip(backends) {
-            let new = Slot::new(*backend);
-            let new = if old.next() == Some(new) { new } else { new.unsettled() };
-            slot.store(new.word(), Ordering::Relaxed);
+            let new = Slot::new(*backend).unsettled();
+            let same = old.next().filter(|old| old.number() == new.number());
+            slot.store(same.unwrap_or(new).word(), Ordering::Relaxed);
         }
     }
 
     /// Unsettles the slots of a ring that `which` says, by their numbers within it.
     pub fn unsettle(&self, ring: Ring, which: impl Fn(usize) -> bool) {
         for (number, slot) in self.slots_of(ring).iter().enumerate() {
-            if load(slot).is_settled() && which(number) {
+            // One that was about to settle begins anew.
+            if load(slot) != load(slot).unsettled() && which(number) {
                 slot.fetch_or(Slot::UNSETTLED, Ordering::Relaxed);
             }
         }

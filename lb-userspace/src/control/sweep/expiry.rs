@@ -119,17 +119,19 @@ pub(super) fn is_over<A: Address>(
         _ => closing,
     };
     // By direct return, not every packet is noted.
-    let timeout = match flow.forwarding.sees_replies() || flow.state.is_half_open() {
-        true => timeout,
-        false if crowded => timeout.max(UNNOTED),
-        false => timeout.saturating_add(UNNOTED),
+    let timeout = match flow.state {
+        FlowState::ESTABLISHED if flow.forwarding.sees_replies() => timeout,
+        FlowState::ESTABLISHED if crowded => timeout.max(UNNOTED),
+        FlowState::ESTABLISHED => timeout.saturating_add(UNNOTED),
+        _ => timeout,
     };
     // A tick is longer than a second: what was seen in the one before may be a moment old.
     dataplane::seconds(now.since(flow.last_seen).saturating_sub(1)) >= u64::from(timeout)
 }
 
-/// For how long a flow by direct return may have packets that aren't noted, in seconds: twice as long as traces hold.
-const UNNOTED: u32 = (2 * TRACE_TICKS as u64 * Tick::NANOSECONDS).div_ceil(1_000_000_000) as u32;
+/// For how long a flow by direct return may have packets that aren't noted, in seconds: as long as its trace holds.
+pub(super) const UNNOTED: u32 =
+    (TRACE_TICKS as u64 * Tick::NANOSECONDS).div_ceil(1_000_000_000) as u32;
 
 /// Least timeout of a connection that one end has closed, in seconds (RFC 5382, REQ-5).
 const HALF_CLOSED: u32 = 240;

@@ -4,67 +4,78 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use lb_common::{
     abi::{
-        CHECK_SERVICE, Direction, Flow, FlowKey, Forwarding, Ring, Service, ServiceKey, Settings,
-        maps,
+        CHECK_SERVICE, Direction, Flow, FlowKey, FlowState, Forwarding, Ring, Service, ServiceKey,
+        Settings, Tick, maps,
     },
     datapath,
-    wire::Address,
+    wire::{Address, Ipv4Address, Ipv6Address},
 };
 
-use super::Orders;
-use crate::dataplane::{DataplaneError, FamilyMaps, Maps, RingMemory};
+use super::{Orders, expiry::UNNOTED};
+use crate::dataplane::{self, DataplaneError, FamilyMaps, Maps, RingMemory};
 
-/// What a round finds of flows by direct return.
+/// What a round finds of flows that are elsewhere than their slots lead.
 pub(super) struct Strays {
     settings: Settings,
-    /// Rings that were looked at, by where they lie.
+    now: Tick,
+    /// How backends by direct return forward.
+    forwarding: HashMap<u32, Forwarding>,
+    /// Their services' rings, by where they lie.
     rings: BTreeMap<u32, Ring>,
-    /// Slots of flows that are elsewhere than these lead.
+    /// Slots that lead elsewhere than to where all their flows are.
     slots: HashSet<u32>,
+    /// Entries of services that these rings lead.
+    flows: u32,
 }
 
-/// Services of a family that have backends by direct return, and these with how they forward.
-pub(super) struct Led<A> {
-    services: HashMap<ServiceKey<A>, Service>,
-    forwarding: HashMap<u32, Forwarding>,
-}
+/// Services of a family whose backends answer clients directly.
+pub(super) type Led<A> = HashMap<ServiceKey<A>, Service>;
 
 impl Strays {
-    /// Begins a round.
-    pub(super) fn begin(maps: &Maps) -> Result<Self, DataplaneError> {
-        Ok(Self {
+    /// Begins a round at `now`. Returns also whose flows are to be seen, of both families, read at once: a ring that is
+    /// replaced meanwhile isn't settled by what was seen of the other one.
+    pub(super) fn begin(
+        maps: &Maps,
+        orders: &Orders,
+        now: Tick,
+    ) -> Result<(Self, Led<Ipv4Address>, Led<Ipv6Address>), DataplaneError> {
+        let direct = orders.backends.iter().filter(|(_, known)| !known.forwarding.sees_replies());
+        let services: BTreeSet<u32> = direct.clone().map(|(_, known)| known.service).collect();
+        let mut strays = Self {
             settings: maps.settings.get(&0, 0).map_err(DataplaneError::map(maps::SETTINGS))?,
+            now,
+            forwarding: direct.map(|(index, known)| (*index, known.forwarding)).collect(),
             rings: BTreeMap::new(),
             slots: HashSet::new(),
-        })
+            flows: 0,
+        };
+        let ipv4 = strays.led(&maps.ipv4, &services)?;
+        let ipv6 = strays.led(&maps.ipv6, &services)?;
+        Ok((strays, ipv4, ipv6))
     }
 
-    /// Services whose flows are to be seen.
-    pub(super) fn services<A: Address>(
+    fn led<A: Address>(
         &mut self,
         maps: &FamilyMaps<A>,
-        orders: &Orders,
+        indices: &BTreeSet<u32>,
     ) -> Result<Led<A>, DataplaneError> {
-        let direct = orders.backends.iter().filter(|(_, known)| !known.forwarding.sees_replies());
-        let forwarding = direct.clone().map(|(index, known)| (*index, known.forwarding)).collect();
-        let indices: BTreeSet<u32> = direct.map(|(_, known)| known.service).collect();
-        let mut services = HashMap::new();
-        if !indices.is_empty() {
-            for entry in &maps.services {
-                let (key, service) = entry.map_err(DataplaneError::map(maps::SERVICES))?;
-                if indices.contains(&service.index)
-                    && service.is_led_by_ring()
-                    && service.ring.size() > 0
-                {
-                    self.rings.insert(service.ring.offset(), service.ring);
-                    services.insert(key, service);
-                }
+        let mut led = Led::new();
+        if indices.is_empty() {
+            return Ok(led);
+        }
+        for entry in &maps.services {
+            let (key, service) = entry.map_err(DataplaneError::map(maps::SERVICES))?;
+            let is_led = service.is_led_by_ring() && service.ring.size() > 0;
+            if is_led && indices.contains(&service.index) {
+                self.rings.insert(service.ring.offset(), service.ring);
+                led.insert(key, service);
             }
         }
-        Ok(Led { services, forwarding })
+        Ok(led)
     }
 
-    /// Sees an entry, and unsettles its slot at once where it leads elsewhere.
+    /// Sees an entry, and unsettles its slot at once where that leads elsewhere: also a reply's, where a service has the
+    /// address and port of one.
     pub(super) fn see<A: Address>(
         &mut self,
         rings: &RingMemory,
@@ -72,10 +83,7 @@ impl Strays {
         key: &FlowKey<A>,
         flow: &Flow<A>,
     ) {
-        if led.services.is_empty()
-            || flow.direction != Direction::ToBackend as u8
-            || flow.service == CHECK_SERVICE
-        {
+        if led.is_empty() || flow.service == CHECK_SERVICE {
             return;
         }
         let service = ServiceKey {
@@ -83,20 +91,29 @@ impl Strays {
             port: key.destination_port,
             protocol: key.protocol as u16,
         };
-        let Some(service) = led.services.get(&service) else { return };
+        let Some(service) = led.get(&service) else { return };
+        self.flows += 1;
         let slot = datapath::slot_of(key, service, &self.settings);
-        let is_there = rings.slot(slot).number() == flow.backend
-            && led.forwarding.get(&flow.backend) == Some(&flow.forwarding);
-        if !is_there {
+        let is_there = flow.direction == Direction::ToBackend as u8
+            && rings.slot(slot).number() == flow.backend
+            && self.forwarding.get(&flow.backend) == Some(&flow.forwarding);
+        if !is_there && !self.is_past(flow) {
             self.slots.insert(slot);
             rings.unsettle_slot(slot);
         }
     }
 
-    /// Ends the round.
-    pub(super) fn end(self, rings: &RingMemory) {
+    /// Whether a flow has ended, and nothing has come of it since.
+    fn is_past<A: Address>(&self, flow: &Flow<A>) -> bool {
+        let idle = dataplane::seconds(self.now.since(flow.last_seen));
+        [FlowState::CLOSING, FlowState::CLOSED].contains(&flow.state) && idle > u64::from(UNNOTED)
+    }
+
+    /// Ends the round, and returns how many flows there are that may take the shortcut.
+    pub(super) fn end(self, rings: &RingMemory) -> u32 {
         for ring in self.rings.values() {
             rings.settle(*ring, &self.slots);
         }
+        self.flows
     }
 }
