@@ -32,6 +32,8 @@ pub enum Yardstick {
     Nothing,
     /// One that puts an outer header before it.
     Encapsulate,
+    /// One that looks at a word of its flow's, in a table of 4 MB.
+    Look,
 }
 
 /// The program that runs others.
@@ -52,7 +54,7 @@ impl Repeater {
     /// The kernel refuses.
     pub fn new(flows: u32) -> Result<Self> {
         let mut ebpf = EbpfLoader::new().map_max_entries("VARIATIONS", flows).load(OBJECT)?;
-        for name in ["repeat_ipv4", "repeat_ipv6", "nothing", "encapsulate"] {
+        for name in ["repeat_ipv4", "repeat_ipv6", "nothing", "encapsulate", "look"] {
             program(&mut ebpf, name)?.load().with_context(|| name)?;
         }
         let mut map = |name| ebpf.take_map(name).with_context(|| name);
@@ -117,6 +119,7 @@ impl Repeater {
         let name = match yardstick {
             Yardstick::Nothing => "nothing",
             Yardstick::Encapsulate => "encapsulate",
+            Yardstick::Look => "look",
         };
         let target = program(&mut self.ebpf, name)?.fd()?.try_clone()?;
         self.aim(&target)

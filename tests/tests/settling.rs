@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, net::IpAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use lb_common::{
-    abi::{Ring, ServiceKey},
+    abi::{FlowKey, Ring, ServiceKey},
     datapath::Table,
     wire::{Ipv4Address, NetworkU16, PROTOCOL_TCP},
 };
@@ -75,14 +75,20 @@ impl Watched {
         Ok(())
     }
 
-    /// Forgets every connection of the service.
-    fn forget_flows(&mut self) -> Result<()> {
+    /// The connections of the service that are in the table.
+    fn flows(&self) -> Result<Vec<FlowKey<Ipv4Address>>> {
         let mut keys = Vec::new();
         self.maps.ipv4.for_each(Table::Established, |key, _| {
             if key.destination_port.get() == PORT {
                 keys.push(*key);
             }
         })?;
+        Ok(keys)
+    }
+
+    /// Forgets them.
+    fn forget_flows(&mut self) -> Result<()> {
+        let keys = self.flows()?;
         ensure!(!keys.is_empty(), "no flow is known");
         for key in keys {
             self.maps.ipv4.flows_mut(Table::Established).remove(&key)?;
@@ -114,7 +120,11 @@ fn slots_are_unsettled_for_as_long_as_flows_are_elsewhere() -> Result<()> {
         let before = watched.modes.bed.reason("adopted")?;
         ask_all(&mut held[..1])?;
         let adopted = watched.modes.bed.reason("adopted")? - before;
-        ask_all(&mut held)?;
+        // Once traces have been forgotten, all of them are known again.
+        wait_within(SETTLED, "flows are adopted", || {
+            ask_all(&mut held)?;
+            Ok(watched.flows()?.len() == held.len())
+        })?;
         Ok(adopted == 0)
     })?;
 

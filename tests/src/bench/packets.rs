@@ -39,6 +39,8 @@ pub enum Packets {
     New,
     /// For no service and no flow.
     NotOurs,
+    /// As [`Packets::Hit`], but for a program that only looks at one word of the flow's, in 4 MB.
+    Look,
 }
 
 /// What is measured.
@@ -94,7 +96,7 @@ impl Case {
 
     fn reason(self) -> Reason {
         match self.packets {
-            Packets::Hit => Reason::ToBackend,
+            Packets::Hit | Packets::Look => Reason::ToBackend,
             Packets::Reply => Reason::ToClient,
             Packets::New => Reason::Opened,
             Packets::NotOurs => Reason::NoService,
@@ -107,6 +109,7 @@ impl fmt::Display for Case {
         let family = if self.is_ipv6 { "IPv6" } else { "IPv4" };
         match self.packets {
             Packets::NotOurs => return write!(formatter, "not ours: {family}"),
+            Packets::Look => write!(formatter, "one look into 4 MB: {family}")?,
             Packets::Hit => write!(formatter, "{} {family}: to backends", self.forwarding.name())?,
             Packets::Reply => write!(formatter, "{} {family}: replies", self.forwarding.name())?,
             Packets::New => {
@@ -129,6 +132,9 @@ fn cases() -> Vec<Case> {
     let forwardings =
         [Forwarding::FullNat, Forwarding::Nat, Forwarding::Dsr, Forwarding::Ipip, Forwarding::Gue];
     let mut cases = Vec::new();
+    let look =
+        |flows| Case { forwarding: Forwarding::Dsr, is_ipv6: false, packets: Packets::Look, flows };
+    cases.extend(FLOWS.map(look));
     for is_ipv6 in [false, true] {
         for forwarding in forwardings {
             let mut add = |packets, flows: &[u32]| {
@@ -245,7 +251,7 @@ impl Bench {
         self.kernel.reset(&self.world)?;
         let vip = case.service();
         let mut frames: Vec<Vec<u8>> = match case.packets {
-            Packets::Hit => {
+            Packets::Hit | Packets::Look => {
                 self.open(vip, case.flows)?.into_iter().map(|(frame, _)| frame).collect()
             }
             Packets::Reply => {
@@ -259,6 +265,11 @@ impl Bench {
         self.repeater.set_frames(frames.into_iter())?;
         self.kernel.recount()?;
         let program = self.kernel.program()?;
+        let is_ours = case.packets != Packets::Look;
+        let aim = |repeater: &mut Repeater| match is_ours {
+            true => repeater.aim(&program),
+            false => repeater.aim_at(Yardstick::Look),
+        };
         let sample = match case.packets {
             Packets::New => case.flows / ROUNDS,
             _ => SAMPLE,
@@ -266,7 +277,7 @@ impl Bench {
         let mut rounds = Vec::new();
         let mut sent = 0;
         if case.packets != Packets::New {
-            self.repeater.aim(&program)?;
+            aim(&mut self.repeater)?;
             let all = case.flows.max(sample);
             self.repeater.run(all)?;
             sent += all;
@@ -282,14 +293,13 @@ impl Bench {
                 *taken = self.repeater.run(sample)?;
                 self.repeater.set_next(start)?;
             }
-            self.repeater.aim(&program)?;
+            aim(&mut self.repeater)?;
             taken[2] = self.repeater.run(sample)?;
             rounds.push(taken);
             sent += sample;
         }
-        self.kernel
-            .confirm_many(case.reason(), sent.into())
-            .with_context(|| format!("{case:?}"))?;
+        let ours = if is_ours { sent.into() } else { 0 };
+        self.kernel.confirm_many(case.reason(), ours).with_context(|| format!("{case:?}"))?;
         Ok(evaluate(&rounds))
     }
 
