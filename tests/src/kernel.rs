@@ -12,7 +12,9 @@ use lb_common::{
     datapath::{Action, Reason, Table},
     wire::Address,
 };
-use lb_userspace::dataplane::{Capacity, FamilyMaps, Loaded, Pins, load, nat_source_words};
+use lb_userspace::dataplane::{
+    Capacity, FamilyMaps, Loaded, Pins, RingMemory, load, nat_source_words,
+};
 use nix::{
     sched::{CpuSet, sched_getcpu, sched_setaffinity},
     unistd::Pid,
@@ -139,6 +141,11 @@ impl Kernel {
             clear_flows(&mut maps.ipv6, table)?;
         }
         Ok(())
+    }
+
+    /// The map of all rings.
+    pub const fn rings(&self) -> &RingMemory {
+        &self.loaded.maps.rings
     }
 
     /// Slots of rings that are unsettled.

@@ -23,6 +23,7 @@ pub mod frame;
 pub mod haproxy;
 pub mod host;
 mod host_frame;
+mod host_tables;
 pub mod icmp;
 pub mod kernel;
 mod kernel_counts;

@@ -5,14 +5,16 @@ use std::{collections::BTreeSet, fs, net::IpAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use lb_common::{
-    abi::{FlowKey, Ring, ServiceKey},
+    abi::{CHECK_SERVICE, FlowKey, Ring, ServiceKey},
     datapath::Table,
     wire::{Ipv4Address, NetworkU16, PROTOCOL_TCP},
 };
 use lb_tests::{
     client::Connection,
+    kernel::Kernel,
     modes::{IPV4, Modes, Programs, VIP},
     wait::wait_within,
+    world::World,
 };
 use lb_userspace::dataplane::{Maps, Pins};
 use nix::sys::signal::Signal;
@@ -78,8 +80,9 @@ impl Watched {
     /// The connections of the service that are in the table.
     fn flows(&self) -> Result<Vec<FlowKey<Ipv4Address>>> {
         let mut keys = Vec::new();
-        self.maps.ipv4.for_each(Table::Established, |key, _| {
-            if key.destination_port.get() == PORT {
+        self.maps.ipv4.for_each(Table::Established, |key, flow| {
+            // Checks have entries there as well.
+            if key.destination_port.get() == PORT && flow.service != CHECK_SERVICE {
                 keys.push(*key);
             }
         })?;
@@ -99,6 +102,62 @@ impl Watched {
 
 fn ask_all(held: &mut [Connection]) -> Result<()> {
     held.iter_mut().try_for_each(|connection| connection.request().map(drop))
+}
+
+#[test]
+fn what_is_known_of_slots_goes_from_ring_to_ring() -> Result<()> {
+    const SIZE: u32 = 50;
+    let kernel = Kernel::new(&World::default())?;
+    let rings = kernel.rings();
+    let ring = |number: u32| Ring::new(100 * number, SIZE, number);
+    let [first, second, third] = [1, 2, 3].map(ring);
+    let unsettled = |ring: Ring| -> Vec<u32> {
+        let is_unsettled = |number: &u32| !rings.slot(ring.offset() + number).is_settled();
+        (0..SIZE).filter(is_unsettled).collect()
+    };
+    let settle = |ring: Ring, strays: &[u32]| {
+        rings.settle(ring, &strays.iter().map(|number| ring.offset() + number).collect());
+    };
+    let mut backends = vec![1; SIZE as usize];
+    rings.write_after(Ring::new(0, SIZE + 1, 0), first, &backends);
+    ensure!(unsettled(first).len() == SIZE as usize, "nothing is known of another size");
+    for _ in 0..3 {
+        ensure!(unsettled(first).len() == SIZE as usize);
+        settle(first, &[5]);
+    }
+    ensure!(unsettled(first) == [5], "a flow of its slot is elsewhere");
+
+    // One slot leads elsewhere, and another one has a stray before the new ring is in force.
+    backends[3] = 2;
+    rings.write_after(first, second, &backends);
+    ensure!(unsettled(second) == [3, 5]);
+    rings.unsettle_slot(first.offset() + 7);
+    rings.unsettle_after(first, second);
+    ensure!(unsettled(second) == [3, 5, 7]);
+    ensure!(rings.read(second.offset(), SIZE) == backends);
+
+    // Two of three looks count also for the ring after it, and for one that was bound later.
+    for _ in 0..2 {
+        settle(second, &[5]);
+    }
+    rings.write_after(second, third, &backends);
+    rings.unsettle_after(second, third);
+    ensure!(unsettled(third) == [3, 5, 7]);
+    settle(third, &[5]);
+    ensure!(unsettled(third) == [5], "{:?}", unsettled(third));
+    // What was bound to the first ring until now may have flows elsewhere.
+    rings.unsettle_after(first, third);
+    ensure!(unsettled(third) == [3, 5, 7], "{:?}", unsettled(third));
+    // All begin anew, also those that were about to settle.
+    settle(third, &[]);
+    rings.unsettle(third);
+    for _ in 0..2 {
+        settle(third, &[]);
+    }
+    ensure!(unsettled(third).len() == SIZE as usize);
+    settle(third, &[]);
+    ensure!(unsettled(third).is_empty());
+    Ok(())
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use lb_common::{
-    abi::Forwarding,
+    abi::{Access, Forwarding},
     datapath::{Reason, Table},
 };
 use lb_tests::{
@@ -44,6 +44,15 @@ fn open(pair: &mut Pair, client: Socket, vip: Socket) -> Result<[u8; 6]> {
 fn forget(pair: &mut Pair) -> Result<()> {
     pair.host.forget_flows();
     pair.kernel.forget_flows()
+}
+
+/// Sends a datagram as often as it takes to leave a trace, and forgets all else of its flow.
+fn leave_trace_alone(pair: &mut Pair, datagram: &[u8]) -> Result<()> {
+    pair.expect("the first", datagram, Reason::Opened)?;
+    for _ in 0..2 {
+        pair.expect("another", datagram, Reason::ToBackend)?;
+    }
+    forget(pair)
 }
 
 /// Does something until no tick has ended meanwhile, with which traces may be forgotten.
@@ -93,14 +102,45 @@ fn datagrams_need_no_entry_either() -> Result<()> {
     for (_, vip, backend) in direct() {
         let datagram = Segment::udp(client_of(vip.0), vip).build();
         within_one_tick(&mut pair, |pair| {
-            pair.expect("the first", &datagram, Reason::Opened)?;
-            for _ in 0..2 {
-                pair.expect("another", &datagram, Reason::ToBackend)?;
-            }
-            forget(pair)?;
+            leave_trace_alone(pair, &datagram)?;
             let outcome = pair.expect("unknown", &datagram, Reason::ToBackend)?;
             ensure!(Seen::new(&outcome.frame).destination_mac == backend_mac(backend), "{vip:?}");
             Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn datagrams_that_an_access_list_has_to_be_asked_about_are_looked_up() -> Result<()> {
+    let mut world = World::default();
+    world.access.push((1, "0.0.0.0/0".parse()?, Access::Allowed));
+    world.access.push((1, "::/0".parse()?, Access::Allowed));
+    for (_, service) in &mut world.services {
+        service.access = 1;
+    }
+    let mut pair = Pair::new(&world)?;
+    for (_, vip, _) in direct() {
+        let datagram = Segment::udp(client_of(vip.0), vip).build();
+        within_one_tick(&mut pair, |pair| {
+            leave_trace_alone(pair, &datagram)?;
+            pair.expect("unknown", &datagram, Reason::Opened).map(drop)
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn first_fragments_are_looked_up_since_later_ones_have_to_find_their_flow() -> Result<()> {
+    let mut pair = Pair::new(&World::default())?;
+    for (_, vip, _) in direct() {
+        let mut datagram = Segment::udp(client_of(vip.0), vip);
+        datagram.payload = vec![7; 600];
+        let [whole, first] = [datagram.build(), datagram.fragments(400).swap_remove(0)];
+        within_one_tick(&mut pair, |pair| {
+            leave_trace_alone(pair, &whole)?;
+            pair.expect("the flow's trace", &whole, Reason::ToBackend)?;
+            pair.expect("a first fragment", &first, Reason::Opened).map(drop)
         })?;
     }
     Ok(())

@@ -102,6 +102,7 @@ fn each_program_is_one_function_within_its_budget() {
         ("lb_too_big", 500),
         ("lb_too_big_ipv6", 1000),
     ];
+    const MOST_STACK: u16 = 420;
     let programs = object::programs();
     assert_eq!(programs.len(), MOST_INSTRUCTIONS.len());
     for (name, most) in MOST_INSTRUCTIONS {
@@ -112,6 +113,9 @@ fn each_program_is_one_function_within_its_budget() {
         assert_eq!(calls, 0, "{name} calls functions of its own");
         let count = instructions.len();
         assert!(count <= most, "{name}: {count} instructions");
+        // Of 512 bytes that a program has.
+        let stack = object::stack(instructions);
+        assert!(stack <= MOST_STACK, "{name}: {stack} bytes of stack");
         assert!(count > most / 3, "{name}: {count} instructions: is this the program?");
     }
 }

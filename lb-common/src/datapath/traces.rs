@@ -81,12 +81,15 @@ impl Traces {
         self.find(trace) != Self::ALL
     }
 
-    /// The same with another one, which isn't there. Where there are three already, it takes the place of one.
+    /// The same with another one. Where there are three already, it takes the place of one.
     #[inline(always)]
     pub(super) const fn with(self, trace: Trace) -> Self {
         let time = trace.time << Self::ALL;
         if self.0 >> Self::ALL != trace.time {
             return Self(time | trace.number);
+        }
+        if self.have(trace) {
+            return self;
         }
         let mut shift = self.find_now(0);
         if shift == Self::ALL {
@@ -141,7 +144,8 @@ impl Trace {
         let place = (flow >> 32) as u32 & settings.trace_mask;
         // Not all at the same moment.
         let time = now.tick().number().wrapping_add(place) / TRACE_TICKS;
-        let number = (flow ^ u64::from(time)).wrapping_mul(MULTIPLIER) >> (64 - Traces::BITS);
+        let salt = u64::from(time).wrapping_mul(OTHER_MULTIPLIER);
+        let number = (flow ^ salt).wrapping_mul(MULTIPLIER) >> (64 - Traces::BITS);
         Self {
             number: if number == 0 { 1 } else { number },
             time: u64::from(time) & (u64::MAX >> Traces::ALL),
@@ -151,8 +155,9 @@ impl Trace {
     }
 }
 
-/// An odd number with as many ones as zeros.
+/// Odd numbers with about as many ones as zeros.
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+const OTHER_MULTIPLIER: u64 = 0xd6e8_feb8_6659_fd93;
 
 /// Takes a trace away, if it is there.
 #[inline(always)]

@@ -38,7 +38,7 @@ pub(super) fn apply(
     match change {
         Change::Settings(settings) => {
             if settings.hash_seed != there.settings.hash_seed {
-                there.all_rings().for_each(|(_, ring)| maps.rings.unsettle(ring, |_| true));
+                there.all_rings().for_each(|(_, ring)| maps.rings.unsettle(ring));
             }
             done(maps.settings.set(0, settings, 0), maps::SETTINGS)?;
             there.settings = *settings;
@@ -99,7 +99,7 @@ pub(super) fn apply(
             if let Some(known) = known.filter(|_| !as_before) {
                 let service = known.info.service;
                 let rings = there.all_rings().filter(|(of, _)| *of == service);
-                rings.for_each(|(_, ring)| maps.rings.unsettle(ring, |_| true));
+                rings.for_each(|(_, ring)| maps.rings.unsettle(ring));
                 let binds = there.binds.iter().filter(|(_, bound)| bound.index == service);
                 let binds: Vec<Bind> = binds.map(|(bind, _)| *bind).collect();
                 add_direct_ports(maps, &binds, Some(backend.forwarding))?;
@@ -169,7 +169,7 @@ pub(super) fn apply(
         Change::Bind(bind, service) => {
             let before = there.binds.get(bind).filter(|before| follows(service, before));
             if before.is_none() {
-                maps.rings.unsettle(service.ring, |_| true);
+                maps.rings.unsettle(service.ring);
             }
             add_direct_ports(maps, &[*bind], there.forwarding(service.index))?;
             let done = match bind.address.ip() {

@@ -57,20 +57,21 @@ impl RingMemory {
         }
     }
 
-    /// Unsettles the slots of a ring that `which` says, by their numbers within it.
-    pub fn unsettle(&self, ring: Ring, which: impl Fn(usize) -> bool) {
-        for (number, slot) in self.slots_of(ring).iter().enumerate() {
-            // One that was about to settle begins anew.
-            if load(slot) != load(slot).unsettled() && which(number) {
-                slot.fetch_or(Slot::UNSETTLED, Ordering::Relaxed);
-            }
+    /// Unsettles all slots of a ring, also those that were about to settle.
+    pub fn unsettle(&self, ring: Ring) {
+        for slot in self.slots_of(ring) {
+            unsettle(slot, Slot::UNSETTLED);
         }
     }
 
-    /// Unsettles the slots of a ring that are unsettled in the one of the same size that was there before.
+    /// Makes the slots of a ring as unsettled as those of the one of the same size that was there before, and those wholly that
+    /// lead elsewhere.
     pub fn unsettle_after(&self, before: Ring, ring: Ring) {
-        let old = self.slots_of(before);
-        self.unsettle(ring, |number| old.get(number).is_some_and(|slot| !load(slot).is_settled()));
+        for (old, slot) in self.slots_of(before).iter().zip(self.slots_of(ring)) {
+            let old = load(old);
+            let same = old.number() == load(slot).number();
+            unsettle(slot, if same { old.word() & Slot::UNSETTLED } else { Slot::UNSETTLED });
+        }
     }
 
     /// Looks at a ring's slots after a look through all flows. Those that `strays` names, by their places in the map, lead
@@ -97,7 +98,7 @@ impl RingMemory {
     /// Unsettles the slot at a place of the map.
     pub fn unsettle_slot(&self, place: u32) {
         if let Some(slot) = self.0.words().get(place as usize) {
-            slot.fetch_or(Slot::UNSETTLED, Ordering::Relaxed);
+            unsettle(slot, Slot::UNSETTLED);
         }
     }
 
@@ -118,6 +119,13 @@ impl RingMemory {
     fn range(&self, offset: u32, count: u32) -> &[AtomicU32] {
         let rest = self.0.words().get(offset as usize..);
         rest.and_then(|rest| rest.get(..count as usize)).unwrap_or_default()
+    }
+}
+
+/// Sets bits of [`Slot::UNSETTLED`].
+fn unsettle(slot: &AtomicU32, bits: u32) {
+    if load(slot).word() & bits != bits {
+        slot.fetch_or(bits, Ordering::Relaxed);
     }
 }
 

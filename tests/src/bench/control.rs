@@ -16,7 +16,10 @@ use lb_common::abi::RING_CHUNK_SLOTS;
 use lb_userspace::control::ring::{Member, build};
 use serde_json::{Value, json};
 
-use super::report::{Bar, Report, number};
+use super::{
+    apart,
+    report::{Bar, Report, number},
+};
 use crate::{
     crowd,
     frame::flags,
@@ -56,7 +59,7 @@ pub fn report(lb: &str, only: &str) -> Result<Report> {
         ("list", list),
     ] {
         if name.contains(only) {
-            found.extend(measure(lb)?);
+            found.extend(apart(|| measure(lb))?);
             eprintln!("{name}: done");
         }
     }

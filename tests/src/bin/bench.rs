@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
-use lb_tests::bench::{control, network, packets};
+use lb_tests::bench::{apart, control, network, packets};
 
 #[derive(Parser)]
 struct Arguments {
@@ -32,7 +32,7 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     for part in &arguments.parts {
         let report = match part {
-            Part::Packets => packets::Bench::new()?.report(&arguments.only)?,
+            Part::Packets => apart(|| packets::Bench::new()?.report(&arguments.only))?,
             Part::Control => control::report(&own_lb()?, &arguments.only)?,
             Part::Network => network::report(&own_lb()?, &arguments.only)?,
         };

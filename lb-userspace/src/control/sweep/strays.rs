@@ -24,7 +24,7 @@ pub(super) struct Strays {
     rings: BTreeMap<u32, Ring>,
     /// Slots that lead elsewhere than to where all their flows are.
     slots: HashSet<u32>,
-    /// Entries of services that these rings lead.
+    /// Established flows of services that these rings lead.
     flows: u32,
 }
 
@@ -92,9 +92,10 @@ impl Strays {
             protocol: key.protocol as u16,
         };
         let Some(service) = led.get(&service) else { return };
-        self.flows += 1;
+        let is_to_backend = flow.direction == Direction::ToBackend as u8;
+        self.flows += u32::from(is_to_backend && !flow.state.is_half_open());
         let slot = datapath::slot_of(key, service, &self.settings);
-        let is_there = flow.direction == Direction::ToBackend as u8
+        let is_there = is_to_backend
             && rings.slot(slot).number() == flow.backend
             && self.forwarding.get(&flow.backend) == Some(&flow.forwarding);
         if !is_there && !self.is_past(flow) {

@@ -1,0 +1,72 @@
+//! How many tables a packet looks at: what it takes beside the tables themselves, and changes by nothing but the code.
+
+use anyhow::{Result, ensure};
+use lb_common::{abi::Forwarding, datapath::Reason};
+use lb_tests::{
+    connection::Connection,
+    frame::{Segment, flags},
+    host::LookUps,
+    pair::Pair,
+    world::{OTHER_FORWARDINGS, Socket, VIP, World, client_of},
+};
+use lb_userspace::dataplane::now;
+
+/// Sends a frame, and demands its look-ups.
+fn demand(
+    pair: &mut Pair,
+    what: &str,
+    frame: &[u8],
+    reason: Reason,
+    [hashes, arrays]: [u32; 2],
+) -> Result<()> {
+    pair.expect(what, frame, reason)?;
+    let found = pair.host.look_ups();
+    ensure!(found == LookUps { hashes, arrays }, "{what}: {found:?}, not [{hashes}, {arrays}]");
+    Ok(())
+}
+
+#[test]
+fn packets_look_at_no_more_tables_than_they_have_to() -> Result<()> {
+    let mut world = World::default();
+    world.settings.replies_anywhere = 0;
+    let mut pair = Pair::new(&world)?;
+    // For each packet: hash tables, arrays.
+    let elsewhere = Segment::syn(client_of(VIP.0), (VIP.0, 22)).build();
+    demand(&mut pair, "not ours", &elsewhere, Reason::NoService, [2, 2])?;
+
+    let syn = Segment::syn(client_of(VIP.0), VIP).build();
+    demand(&mut pair, "full NAT: SYN", &syn, Reason::Opened, [9, 17])?;
+    pair.reset()?;
+    let connection = Connection::open(&mut pair, VIP)?;
+    let syn_ack = connection.syn_ack().build();
+    demand(&mut pair, "full NAT: SYN-ACK", &syn_ack, Reason::ToClient, [4, 8])?;
+    let ack = connection.ack().build();
+    demand(&mut pair, "full NAT: its ACK", &ack, Reason::ToBackend, [8, 9])?;
+    demand(&mut pair, "full NAT: a request", &ack, Reason::ToBackend, [1, 5])?;
+    let reply = connection.from_backend(flags::ACK).build();
+    demand(&mut pair, "full NAT: a reply", &reply, Reason::ToClient, [1, 4])?;
+
+    let dsr = OTHER_FORWARDINGS.into_iter().find(|(how, ..)| *how == Forwarding::Dsr);
+    let (_, vip, _): (Forwarding, Socket, u32) = dsr.expect("one by direct return");
+    let segment = |bits| {
+        let mut segment = Segment::syn(client_of(vip.0), vip).with_flags(bits);
+        segment.sequence += u32::from(bits != flags::SYN);
+        segment.build()
+    };
+    // Traces hold for some seconds, and what comes after one is looked up.
+    loop {
+        pair.reset()?;
+        let start = now();
+        let result = demand_of_dsr(&mut pair, segment);
+        if now() == start {
+            return result;
+        }
+    }
+}
+
+fn demand_of_dsr(pair: &mut Pair, segment: impl Fn(u8) -> Vec<u8>) -> Result<()> {
+    demand(pair, "dsr: SYN", &segment(flags::SYN), Reason::Opened, [6, 14])?;
+    demand(pair, "dsr: its ACK", &segment(flags::ACK), Reason::ToBackend, [6, 13])?;
+    demand(pair, "dsr: looked up", &segment(flags::ACK), Reason::ToBackend, [2, 11])?;
+    demand(pair, "dsr: steady", &segment(flags::ACK), Reason::ToBackend, [1, 9])
+}
