@@ -1,4 +1,4 @@
-//! The maps as a state, changed step by step. The only place that writes them, with [`shortcuts`].
+//! The maps as a state, changed step by step. The only place that writes them, with `shortcuts.rs`.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
