@@ -66,7 +66,7 @@ const FIELDS: [&str; 18] = [
     "_ws.malformed",
 ];
 
-const GUE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/gue.lua");
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/tshark.lua");
 
 /// Both are zero (RFC 1624, section 3). Linux sends TCP's as it must send UDP's, by the first one
 /// (`skb_checksum_help` in net/core/dev.c), which tshark takes for wrong.
@@ -103,7 +103,7 @@ impl Capture {
     /// One isn't, a frame is malformed, or the file can't be decoded.
     pub fn decoded(&self) -> Result<Vec<Decoded>> {
         let mut command = Command::new("tshark");
-        command.args(["-n", "-X", &format!("lua_script:{GUE}"), "-r"]).arg(&self.file);
+        command.args(["-n", "-X", &format!("lua_script:{SCRIPT}"), "-r"]).arg(&self.file);
         command.args(["-T", "fields", "-E", "separator=|"]);
         for protocol in ["ip", "tcp", "udp"] {
             command.args(["-o", &format!("{protocol}.check_checksum:TRUE")]);

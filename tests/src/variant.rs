@@ -1,6 +1,6 @@
-//! Another version of `lb`, whose XDP program differs.
+//! Copies of `lb`, and another version of it, whose XDP program differs.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use lb_userspace::dataplane::OBJECT;
@@ -9,6 +9,18 @@ use object::{Object, ObjectSection, ObjectSymbol};
 /// Opcodes of jumps that compare two registers for equality or inequality, as 64 and as 32 bits (RFC 9669, section
 /// 4.3): whichever of them comes first, they mean the same.
 const SYMMETRIC_JUMPS: [u8; 4] = [0x1d, 0x5d, 0x1e, 0x5e];
+
+/// Copies a program, so that it can be started at once. Another process does it: a file that this one has open to write,
+/// children of its other threads have too until they start their programs, and so long the kernel starts none from it.
+///
+/// # Errors
+///
+/// It can't be copied.
+pub fn copy(program: &str, to: &Path) -> Result<()> {
+    let output = Command::new("cp").arg(program).arg(to).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
 
 /// Copies a program, with two registers changed about in the first such jump of its first XDP program: that does the
 /// same, and is another one to the kernel.

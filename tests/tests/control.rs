@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use lb_tests::{
     bed::Bed,
     client::{self, Load},
+    variant,
     wait::wait_until,
 };
 use nix::sys::signal::Signal;
@@ -150,7 +151,7 @@ fn starts_that_cannot_be_say_why_in_one_line() -> Result<()> {
     let mode = PermissionsExt::from_mode(0o644);
     fs::set_permissions(open.path(), mode)?;
     let copy = std::env::temp_dir().join(format!("lb-unprivileged-{}", std::process::id()));
-    fs::copy(LB, &copy)?;
+    variant::copy(LB, &copy)?;
     let output = command.arg(&copy).args(["run", "-c"]).arg(open.path()).output();
     fs::remove_file(&copy)?;
     let output = output?;
@@ -305,7 +306,7 @@ fn only_those_whose_the_socket_is_change_anything() -> Result<()> {
     fs::set_permissions(bed.socket(), fs::Permissions::from_mode(0o666))?;
     std::os::unix::fs::chown(bed.socket(), None, Some(GROUP))?;
     let program = directory.join("lb");
-    fs::copy(LB, &program)?;
+    variant::copy(LB, &program)?;
     let nobody = |groups: &[&str], arguments: &[&str]| -> Result<(bool, String)> {
         let mut command = bed.balancer.command("setpriv");
         command.args(["--reuid", "65534", "--regid", "65534"]).args(groups).arg(&program);
