@@ -49,6 +49,15 @@ impl Connection {
         Ok(Self(stream))
     }
 
+    /// The client's address and port.
+    ///
+    /// # Errors
+    ///
+    /// The socket doesn't say.
+    pub fn local_address(&self) -> Result<SocketAddr> {
+        Ok(self.0.local_addr()?)
+    }
+
     /// Ends the connection by a reset, so that its port is free at once.
     ///
     /// # Errors

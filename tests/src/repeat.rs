@@ -1,12 +1,12 @@
 //! Runs a program on many flows' frames in turn, in the kernel, and measures how long one frame takes.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::{Array, MapData, ProgramArray},
-    programs::{ProgramFd, TestRun, TestRunOptions, Xdp},
+    maps::{Array, DevMap, MapData, PerCpuArray, ProgramArray},
+    programs::{ProgramFd, TestRun, TestRunAttrs, TestRunOptions, Xdp},
 };
 
 use nix::time::{ClockId, clock_gettime};
@@ -14,7 +14,8 @@ use nix::time::{ClockId, clock_gettime};
 #[path = "../ebpf/src/run.rs"]
 mod run;
 
-use run::{Run, Variation, WORDS};
+pub(crate) use run::MARK;
+use run::{Run, SENT_WORDS, Variation, WORDS};
 
 static OBJECT: &[u8] = include_bytes_aligned!(env!("LB_TESTS_EBPF_OBJECT"));
 
@@ -163,6 +164,62 @@ impl Repeater {
         ensure!(result.return_value != XDP_ABORTED, "the program wasn't run");
         Ok((now()? - start).as_nanos() as f64 / f64::from(times))
     }
+}
+
+/// Sends one frame again and again, as fast as the kernel can.
+pub struct Generator {
+    ebpf: Ebpf,
+    frame: Vec<u8>,
+}
+
+impl Generator {
+    /// Loads it. The interface is one of this thread's namespace.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses, or the frame is too short.
+    pub fn new(interface: u32, frame: Vec<u8>) -> Result<Self> {
+        let mut ebpf = Ebpf::load(OBJECT)?;
+        program(&mut ebpf, "generate")?.load()?;
+        let (words, _) = frame.as_chunks::<8>();
+        let words = words.first_chunk::<SENT_WORDS>().context("a frame is too short")?;
+        let mut map = |name| ebpf.take_map(name).with_context(|| name);
+        let mut sent: Array<MapData, [u64; SENT_WORDS]> = Array::try_from(map("SENT")?)?;
+        sent.set(0, words.map(u64::from_ne_bytes), 0)?;
+        let mut sent_by: DevMap<MapData> = DevMap::try_from(map("SENT_BY")?)?;
+        sent_by.set(0, interface, None, 0)?;
+        Ok(Self { ebpf, frame })
+    }
+
+    /// Sends that many, from this thread's namespace and processor, and returns how long it took. What happens to them on
+    /// this processor is part of that.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub fn send(&mut self, frames: u32) -> Result<Duration> {
+        /// How many the kernel hands on at once: what its drivers take from a ring at once.
+        const BATCH: u32 = 64;
+        let start = Instant::now();
+        program(&mut self.ebpf, "generate")?.test_run(TestRunOptions {
+            data_in: Some(&self.frame),
+            repeat: frames,
+            attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+            ..TestRunOptions::new()
+        })?;
+        Ok(start.elapsed())
+    }
+}
+
+/// How many frames of a [`Generator`] the programs of an object have counted.
+///
+/// # Errors
+///
+/// It has no such map.
+pub fn counted(ebpf: &Ebpf) -> Result<u64> {
+    let counted: PerCpuArray<_, u64> =
+        PerCpuArray::try_from(ebpf.map("COUNTED").context("COUNTED")?)?;
+    Ok(counted.get(&0, 0)?.iter().sum())
 }
 
 fn program<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut Xdp> {

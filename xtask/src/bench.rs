@@ -26,9 +26,11 @@ pub(crate) struct Arguments {
 enum Part {
     /// What the program takes for one packet
     Packets,
+    /// Frames a second through lb and through others
+    Rate,
     /// Requests through lb and through others
     Network,
-    /// Rings, reloads, checks, lists
+    /// Rings, reloads, checks, lists, memory
     Control,
 }
 

@@ -21,11 +21,11 @@ use aya_ebpf::{
     bindings::{xdp_action, xdp_md},
     helpers::generated::bpf_xdp_adjust_head,
     macros::{map, xdp},
-    maps::{Array, DevMap, HashMap, ProgramArray},
+    maps::{Array, DevMap, HashMap, PerCpuArray, ProgramArray},
     programs::XdpContext,
 };
 
-use crate::run::{Run, Variation, WORDS};
+use crate::run::{MARK, Run, SENT_WORDS, Variation, WORDS};
 
 #[map]
 static RUN: Array<Run> = Array::with_max_entries(1, 0);
@@ -211,10 +211,58 @@ pub fn redirect(context: XdpContext) -> u32 {
     OTHERS.redirect(ingress, 0).unwrap_or(xdp_action::XDP_DROP)
 }
 
-/// Takes an outer IPv4 header (RFC 2003) off what has one.
+/// The frame that is sent again and again, but for its padding.
+#[map]
+static SENT: Array<[u64; SENT_WORDS]> = Array::with_max_entries(1, 0);
+
+/// The interface that it is sent by.
+#[map]
+static SENT_BY: DevMap = DevMap::with_max_entries(1, 0);
+
+/// How many have arrived.
+#[map]
+static COUNTED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// Sends a frame, which is written anew: it comes back as whoever had it last has left it.
+#[xdp]
+pub fn generate(context: XdpContext) -> u32 {
+    let (Some(place), Some(sent)) = (place::<[u64; SENT_WORDS]>(&context), SENT.get(0)) else {
+        return xdp_action::XDP_ABORTED;
+    };
+    // SAFETY: it lies within the frame, whose beginning is a multiple of eight in a test run.
+    unsafe { *place = *sent };
+    SENT_BY.redirect(0, 0).unwrap_or(xdp_action::XDP_ABORTED)
+}
+
+/// Counts the frames of [`generate`], and ends them. Others pass.
+#[xdp]
+pub fn count(context: XdpContext) -> u32 {
+    if is_counted(&context) { xdp_action::XDP_DROP } else { xdp_action::XDP_PASS }
+}
+
+/// Whether a frame is one of [`generate`]'s: then it is counted.
+#[inline(always)]
+fn is_counted(context: &XdpContext) -> bool {
+    let Some(place) = place::<[u8; 16]>(context) else { return false };
+    // SAFETY: it lies within the frame.
+    let (ether_type, service) = unsafe { ([(*place)[12], (*place)[13]], (*place)[15]) };
+    if ether_type != [0x08, 0x00] || service != MARK {
+        return false;
+    }
+    if let Some(counted) = COUNTED.get_ptr_mut(0) {
+        // SAFETY: the map's value is valid, and no other program has this processor.
+        unsafe { *counted += 1 };
+    }
+    true
+}
+
+/// Takes an outer IPv4 header (RFC 2003) off what has one, and counts the frames of [`generate`].
 #[xdp]
 pub fn decapsulate(context: XdpContext) -> u32 {
     const ADDED: i32 = 20;
+    if is_counted(&context) {
+        return xdp_action::XDP_DROP;
+    }
     let Some(place) = place::<[u16; OUTER]>(&context) else { return xdp_action::XDP_PASS };
     // SAFETY: it lies within the frame.
     let header = unsafe { *place };

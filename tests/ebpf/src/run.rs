@@ -22,3 +22,9 @@ pub(crate) struct Run {
 /// What a frame of a flow has of its own: two words of the template's, of IPv4 from byte 24 on (checksum, addresses,
 /// ports), of IPv6 from bytes 32 (end of the source address) and 48 (end of the destination address, source port).
 pub(crate) type Variation = [u64; 2];
+
+/// 64-bit words of the frame that is sent again and again: its headers.
+pub(crate) const SENT_WORDS: usize = 7;
+
+/// What its IPv4 header has as type of service, and no other frame.
+pub(crate) const MARK: u8 = 0xb8;

@@ -157,6 +157,14 @@ impl Bed {
         Ok(())
     }
 
+    /// Leaves one processor alone: all processes run on the other one. Returns that.
+    pub(super) fn gather(&self) -> Result<usize> {
+        for pid in self.balancer.processes().into_iter().chain(self.backend.processes()) {
+            set_processor(pid, OTHERS)?;
+        }
+        Ok(OTHERS)
+    }
+
     /// Lets everything run anywhere.
     pub(super) fn unpin(&self) -> Result<()> {
         let own = self.balancer.processes().into_iter().chain(self.backend.processes());
@@ -263,6 +271,24 @@ impl Load {
         ensure!(self.errors == 0, "{} requests failed, {} didn't", self.errors, self.requests);
         Ok(())
     }
+}
+
+/// The hardware address of an interface in a namespace.
+///
+/// # Errors
+///
+/// There is none.
+pub(super) fn hardware_address(namespace: &Namespace, interface: &str) -> Result<[u8; 6]> {
+    let link = namespace.ip(&["-o", "link", "show", interface])?;
+    let text = link.split("link/ether ").nth(1).and_then(|rest| rest.split(' ').next());
+    hardware_address_of(text.context("a hardware address")?)
+}
+
+/// A hardware address as it is written.
+pub(super) fn hardware_address_of(text: &str) -> Result<[u8; 6]> {
+    let bytes: Result<Vec<u8>, _> =
+        text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect();
+    bytes?.try_into().map_err(|_| anyhow::anyhow!("not a hardware address: {text}"))
 }
 
 fn set_processor(pid: Pid, processor: usize) -> Result<()> {

@@ -1,4 +1,4 @@
-//! What the controller takes: rings, reloads, checks, lists.
+//! What the controller takes: rings, reloads, checks, lists, memory.
 
 use std::{
     net::SocketAddr,
@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use lb_common::abi::RING_CHUNK_SLOTS;
+use lb_common::abi::{RING_CHUNK_SLOTS, maps as abi};
 use lb_userspace::control::ring::{Member, build};
 use serde_json::{Value, json};
 
@@ -21,6 +21,7 @@ use super::{
     report::{Bar, Report, number},
 };
 use crate::{
+    bed::Bed,
     crowd,
     frame::flags,
     kernel::Kernel,
@@ -37,7 +38,7 @@ const SERVICES: usize = 1000;
 const CHECKED: usize = 10_000;
 const FLOWS: u32 = 1_000_000;
 
-/// A number that was found, in milliseconds or percent.
+/// A number that was found, in milliseconds, percent or bytes.
 struct Found {
     group: &'static str,
     what: String,
@@ -57,6 +58,7 @@ pub fn report(lb: &str, only: &str) -> Result<Report> {
         ("reload", reload),
         ("checks", checks),
         ("list", list),
+        ("memory", memory),
     ] {
         if name.contains(only) {
             found.extend(apart(|| measure(lb))?);
@@ -160,6 +162,39 @@ fn checks(lb: &str) -> Result<Vec<Found>> {
     let value = used.as_secs_f64() / WATCHED.as_secs_f64() * 100.0;
     let what = format!("{CHECKED} backends checked every {:?}", many::INTERVAL);
     Ok(vec![Found { group: "checks", what, value, unit: "% of a CPU" }])
+}
+
+/// Memory of the kernel's for each of what is kept, as much as it says that maps take: where room is made at the start, that
+/// room is counted, with buckets and what else belongs to a map.
+fn memory(lb: &str) -> Result<Vec<Found>> {
+    /// Two entries, one for each direction.
+    const BOTH_DIRECTIONS: u32 = 2;
+    let bed = Bed::new(lb, "native", 1)?;
+    let maps = bed.json(&["list", "maps", "--json"])?;
+    let entry = |name: &&str| -> Result<f64> {
+        let mut all = maps.as_array().context("a list")?.iter();
+        let map = all.find(|map| map["name"] == *name).with_context(|| (*name).to_owned())?;
+        let bytes = map["bytes"].as_f64().context("bytes")?;
+        Ok(bytes / map["max_entries"].as_f64().context("max_entries")?)
+    };
+    let each = [
+        ("an established flow over IPv4", &[abi::FLOWS][..], BOTH_DIRECTIONS),
+        ("a half-open flow over IPv4", &[abi::EMBRYONIC], BOTH_DIRECTIONS),
+        ("a service", &[abi::SERVICE_INFO, abi::SERVICE_COUNTERS, abi::SERVICE_LOADS], 1),
+        (
+            "a backend",
+            &[abi::BACKENDS, abi::BACKEND_INFO, abi::BACKEND_COUNTERS, abi::LOADS, abi::REFUSALS],
+            1,
+        ),
+        ("a client that keeps its backend", &[abi::CLIENTS], 1),
+    ];
+    each.into_iter()
+        .map(|(what, names, entries)| {
+            let all: Result<Vec<f64>> = names.iter().map(entry).collect();
+            let value = all?.iter().sum::<f64>() * f64::from(entries);
+            Ok(Found { group: "memory", what: what.to_owned(), value, unit: "bytes" })
+        })
+        .collect()
 }
 
 /// Lists of very many flows.

@@ -8,6 +8,7 @@ mod bed;
 pub mod control;
 pub mod network;
 pub mod packets;
+pub mod rate;
 mod report;
 mod systems;
 

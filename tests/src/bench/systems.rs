@@ -10,7 +10,7 @@ use aya::{
 };
 use xtask::netns::Namespace;
 
-use super::bed::{BACKEND, Bed, Process, VIP};
+use super::bed::{BACKEND, Bed, Process, VIP, hardware_address, hardware_address_of};
 use crate::{client::within, pins::pin_directory, wait::wait_until};
 
 /// One of them.
@@ -67,10 +67,11 @@ impl System {
 
     /// Puts it there until the result is dropped.
     pub(super) fn set_up(self, bed: &Bed, lb: &str) -> Result<Running> {
-        let mut running = Running { process: None, _programs: Vec::new(), undo: Vec::new() };
+        let mut running =
+            Running { process: None, _redirect: None, decapsulator: None, undo: Vec::new() };
         match self {
             Self::Routing => {}
-            Self::Redirect => running._programs.push(redirect(&bed.balancer)?),
+            Self::Redirect => running._redirect = Some(redirect(&bed.balancer)?),
             Self::Lb(forwarding) => running.lb(bed, lb, forwarding)?,
             Self::Nftables => running.nftables(bed)?,
             Self::Haproxy(mode) => running.process = Some(haproxy(bed, mode)?),
@@ -84,8 +85,9 @@ impl System {
 /// What has to go before the next one comes.
 pub(super) struct Running {
     process: Option<Process>,
-    /// Programs that are attached as long as they are loaded.
-    _programs: Vec<Ebpf>,
+    /// Programs that are attached as long as they are loaded: the balancer's, and that before the backend.
+    _redirect: Option<Ebpf>,
+    pub(super) decapsulator: Option<Ebpf>,
     undo: Vec<Undo>,
 }
 
@@ -117,10 +119,7 @@ impl Running {
             self.undo.push(Box::new(|bed| bed.return_directly(false)));
         }
         if forwarding == "ipip" {
-            let program = within(bed.backend(), || {
-                attach("decapsulate", &["backend0"]).map_err(io::Error::other)
-            })?;
-            self._programs.push(program);
+            self.decapsulator = Some(attach_at_backend(bed, "decapsulate")?);
         }
         self.undo.push(Box::new(move |_| {
             lb_userspace::dataplane::Pins::new(&pins).remove()?;
@@ -146,7 +145,8 @@ impl Running {
 /// Has frames redirected from each of the balancer's interfaces to the other one.
 fn redirect(balancer: &Namespace) -> Result<Ebpf> {
     let ends = ["lb0", "lb1"];
-    let stations: Result<Vec<u64>> = [("10.92.0.1", "lb0"), ("10.93.0.101", "lb1")]
+    let neighbours = [("10.92.0.1", "lb0"), ("10.93.0.101", "lb1")];
+    let stations: Result<Vec<u64>> = neighbours
         .into_iter()
         .map(|(address, interface)| {
             wait_until("a neighbour is known", || {
@@ -154,18 +154,12 @@ fn redirect(balancer: &Namespace) -> Result<Ebpf> {
             })?;
             let neighbour = balancer.ip(&["neigh", "show", address, "dev", interface])?;
             let text = neighbour.split("lladdr ").nth(1).and_then(|rest| rest.split(' ').next());
-            mac(text.context("a hardware address")?)
+            hardware_address_of(text.context("a hardware address")?).map(number)
         })
         .collect();
     let stations = stations?;
-    let own: Result<Vec<u64>> = ends
-        .iter()
-        .map(|interface| {
-            let link = balancer.ip(&["-o", "link", "show", interface])?;
-            let text = link.split("link/ether ").nth(1).and_then(|rest| rest.split(' ').next());
-            mac(text.context("a hardware address")?)
-        })
-        .collect();
+    let own: Result<Vec<u64>> =
+        ends.iter().map(|interface| hardware_address(balancer, interface).map(number)).collect();
     let own = own?;
     let attach_both = move || -> Result<Ebpf> {
         let mut ebpf = attach("redirect", &["lb0", "lb1"])?;
@@ -187,14 +181,13 @@ fn redirect(balancer: &Namespace) -> Result<Ebpf> {
 }
 
 /// A hardware address as a number whose low bytes come first on the wire.
-fn mac(text: &str) -> Result<u64> {
-    let bytes: Result<Vec<u8>, _> =
-        text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect();
-    let mut all = [0; 8];
-    for (place, byte) in all.iter_mut().zip(bytes?) {
-        *place = byte;
-    }
-    Ok(u64::from_le_bytes(all))
+fn number([one, two, three, four, five, six]: [u8; 6]) -> u64 {
+    u64::from_le_bytes([one, two, three, four, five, six, 0, 0])
+}
+
+/// Attaches one of our programs to the backend's interface, as long as the result is kept.
+pub(super) fn attach_at_backend(bed: &Bed, name: &'static str) -> Result<Ebpf> {
+    within(bed.backend(), move || attach(name, &["backend0"]).map_err(io::Error::other))
 }
 
 /// Attaches one of our programs to interfaces of this thread's namespace, as long as the result is kept.

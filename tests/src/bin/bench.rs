@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
-use lb_tests::bench::{apart, control, network, packets};
+use lb_tests::bench::{apart, control, network, packets, rate};
 
 #[derive(Parser)]
 struct Arguments {
@@ -22,9 +22,11 @@ struct Arguments {
 enum Part {
     /// What the program takes for one packet
     Packets,
+    /// Frames a second through lb and through others
+    Rate,
     /// Requests through lb and through others
     Network,
-    /// Rings, reloads, checks, lists
+    /// Rings, reloads, checks, lists, memory
     Control,
 }
 
@@ -34,6 +36,7 @@ fn main() -> Result<()> {
         let report = match part {
             Part::Packets => apart(|| packets::Bench::new()?.report(&arguments.only))?,
             Part::Control => control::report(&own_lb()?, &arguments.only)?,
+            Part::Rate => rate::report(&own_lb()?, &arguments.only)?,
             Part::Network => network::report(&own_lb()?, &arguments.only)?,
         };
         report.publish(&arguments.directory)?;

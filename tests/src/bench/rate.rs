@@ -1,0 +1,185 @@
+//! Frames a second through lb and through others, side by side.
+//!
+//! A program of ours sends the frames of one connection, which has been opened before: as short as Ethernet has them, as fast
+//! as it can, all on one processor, which hands them to the balancer's interface, does the balancer's work and hands them to
+//! the backend's interface, where they are counted and end. All processes run there as well: what another processor sends
+//! meanwhile, it also receives, and goes on with all that comes behind. In each round every system is set up, measured and removed
+//! again, in the one order and then in the other. What counts of each is the best tenth of its bursts: whoever else has the
+//! processor's other thread or its caches only makes it slower.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
+use serde_json::json;
+
+use super::{
+    bed::{Bed, hardware_address},
+    report::{Bar, Report, number},
+    systems::{Running, System, attach_at_backend},
+};
+use crate::{
+    client::{Connection, within},
+    frame::{Segment, flags},
+    repeat::{Generator, MARK, counted},
+    wait::wait_within,
+};
+
+const SYSTEMS: [System; 7] = [
+    System::Redirect,
+    System::Lb("full-nat"),
+    System::Lb("nat"),
+    System::Lb("dsr"),
+    System::Lb("ipip"),
+    System::Routing,
+    System::Nftables,
+];
+
+/// Rounds, bursts of a round, and frames of a burst.
+const ROUNDS: usize = 10;
+const BURSTS: usize = 4;
+const FRAMES: u32 = 500_000;
+
+/// What was found of a burst.
+#[derive(Clone, Copy, Debug)]
+struct Burst {
+    /// Millions of frames that arrived in a second.
+    rate: f64,
+    /// The part of the frames that didn't arrive.
+    lost: f64,
+}
+
+/// Measures every system whose name has that in it.
+///
+/// # Errors
+///
+/// A system doesn't start.
+pub fn report(lb: &str, only: &str) -> Result<Report> {
+    let bed = Bed::new()?;
+    let mut systems: Vec<System> =
+        SYSTEMS.into_iter().filter(|system| system.name().contains(only)).collect();
+    let names: Vec<String> = systems.iter().map(|system| system.name()).collect();
+    let mut found: BTreeMap<String, Vec<Burst>> = BTreeMap::new();
+    for round in 0..ROUNDS {
+        for system in &systems {
+            let name = system.name();
+            let running = system.set_up(&bed, lb)?;
+            let bursts = measure(&bed, *system, &running);
+            running.remove(&bed)?;
+            found.entry(name.clone()).or_default().extend(bursts.context(name.clone())?);
+            eprintln!("round {} of {ROUNDS}: {name}", round + 1);
+        }
+        systems.reverse();
+    }
+    // The burst that so many percent of all were no better than.
+    let quantile = |name: &String, value: fn(&Burst) -> f64, percent: usize| {
+        let mut values: Vec<f64> =
+            found.get(name).map_or(&[][..], Vec::as_slice).iter().map(value).collect();
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() * percent / 100).copied().unwrap_or(f64::NAN)
+    };
+    let rate = |name: &String| quantile(name, |burst| burst.rate, 90);
+    let row = |name: &String| {
+        let lost = quantile(name, |burst| burst.lost, 50);
+        let against = |other: System| number(rate(name) / rate(&other.name()));
+        let numbers = [
+            number(quantile(name, |burst| burst.rate, 50)),
+            number(rate(name)),
+            against(System::Redirect),
+            against(System::Nftables),
+            format!("{:.2}%", lost * 100.0),
+        ];
+        [name.clone()].into_iter().chain(numbers).collect()
+    };
+    let result = |name: &String| {
+        let bursts = found.get(name).map_or(&[][..], Vec::as_slice);
+        let all = |value: fn(&Burst) -> f64| bursts.iter().map(value).collect::<Vec<f64>>();
+        let (rates, lost) = (all(|burst| burst.rate), all(|burst| burst.lost));
+        json!({ "system": name, "million_frames_a_second": rates, "lost": lost })
+    };
+    let bar = |name: &String| Bar {
+        group: "frames of 64 bytes, one connection, one processor".to_owned(),
+        label: name.clone(),
+        value: rate(name),
+    };
+    Ok(Report {
+        name: "rate",
+        title: "Frames a second".to_owned(),
+        unit: "millions",
+        bars: names.iter().map(bar).collect(),
+        scaled_by_group: true,
+        headings: vec![
+            "system",
+            "Mpps, median",
+            "Mpps, best tenth",
+            "× XDP redirect",
+            "× nftables",
+            "lost",
+        ],
+        rows: names.iter().map(row).collect(),
+        results: names.iter().map(result).collect(),
+    })
+}
+
+fn measure(bed: &Bed, system: System, running: &Running) -> Result<Vec<Burst>> {
+    let mut connection = Connection::open(&bed.client, system.address())?;
+    connection.request()?;
+    if system == System::Nftables {
+        // The frames say nothing new, whatever their numbers.
+        bed.balancer.run("sysctl", &["-qw", "net.netfilter.nf_conntrack_tcp_be_liberal=1"])?;
+    }
+    let frame = frame(bed, connection.local_address()?, system.address().parse()?)?;
+    let counter = match running.decapsulator {
+        Some(_) => None,
+        None => Some(attach_at_backend(bed, "count")?),
+    };
+    let counter = counter.as_ref().or(running.decapsulator.as_ref()).context("a counter")?;
+    let mut generator = within(&bed.client, move || {
+        let interface = nix::net::if_::if_nametoindex("client0")?;
+        Generator::new(interface, frame).map_err(io::Error::other)
+    })?;
+    let processor = bed.gather()?;
+    let mut bursts = Vec::new();
+    for burst in 0..=BURSTS {
+        let before = counted(counter)?;
+        let (returned, taken) = within(&bed.client, move || {
+            let mut one = CpuSet::new();
+            one.set(processor)?;
+            sched_setaffinity(Pid::from_raw(0), &one)?;
+            let taken = generator.send(FRAMES).map_err(io::Error::other)?;
+            Ok((generator, taken))
+        })?;
+        generator = returned;
+        let arrived = || -> Result<u64> { Ok(counted(counter)? - before) };
+        // Where some were lost, all will never be there.
+        let _: Result<()> = wait_within(Duration::from_millis(500), "all arrive", || {
+            Ok(arrived()? >= u64::from(FRAMES))
+        });
+        let arrived = arrived()? as f64;
+        // The first one finds everything cold.
+        if burst > 0 {
+            let lost = 1.0 - arrived / f64::from(FRAMES);
+            bursts.push(Burst { rate: arrived / taken.as_secs_f64() / 1e6, lost });
+        }
+    }
+    Ok(bursts)
+}
+
+/// What the connection's client might send: an acknowledgement without data, 64 bytes with Ethernet's check sequence.
+fn frame(bed: &Bed, client: SocketAddr, service: SocketAddr) -> Result<Vec<u8>> {
+    let socket = |address: SocketAddr| -> (IpAddr, u16) { (address.ip(), address.port()) };
+    let mut segment = Segment::syn(socket(client), socket(service)).with_flags(flags::ACK);
+    segment.source_mac = hardware_address(&bed.client, "client0")?;
+    segment.destination_mac = hardware_address(&bed.balancer, "lb0")?;
+    segment.service = MARK;
+    segment.trailer = vec![0; 6];
+    Ok(segment.build())
+}
