@@ -2,9 +2,8 @@
 //!
 //! A program of ours sends the frames of one connection, which has been opened before: as short as Ethernet has them, as fast
 //! as it can, all on one processor, which hands them to the balancer's interface, does the balancer's work and hands them to
-//! the backend's interface, where they are counted and end. All processes run there as well: what another processor sends
-//! meanwhile, it also receives, and goes on with all that comes behind. In each round every system is set up, measured and removed
-//! again, in the one order and then in the other. What counts of each is the best tenth of its bursts: whoever else has the
+//! the backend's interface, where they are counted and end. All processes run there as well, so that no other
+//! processor takes part. In each round every system is set up, measured and removed again, in the one order and then in the other. What counts of each is the best tenth of its bursts: whoever else has the
 //! processor's other thread or its caches only makes it slower.
 
 use std::{
