@@ -14,6 +14,7 @@
 
 mod frame;
 mod maps;
+mod places;
 mod tables;
 
 use core::hint;

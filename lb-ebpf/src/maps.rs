@@ -8,9 +8,9 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Access, AccessKey, Backend, BackendInfo, Client, ClientKey, Counters, Flow, FlowKey,
-        Fragment, FragmentKey, LocalMac, PortBits, Refusal, RingChunk, Service, ServiceInfo,
-        ServiceKey, Settings,
+        Access, AccessKey, Backend, BackendInfo, CachePair, Client, ClientKey, Counters, Flow,
+        FlowKey, Fragment, FragmentKey, LocalMac, PortBits, Refusal, RingChunk, Service,
+        ServiceInfo, ServiceKey, Settings,
     },
     datapath::{ErrorScratch, Note, Stage},
     wire::{Ipv4Address, Ipv6Address, NetworkU32},
@@ -125,6 +125,11 @@ pub(crate) static DIRECT_PORTS: Array<PortBits> = Array::pinned(1, 0);
 // Pinned, so that a new program finds what the one before left.
 #[map]
 pub(crate) static TRACES: Array<u64> = Array::pinned(lb_common::datapath::TRACES, 0);
+
+// The controller erases what is in it through a mapping of its memory.
+#[map]
+pub(crate) static FLOW_CACHE: Array<CachePair> =
+    Array::pinned(lb_common::datapath::CACHE_PAIRS, BPF_F_MMAPABLE);
 
 // Keyed by interface index, which Linux has had since 5.4 (commit 6f9d451ab1a3).
 #[map]

@@ -8,14 +8,17 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Access, AccessKey, Answer, Backend, Client, ClientKey, Counters, Direction, Entry, Flow,
-        FlowKey, Fragment, FragmentKey, LocalMac, Moment, RING_CHUNK_SLOTS, Refusal, Service,
-        ServiceKey, Settings, Slot,
+        FlowKey, Fragment, FragmentKey, LocalMac, Moment, Refusal, Service, ServiceKey, Settings,
+        Slot,
     },
     datapath::{FamilyTables, InsertError, Reason, Table, Tables, Traces},
     wire::{Ipv4Address, Ipv6Address, NetworkU32},
 };
 
-use crate::maps;
+use crate::{
+    maps,
+    places::{copy_place, exchange, ring_place, seal_place},
+};
 
 /// The pinned maps.
 pub(crate) struct MapTables;
@@ -255,6 +258,52 @@ macro_rules! family_tables {
             }
 
             #[inline(always)]
+            fn seal(&self, pair: u32, way: u32) -> u64 {
+                // SAFETY: the place is valid and aligned.
+                seal_place::<$address>(pair, way).map_or(0, |seal| unsafe { seal.read_volatile() })
+            }
+
+            #[inline(always)]
+            fn confirmed_seal(&self, pair: u32, way: u32) -> u64 {
+                let seal = seal_place::<$address>(pair, way);
+                // SAFETY: as above. An addition that returns what was there is ordered, in Linux since 5.12 (commit 5ca419f2864a).
+                seal.map_or(0, |seal| unsafe {
+                    intrinsics::atomic_xadd::<u64, u64, { intrinsics::AtomicOrdering::SeqCst }>(
+                        seal, 0,
+                    )
+                })
+            }
+
+            #[inline(always)]
+            fn read_copy(&self, pair: u32, way: u32, copy: &mut Flow<$address>) -> bool {
+                let Some(place) = copy_place::<$address>(pair, way) else { return false };
+                let (from, to) = (place.cast::<u64>(), (&raw mut *copy).cast::<u64>());
+                for word in 0..size_of::<Flow<$address>>() / size_of::<u64>() {
+                    // SAFETY: both are so many words. Each is read once, whoever writes them; what they say together, the
+                    // seal tells.
+                    unsafe { to.add(word).write(from.add(word).read_volatile()) };
+                }
+                true
+            }
+
+            #[inline(always)]
+            fn write_copy(&self, pair: u32, way: u32, flow: &Flow<$address>, seal: u64) {
+                let Some(place) = copy_place::<$address>(pair, way) else { return };
+                // SAFETY: as above.
+                unsafe {
+                    place.write(*flow);
+                    exchange(place.cast::<u64>().add(Flow::<$address>::SEAL_WORD), seal);
+                }
+            }
+
+            #[inline(always)]
+            fn erase_copy(&self, pair: u32, way: u32) {
+                let Some(seal) = seal_place::<$address>(pair, way) else { return };
+                // SAFETY: as above.
+                unsafe { seal.write_volatile(0) };
+            }
+
+            #[inline(always)]
             fn service(&self, key: &ServiceKey<$address>) -> Option<Service> {
                 // SAFETY: the map isn't pre-allocated, so a value stays what it is while it's read.
                 unsafe { maps::$services.get(key) }.copied()
@@ -320,14 +369,6 @@ family_tables!(
     CLIENTS_IPV6,
     SOURCES_IPV6
 );
-
-/// Where a slot of the map of all rings is.
-#[inline(always)]
-fn ring_place(slot: u32) -> Option<*mut Slot> {
-    let chunk = maps::RINGS.get_ptr_mut(slot / RING_CHUNK_SLOTS)?;
-    // SAFETY: the map's value is that many slots.
-    Some(unsafe { chunk.cast::<Slot>().add((slot % RING_CHUNK_SLOTS) as usize) })
-}
 
 #[inline(always)]
 fn read_load(load: Option<*const i64>) -> i64 {

@@ -165,10 +165,33 @@ impl Host {
 
     /// Forgets all flows.
     pub fn forget_flows(&self) {
+        self.remove_entries();
+        self.ipv4.copies.borrow_mut().clear();
+        self.ipv6.copies.borrow_mut().clear();
+    }
+
+    /// Removes the entries of all flows, as nobody does who knows of their copies.
+    pub fn remove_entries(&self) {
         for table in [Table::Established, Table::Embryonic] {
             self.ipv4.forget(table);
             self.ipv6.forget(table);
         }
+    }
+
+    /// From now on, every flow over IPv4 is reset by its backend whenever one leaves a copy, as by a packet on another CPU.
+    pub fn reset_flows_when_copied(&self) {
+        self.ipv4.resets.set(true);
+    }
+
+    /// How many copies of flows there are.
+    pub fn copies(&self) -> usize {
+        self.ipv4.copies.borrow().len() + self.ipv6.copies.borrow().len()
+    }
+
+    /// Makes established flows older by so many ticks.
+    pub fn age_flows(&self, ticks: u32) {
+        self.ipv4.age(ticks);
+        self.ipv6.age(ticks);
     }
 
     /// Sets the clock.

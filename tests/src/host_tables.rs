@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use bytemuck::Zeroable as _;
 use ipnet::IpNet;
 use lb_common::{
     abi::{
@@ -183,6 +184,32 @@ macro_rules! family_tables {
             fn remove(&self, table: Table, key: &FlowKey<$address>) {
                 self.note_hash();
                 self.$memory.remove(table, key);
+            }
+
+            fn seal(&self, pair: u32, way: u32) -> u64 {
+                self.note_array();
+                self.$memory.copies.borrow().get(&(pair, way)).map_or(0, Flow::seal)
+            }
+
+            fn confirmed_seal(&self, pair: u32, way: u32) -> u64 {
+                FamilyTables::<$address>::seal(self, pair, way)
+            }
+
+            fn read_copy(&self, pair: u32, way: u32, copy: &mut Flow<$address>) -> bool {
+                self.note_array();
+                let copies = self.$memory.copies.borrow();
+                *copy = copies.get(&(pair, way)).copied().unwrap_or_else(Flow::zeroed);
+                true
+            }
+
+            fn write_copy(&self, pair: u32, way: u32, flow: &Flow<$address>, seal: u64) {
+                self.note_array();
+                self.$memory.write_copy((pair, way), flow, seal);
+            }
+
+            fn erase_copy(&self, pair: u32, way: u32) {
+                self.note_array();
+                self.$memory.copies.borrow_mut().remove(&(pair, way));
             }
 
             fn service(&self, key: &ServiceKey<$address>) -> Option<Service> {

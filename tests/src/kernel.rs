@@ -9,12 +9,9 @@ use aya::{
 };
 use lb_common::{
     abi::{AccessKey, Backend, Counters, RING_CHUNK_SLOTS, Refusal, Ring},
-    datapath::{Action, Reason, Table},
-    wire::Address,
+    datapath::{Action, Reason},
 };
-use lb_userspace::dataplane::{
-    Capacity, FamilyMaps, Loaded, Pins, RingMemory, load, nat_source_words,
-};
+use lb_userspace::dataplane::{Capacity, Loaded, Pins, RingMemory, load, nat_source_words};
 use nix::{
     sched::{CpuSet, sched_getcpu, sched_setaffinity},
     unistd::Pid,
@@ -22,7 +19,6 @@ use nix::{
 
 use crate::{
     host::Outcome,
-    memory::{Recorded, Records},
     pins::pin_directory,
     world::{INGRESS, OTHER_INTERFACE, World},
 };
@@ -126,20 +122,6 @@ impl Kernel {
         clear_counters(&mut maps.backend_counters, Counters::default())?;
         clear_counters(&mut maps.reason_counters, 0)?;
         self.counted.fill(0);
-        Ok(())
-    }
-
-    /// Forgets all flows.
-    ///
-    /// # Errors
-    ///
-    /// The maps can't be changed.
-    pub fn forget_flows(&mut self) -> Result<()> {
-        let maps = &mut self.loaded.maps;
-        for table in [Table::Established, Table::Embryonic] {
-            clear_flows(&mut maps.ipv4, table)?;
-            clear_flows(&mut maps.ipv6, table)?;
-        }
         Ok(())
     }
 
@@ -250,33 +232,6 @@ impl Kernel {
         Ok(sum)
     }
 
-    /// The entries of a table.
-    ///
-    /// # Errors
-    ///
-    /// The map can't be read.
-    pub fn flows(&self, table: Table) -> Result<Records> {
-        let mut records = Records::new();
-        let maps = &self.loaded.maps;
-        maps.ipv4.for_each(table, |key, flow| {
-            records.insert(bytemuck::bytes_of(key).to_vec(), Recorded::new(flow));
-        })?;
-        maps.ipv6.for_each(table, |key, flow| {
-            records.insert(bytemuck::bytes_of(key).to_vec(), Recorded::new(flow));
-        })?;
-        Ok(records)
-    }
-
-    /// How many entries a table has, of both families.
-    ///
-    /// # Errors
-    ///
-    /// The map can't be read.
-    pub fn entries(&self, table: Table) -> Result<u32> {
-        let maps = &self.loaded.maps;
-        Ok(maps.ipv4.usage(table)?.0 + maps.ipv6.usage(table)?.0)
-    }
-
     /// Where its maps are pinned.
     pub const fn pins(&self) -> &Pins {
         &self.pins
@@ -361,15 +316,6 @@ impl Drop for Kernel {
 fn clear<K: aya::Pod, V: aya::Pod>(map: &mut HashMap<MapData, K, V>) -> Result<()> {
     let keys: Vec<K> = map.keys().collect::<Result<_, _>>()?;
     keys.iter().try_for_each(|key| Ok(map.remove(key)?))
-}
-
-fn clear_flows<A: Address>(maps: &mut FamilyMaps<A>, table: Table) -> Result<()> {
-    let mut keys = Vec::new();
-    maps.for_each(table, |key, _| keys.push(*key))?;
-    for key in keys {
-        maps.flows_mut(table).remove(&key)?;
-    }
-    Ok(())
 }
 
 fn clear_counters<T: aya::Pod>(counters: &mut PerCpuArray<MapData, T>, zero: T) -> Result<()> {

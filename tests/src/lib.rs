@@ -27,6 +27,7 @@ mod host_tables;
 pub mod icmp;
 pub mod kernel;
 mod kernel_counts;
+mod kernel_flows;
 pub mod many;
 pub mod memory;
 pub mod modes;

@@ -1,7 +1,7 @@
 //! Tables in memory, of one address family.
 
 use std::{
-    cell::{RefCell, UnsafeCell},
+    cell::{Cell, RefCell, UnsafeCell},
     collections::HashMap,
     ptr::NonNull,
 };
@@ -10,7 +10,7 @@ use bytemuck::{Pod, Zeroable};
 use lb_common::{
     abi::{
         CHECK_SERVICE, Client, ClientKey, Direction, Entry, Flow, FlowKey, FlowState, Fragment,
-        FragmentKey, Service, ServiceKey, Tick,
+        FragmentKey, Service, ServiceKey, Tick, finished,
     },
     datapath::{ErrorScratch, Family, InsertError, Table},
     wire::Address,
@@ -44,6 +44,11 @@ impl Recorded {
     }
 }
 
+/// The tick that came so many before.
+pub(crate) const fn earlier(tick: Tick, ticks: u32) -> Tick {
+    Tick::of_number(tick.number().wrapping_sub(ticks))
+}
+
 /// Entries of flows by the bytes of their keys, whose lengths differ by family.
 pub type Records = HashMap<Vec<u8>, Recorded>;
 
@@ -71,6 +76,10 @@ pub(crate) struct FamilyMemory<A: Family> {
     pub(crate) fragments: RefCell<HashMap<FragmentKey<A>, Fragment>>,
     pub(crate) clients: RefCell<HashMap<ClientKey<A>, Client>>,
     pub(crate) sources: RefCell<HashMap<A, u64>>,
+    /// Copies of entries, by pair and way.
+    pub(crate) copies: RefCell<HashMap<(u32, u32), Flow<A>>>,
+    /// Whether every established flow is reset by its backend, on another CPU, whenever a copy is left.
+    pub(crate) resets: Cell<bool>,
     /// Removed entries; the packet that removed them may still hold their place.
     pub(crate) removed: RefCell<Vec<Box<UnsafeCell<Flow<A>>>>>,
     pub(crate) most_entries: usize,
@@ -91,6 +100,8 @@ where
             fragments: RefCell::default(),
             clients: RefCell::default(),
             sources: RefCell::default(),
+            copies: RefCell::default(),
+            resets: Cell::default(),
             removed: RefCell::default(),
             most_entries,
             scratch: RefCell::new(ErrorScratch::zeroed()),
@@ -107,6 +118,30 @@ where
     /// Forgets what is in a table.
     pub(crate) fn forget(&self, table: Table) {
         self.table(table).borrow_mut().clear();
+    }
+
+    /// Leaves a copy of an entry.
+    pub(crate) fn write_copy(&self, place: (u32, u32), flow: &Flow<A>, seal: u64) {
+        let (opened, last_seen) = (seal as u32, (seal >> 32) as u32);
+        let (opened, last_seen) = (Tick::of_number(opened), Tick::of_number(last_seen));
+        self.copies.borrow_mut().insert(place, Flow { opened, last_seen, ..*flow });
+        if self.resets.get() {
+            for key in self.established.borrow().keys() {
+                let entry = self.find(Table::Established, key);
+                if let Some(entry) = entry {
+                    entry.set_state(FlowState::CLOSED, finished::BACKEND_RESET);
+                }
+            }
+        }
+    }
+
+    /// Makes the entries of established flows older by so many ticks.
+    pub(crate) fn age(&self, ticks: u32) {
+        for flow in self.established.borrow_mut().values_mut() {
+            let flow = flow.get_mut();
+            flow.opened = earlier(flow.opened, ticks);
+            flow.last_seen = earlier(flow.last_seen, ticks);
+        }
     }
 
     pub(crate) fn record(&self, table: Table, records: &mut Records) {
@@ -176,6 +211,8 @@ where
             fragments: self.fragments.clone(),
             clients: self.clients.clone(),
             sources: self.sources.clone(),
+            copies: self.copies.clone(),
+            resets: self.resets.clone(),
             removed: RefCell::default(),
             most_entries: self.most_entries,
             scratch: self.scratch.clone(),

@@ -128,6 +128,42 @@ impl Pair {
         Ok(())
     }
 
+    /// Makes established flows older by so many ticks, in both.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's maps can't be changed.
+    pub fn age_flows(&mut self, ticks: u32) -> Result<()> {
+        self.host.age_flows(ticks);
+        self.kernel.age_flows(ticks)
+    }
+
+    /// Removes the entries of all flows in both, as nobody does who knows of their copies.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's maps can't be changed.
+    pub fn remove_entries(&mut self) -> Result<()> {
+        self.host.remove_entries();
+        self.kernel.remove_entries()
+    }
+
+    /// Does something until no tick has ended meanwhile, with which traces and copies of flows may cease to hold.
+    ///
+    /// # Errors
+    ///
+    /// It fails, within a tick.
+    pub fn within_one_tick(&mut self, action: impl Fn(&mut Self) -> Result<()>) -> Result<()> {
+        loop {
+            self.reset()?;
+            let start = lb_userspace::dataplane::now();
+            let result = action(self);
+            if lb_userspace::dataplane::now() == start {
+                return result;
+            }
+        }
+    }
+
     /// Demands that both have the same flows, but for times, and that every packet was counted
     /// once.
     ///

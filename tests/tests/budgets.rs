@@ -1,7 +1,10 @@
 //! How many tables a packet looks at: what it takes beside the tables themselves, and changes by nothing but the code.
 
 use anyhow::{Result, ensure};
-use lb_common::{abi::Forwarding, datapath::Reason};
+use lb_common::{
+    abi::Forwarding,
+    datapath::{LEAST_COPIED_AGE, Reason},
+};
 use lb_tests::{
     connection::Connection,
     frame::{Segment, flags},
@@ -9,7 +12,6 @@ use lb_tests::{
     pair::Pair,
     world::{OTHER_FORWARDINGS, Socket, VIP, World, client_of},
 };
-use lb_userspace::dataplane::now;
 
 /// Sends a frame, and demands its look-ups.
 fn demand(
@@ -36,16 +38,29 @@ fn packets_look_at_no_more_tables_than_they_have_to() -> Result<()> {
 
     let syn = Segment::syn(client_of(VIP.0), VIP).build();
     demand(&mut pair, "full NAT: SYN", &syn, Reason::Opened, [9, 17])?;
-    pair.reset()?;
-    let connection = Connection::open(&mut pair, VIP)?;
-    let syn_ack = connection.syn_ack().build();
-    demand(&mut pair, "full NAT: SYN-ACK", &syn_ack, Reason::ToClient, [4, 8])?;
-    let ack = connection.ack().build();
-    demand(&mut pair, "full NAT: its ACK", &ack, Reason::ToBackend, [8, 9])?;
-    demand(&mut pair, "full NAT: a request", &ack, Reason::ToBackend, [1, 5])?;
-    let reply = connection.from_backend(flags::ACK).build();
-    demand(&mut pair, "full NAT: a reply", &reply, Reason::ToClient, [1, 4])?;
+    // Traces and copies hold for some seconds, and what comes after one is looked up.
+    pair.within_one_tick(demand_of_full_nat)?;
+    pair.within_one_tick(demand_of_dsr)
+}
 
+fn demand_of_full_nat(pair: &mut Pair) -> Result<()> {
+    let connection = Connection::open(pair, VIP)?;
+    let syn_ack = connection.syn_ack().build();
+    demand(pair, "full NAT: SYN-ACK", &syn_ack, Reason::ToClient, [4, 8])?;
+    let ack = connection.ack().build();
+    demand(pair, "full NAT: its ACK", &ack, Reason::ToBackend, [8, 11])?;
+    demand(pair, "full NAT: a request", &ack, Reason::ToBackend, [1, 7])?;
+    let reply = connection.from_backend(flags::ACK).build();
+    demand(pair, "full NAT: a reply", &reply, Reason::ToClient, [1, 6])?;
+
+    pair.age_flows(LEAST_COPIED_AGE)?;
+    demand(pair, "full NAT: looked up", &ack, Reason::ToBackend, [2, 10])?;
+    demand(pair, "full NAT: steady", &ack, Reason::ToBackend, [0, 7])?;
+    demand(pair, "full NAT: a reply looked up", &reply, Reason::ToClient, [2, 9])?;
+    demand(pair, "full NAT: a steady reply", &reply, Reason::ToClient, [0, 6])
+}
+
+fn demand_of_dsr(pair: &mut Pair) -> Result<()> {
     let dsr = OTHER_FORWARDINGS.into_iter().find(|(how, ..)| *how == Forwarding::Dsr);
     let (_, vip, _): (Forwarding, Socket, u32) = dsr.expect("one by direct return");
     let segment = |bits| {
@@ -53,18 +68,6 @@ fn packets_look_at_no_more_tables_than_they_have_to() -> Result<()> {
         segment.sequence += u32::from(bits != flags::SYN);
         segment.build()
     };
-    // Traces hold for some seconds, and what comes after one is looked up.
-    loop {
-        pair.reset()?;
-        let start = now();
-        let result = demand_of_dsr(&mut pair, segment);
-        if now() == start {
-            return result;
-        }
-    }
-}
-
-fn demand_of_dsr(pair: &mut Pair, segment: impl Fn(u8) -> Vec<u8>) -> Result<()> {
     demand(pair, "dsr: SYN", &segment(flags::SYN), Reason::Opened, [6, 14])?;
     demand(pair, "dsr: its ACK", &segment(flags::ACK), Reason::ToBackend, [6, 13])?;
     demand(pair, "dsr: looked up", &segment(flags::ACK), Reason::ToBackend, [2, 11])?;

@@ -55,24 +55,12 @@ fn leave_trace_alone(pair: &mut Pair, datagram: &[u8]) -> Result<()> {
     forget(pair)
 }
 
-/// Does something until no tick has ended meanwhile, with which traces may be forgotten.
-fn within_one_tick(pair: &mut Pair, action: impl Fn(&mut Pair) -> Result<()>) -> Result<()> {
-    loop {
-        pair.reset()?;
-        let start = lb_userspace::dataplane::now();
-        let result = action(pair);
-        if lb_userspace::dataplane::now() == start {
-            return result;
-        }
-    }
-}
-
 #[test]
 fn steady_packets_need_no_entry_and_whatever_is_unusual_does() -> Result<()> {
     let mut pair = Pair::new(&World::default())?;
     for (_, vip, backend) in direct() {
         let client = client_of(vip.0);
-        within_one_tick(&mut pair, |pair| {
+        pair.within_one_tick(|pair| {
             let home = open(pair, client, vip)?;
             ensure!(home == backend_mac(backend), "{vip:?}: at {home:x?}");
             forget(pair)?;
@@ -101,7 +89,7 @@ fn datagrams_need_no_entry_either() -> Result<()> {
     let mut pair = Pair::new(&World::default())?;
     for (_, vip, backend) in direct() {
         let datagram = Segment::udp(client_of(vip.0), vip).build();
-        within_one_tick(&mut pair, |pair| {
+        pair.within_one_tick(|pair| {
             leave_trace_alone(pair, &datagram)?;
             let outcome = pair.expect("unknown", &datagram, Reason::ToBackend)?;
             ensure!(Seen::new(&outcome.frame).destination_mac == backend_mac(backend), "{vip:?}");
@@ -122,7 +110,7 @@ fn datagrams_that_an_access_list_has_to_be_asked_about_are_looked_up() -> Result
     let mut pair = Pair::new(&world)?;
     for (_, vip, _) in direct() {
         let datagram = Segment::udp(client_of(vip.0), vip).build();
-        within_one_tick(&mut pair, |pair| {
+        pair.within_one_tick(|pair| {
             leave_trace_alone(pair, &datagram)?;
             pair.expect("unknown", &datagram, Reason::Opened).map(drop)
         })?;
@@ -137,7 +125,7 @@ fn first_fragments_are_looked_up_since_later_ones_have_to_find_their_flow() -> R
         let mut datagram = Segment::udp(client_of(vip.0), vip);
         datagram.payload = vec![7; 600];
         let [whole, first] = [datagram.build(), datagram.fragments(400).swap_remove(0)];
-        within_one_tick(&mut pair, |pair| {
+        pair.within_one_tick(|pair| {
             leave_trace_alone(pair, &whole)?;
             pair.expect("the flow's trace", &whole, Reason::ToBackend)?;
             pair.expect("a first fragment", &first, Reason::Opened).map(drop)
@@ -151,7 +139,7 @@ fn what_completes_a_handshake_is_looked_up_whatever_was_there_before() -> Result
     let mut pair = Pair::new(&World::default())?;
     for (_, vip, _) in direct() {
         let client = client_of(vip.0);
-        within_one_tick(&mut pair, |pair| {
+        pair.within_one_tick(|pair| {
             open(pair, client, vip)?;
             forget(pair)?;
             // The client uses its port again.

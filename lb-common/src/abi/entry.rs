@@ -43,6 +43,13 @@ impl<A: Address> Entry<'_, Flow<A>> {
         }
     }
 
+    /// When the flow was opened, in the direction to the backend.
+    #[inline(always)]
+    pub fn opened(self) -> Tick {
+        // SAFETY: a field of a value that is valid by the contract of `new`.
+        unsafe { (&raw const (*self.0.as_ptr()).opened).read_volatile() }
+    }
+
     /// Moves the flow to `state`, with `finished` as [`Flow::finished`].
     #[inline(always)]
     pub fn set_state(self, state: FlowState, finished: u8) {

@@ -27,7 +27,7 @@ unsafe impl<A: Address> Pod for FlowKey<A> {}
 
 /// What is done with the packets of one direction, and what is known of the flow.
 #[derive(Clone, Copy, Debug, PartialEq, Zeroable)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Flow<A> {
     /// Sender after the rewrite.
     pub source: A,
@@ -74,7 +74,7 @@ pub struct Flow<A> {
     pub nat_source: u16,
 }
 
-// SAFETY: as of [`FlowKey`].
+// SAFETY: as of [`FlowKey`]; both sizes are multiples of the alignment.
 unsafe impl<A: Address> Pod for Flow<A> {}
 
 /// Stands for a health check in [`Flow::service`]: its packets are no service's, and aren't counted as
@@ -105,6 +105,16 @@ pub mod finished {
 }
 
 impl<A: Address> Flow<A> {
+    /// Which of its words of 64 bits [`Self::opened`] and [`Self::last_seen`] are. In a copy of an entry
+    /// ([`crate::datapath::CACHE_PAIRS`]), the seal stands there.
+    pub const SEAL_WORD: usize = core::mem::offset_of!(Self, opened) / 8;
+
+    /// The seal, in a copy.
+    #[inline(always)]
+    pub const fn seal(&self) -> u64 {
+        (self.last_seen.number() as u64) << 32 | self.opened.number() as u64
+    }
+
     /// What is added to TCP's timestamps on the way to the backend; see [`Self::number`].
     #[inline(always)]
     pub const fn timestamp_shift(&self) -> u32 {
@@ -229,3 +239,6 @@ impl Link {
             && self.vlans.same(other.vlans)
     }
 }
+
+const _: () = assert!(core::mem::offset_of!(Flow<crate::wire::Ipv4Address>, opened) % 8 == 0);
+const _: () = assert!(core::mem::offset_of!(Flow<crate::wire::Ipv6Address>, opened) % 8 == 0);

@@ -45,7 +45,9 @@ pub use tick::{Moment, Stamp, Tick};
 use crate::wire::{Ipv4Address, Ipv6Address};
 
 /// Version of everything in this module.
-pub const VERSION: u32 = 12;
+pub const VERSION: u32 = 13;
+/// Two of the lines that copies of flows are in: see [`crate::datapath::CACHE_PAIRS`].
+pub type CachePair = [u64; 16];
 /// Room for counts of packets by reason.
 pub const MOST_REASONS: u32 = 64;
 const _: () = assert!(crate::datapath::Reason::ALL.len() <= MOST_REASONS as usize);
@@ -106,6 +108,8 @@ pub mod maps {
     pub const DIRECT_PORTS: &str = "DIRECT_PORTS";
     /// Which flows by direct return were looked up lately: [`crate::datapath::Traces`] in words.
     pub const TRACES: &str = "TRACES";
+    /// Copies of established flows, as [`super::CachePair`]s.
+    pub const FLOW_CACHE: &str = "FLOW_CACHE";
     /// Interfaces that frames may be redirected to, by interface index.
     pub const EGRESS: &str = "EGRESS";
     /// [`super::Counters`] by service, per CPU.
@@ -120,7 +124,7 @@ pub mod maps {
     pub const BACKEND_INFO: &str = "BACKEND_INFO";
 
     /// Every map.
-    pub const ALL: [&str; 33] = [
+    pub const ALL: [&str; 34] = [
         SETTINGS,
         SERVICES,
         BACKENDS,
@@ -148,6 +152,7 @@ pub mod maps {
         STATIONS,
         DIRECT_PORTS,
         TRACES,
+        FLOW_CACHE,
         EGRESS,
         SERVICE_COUNTERS,
         BACKEND_COUNTERS,

@@ -32,7 +32,7 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     read_quote(packet, &datagram, quote)?;
     let quote = &*quote;
     *key = quote.answered_by();
-    *segment = parse::headless(packet, &datagram, *key)?;
+    parse::headless(packet, &datagram, *key, segment)?;
     let segment = &*segment;
     match find_anywhere(tables, key) {
         Some(found) => *flow = found,

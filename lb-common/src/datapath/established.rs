@@ -1,12 +1,12 @@
 //! Packets of a connection whose handshake is complete.
 
 use super::{
-    Family, FamilyTables, Reason, Stop, Table, choice, nat,
+    Family, FamilyTables, Reason, Stop, Table, cache, choice, nat,
     parse::Segment,
     tables::{find_peer, follow_load},
 };
 use crate::{
-    abi::{Direction, Entry, Flow, FlowState, Link, LocalMac, finished},
+    abi::{Direction, Entry, Flow, FlowState, Tick, finished},
     wire::TcpFlags,
 };
 
@@ -19,11 +19,13 @@ pub(super) fn follow<A: Family, T: FamilyTables<A>>(
     flow: &Flow<A>,
 ) -> Result<Reason, Stop> {
     let direction = Direction::from_u8(flow.direction);
+    let mut has_moved = false;
     let reason = match direction {
         Direction::ToBackend => {
             if seems_over(flow) && segment.opens() {
                 return Err(Stop::Trouble);
             }
+            has_moved = !segment.link.same(flow.link);
             learn_link(tables, segment, Table::Established, entry, flow)?;
             Reason::ToBackend
         }
@@ -38,7 +40,13 @@ pub(super) fn follow<A: Family, T: FamilyTables<A>>(
             Reason::ToClient
         }
     };
-    follow_state(tables, segment, entry, flow, direction);
+    let change = follow_state(tables, segment, entry, flow, direction);
+    if has_moved || change.is_one {
+        cache::erase(tables, &segment.key, flow, change.opened);
+    }
+    if finished::surely(change.finished) && !finished::surely(flow.finished) {
+        nat::give_back(tables, flow, &segment.key);
+    }
     entry.touch(tables.now().tick());
     Ok(reason)
 }
@@ -86,9 +94,8 @@ pub(super) fn demand_own_station<A: Family, T: FamilyTables<A>>(
     tables: &T,
     segment: &Segment<A>,
 ) -> Result<u16, Reason> {
-    let Link { interface, own, vlans, .. } = segment.link;
-    let own = LocalMac { interface, address: own, reserved: 0, vlans };
-    tables.local_mac(&own).map(|longest| longest as u16).ok_or(Reason::OtherStation)
+    let longest = tables.local_mac(&segment.station());
+    longest.map(|longest| longest as u16).ok_or(Reason::OtherStation)
 }
 
 /// Notes where the client's packets come from, when that has changed: replies go back there.
@@ -115,6 +122,16 @@ pub(super) fn learn_link<A: Family, T: FamilyTables<A>>(
     Ok(())
 }
 
+/// What became of a flow's state.
+struct Change {
+    /// Whether anything did.
+    is_one: bool,
+    /// As [`Flow::finished`], now.
+    finished: u8,
+    /// When the flow was opened, where only its peer knows.
+    opened: Option<Tick>,
+}
+
 /// Follows the connection's end, in both directions' entries (RFC 9293, section 3.6).
 ///
 /// Sequence numbers aren't followed, so whoever knows the ports can send FIN and RST in a client's name. The
@@ -127,9 +144,9 @@ fn follow_state<A: Family, T: FamilyTables<A>>(
     entry: Entry<'_, Flow<A>>,
     flow: &Flow<A>,
     direction: Direction,
-) {
+) -> Change {
     if segment.is_udp() {
-        return;
+        return Change { is_one: false, finished: flow.finished, opened: None };
     }
     let (fin, reset) = match direction {
         Direction::ToBackend => (finished::CLIENT, finished::CLIENT_RESET),
@@ -162,10 +179,11 @@ fn follow_state<A: Family, T: FamilyTables<A>>(
         }
     }
     if ended == flow.finished && end_of_client.is_none() {
-        return;
+        return Change { is_one: false, finished: ended, opened: None };
     }
     let state = FlowState::after(ended);
     let peer = find_peer(tables, Table::Established, &segment.key, flow);
+    let opened = peer.filter(|_| direction == Direction::ToClient).map(Entry::opened);
     if let (Some(peer), Some(number)) = (peer, end_of_client) {
         peer.set_end_of_client(number);
     }
@@ -177,12 +195,10 @@ fn follow_state<A: Family, T: FamilyTables<A>>(
             peer.set_opened(now);
         }
     }
-    if finished::surely(ended) && !finished::surely(flow.finished) {
-        nat::give_back(tables, flow, &segment.key);
-    }
     follow_load(tables, flow, state);
     entry.set_state(state, ended);
     if let Some(peer) = peer {
         peer.set_state(state, ended);
     }
+    Change { is_one: true, finished: ended, opened }
 }

@@ -47,7 +47,7 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     }
     let Fragment { source_port, destination_port, protocol, .. } = first;
     *flow_key = FlowKey { source, destination, source_port, destination_port, protocol };
-    *segment = parse::headless(packet, &datagram, *flow_key)?;
+    parse::headless(packet, &datagram, *flow_key, segment)?;
     let segment = &*segment;
     *flow = find_anywhere(tables, flow_key).ok_or(Reason::LaterFragment)?;
 

@@ -1,7 +1,7 @@
 //! Packets of a handshake that isn't complete: the client's SYN was forwarded.
 
 use super::{
-    Edits, Family, FamilyTables, InsertError, Packet, Reason, Scratch, Stop, Table, Verdict,
+    Edits, Family, FamilyTables, InsertError, Packet, Reason, Scratch, Stop, Table, Verdict, cache,
     choice::{self, Attempt},
     established,
     parse::Segment,
@@ -257,6 +257,7 @@ fn establish<A: Family, T: FamilyTables<A>>(
     if let Err(reason) = insert(tables, key, flow) {
         if flow.forwarding.sees_replies() {
             tables.remove(Table::Established, reply_key);
+            cache::erase(tables, reply_key, reply, None);
         }
         return Err(reason);
     }

@@ -46,6 +46,13 @@ const fn finish(mut hash: u32) -> u32 {
     hash ^ (hash >> 16)
 }
 
+/// Spreads each bit over those above it, and the upper half over the lower one, one to one.
+#[inline(always)]
+pub(super) const fn mix_half(number: u64) -> u64 {
+    let number = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    number ^ (number >> 32)
+}
+
 /// Spreads each bit over all of them, one to one.
 #[inline(always)]
 pub(super) const fn mix_long(mut number: u64) -> u64 {

@@ -1,7 +1,7 @@
 //! The packet's journey, in its order:
 //!
 //! 1. [`network`], [`parse`]: is it a TCP segment or a UDP datagram that could be ours?
-//! 2. [`shortcut`], [`locate`]: does it belong to a flow? If not, perhaps to a half-open handshake, or it opens one:
+//! 2. [`shortcut`], [`cache`], [`locate`]: does it belong to a flow? If not, perhaps to a half-open handshake, or it opens one:
 //!    [`open`], a program of its own.
 //! 3. It may be sent on: [`Segment::admit`] and [`transmit::backend`] find nothing against it.
 //! 4. The tables follow it: [`established`] or [`handshake`]. What belongs to no flow is [`opening`]'s:
@@ -16,6 +16,7 @@
 //! [`Tables`].
 
 mod answer;
+mod cache;
 mod choice;
 mod encapsulate;
 mod errors;
@@ -40,6 +41,7 @@ mod transmit;
 mod trouble;
 mod verdict;
 
+pub use cache::{CACHE_PAIRS, CopyPlace, LEAST_COPIED_AGE, copy_ways, copy_word};
 pub use choice::slot_of;
 pub use errors::ErrorScratch;
 pub use nat::NAT_TRIES;
@@ -50,9 +52,9 @@ pub use tables::{FamilyTables, InsertError, Table, Tables};
 pub use traces::{TRACE_TICKS, TRACES, Traces, trace_places};
 pub use verdict::{Action, Edits, Kind, Reason, Verdict};
 
-use self::{choice::Attempt, handshake::Found, parse::Segment, shortcut::Shortcut};
+use self::{cache::Mark, choice::Attempt, handshake::Found, parse::Segment, shortcut::Shortcut};
 use crate::{
-    abi::{Entry, Flow, FlowKey},
+    abi::{Direction, Entry, Flow, FlowKey, Service},
     wire::{EtherType, EthernetHeader},
 };
 use bytemuck::Zeroable;
@@ -69,6 +71,9 @@ pub struct Scratch<A: Family> {
     /// How long a datagram may be, in bytes, where it is too long.
     longest: u32,
     shortcut: Shortcut,
+    mark: Mark,
+    /// The one that a new flow is of.
+    service: Service,
     /// For what the verifier isn't to know, and the next part is.
     memory: [u32; 2],
 }
@@ -114,11 +119,8 @@ pub fn read<A: Family, P: Packet>(
     packet: &mut P,
     scratch: &mut Scratch<A>,
 ) -> Result<(), Decision> {
-    match parse::segment(packet) {
-        Ok(segment) => {
-            scratch.segment = segment;
-            Ok(())
-        }
+    match parse::segment(packet, &mut scratch.segment) {
+        Ok(()) => Ok(()),
         Err(Reason::OtherProtocol) if carries_icmp::<A, P>(packet) => {
             let [icmp, ..] = A::STAGES;
             Err(Decision::leaving(packet, icmp))
@@ -324,21 +326,27 @@ fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     tables: &T,
     scratch: &mut Scratch<A>,
 ) -> Result<Verdict, Stop> {
-    let Scratch { segment, flow, longest, shortcut, .. } = scratch;
+    let Scratch { segment, flow, longest, shortcut, mark, .. } = scratch;
     let segment = &*segment;
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
-    shortcut.find(tables, segment, &settings);
-    let entry = if shortcut.take(tables, segment, flow) {
-        None
-    } else {
-        Some(locate(tables, segment, flow)?)
-    };
+    let now = tables.now();
+    shortcut.find(tables, segment, &settings, now);
+    mark.clear();
+    if !shortcut.is_there() && cache::is_for(segment) {
+        mark.set(&segment.key, settings.secret, now.tick());
+    }
+    let is_known = shortcut.take(tables, segment, flow) || mark.take(tables, segment, flow);
+    let entry = if is_known { None } else { Some(locate(tables, segment, flow)?) };
     segment.admit(packet, &settings)?;
     let backend = transmit::backend(tables, segment, flow, longest)?;
-    let mut reason = Reason::ToBackend;
+    let mut reason = match Direction::from_u8(flow.direction) {
+        Direction::ToBackend => Reason::ToBackend,
+        Direction::ToClient => Reason::ToClient,
+    };
     if let Some(entry) = entry {
         reason = established::follow(tables, segment, entry, flow)?;
         shortcut.leave_trace(tables, segment, flow);
+        mark.keep(tables, segment, flow, now.tick());
     }
     let edits = Edits::NONE;
     Ok(transmit::send(packet, tables, segment, flow, backend, reason, edits)?)
@@ -357,6 +365,7 @@ fn locate<'t, A: Family, T: FamilyTables<A>>(
             return Ok(entry);
         }
         tables::forget(tables, Table::Established, &segment.key, flow);
+        cache::erase(tables, &segment.key, flow, None);
         return Err(Stop::Open);
     }
     if opening::service(tables, &segment.key).is_none() {

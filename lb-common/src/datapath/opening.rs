@@ -28,16 +28,23 @@ pub(super) fn prepare<A: Family, T: FamilyTables<A>>(
     scratch: &mut Scratch<A>,
     attempt: Attempt,
 ) -> Result<(), Reason> {
-    let Scratch { segment, flow, .. } = scratch;
-    let segment = &*segment;
-    let service = service(tables, &segment.key).ok_or(Reason::NoService)?;
+    let Some(service) = service(tables, &scratch.segment.key) else {
+        return Err(Reason::NoService);
+    };
+    scratch.service = service;
+    // The verifier forgets what was compared with what: else it would go on with one path for each outcome.
+    scratch.memory = [attempt.tries, attempt.avoided];
+    let Scratch { segment, flow, service, memory: [tries, avoided], .. } =
+        hint::black_box(&mut *scratch);
+    let (segment, service) = (&*segment, &*service);
+    let attempt = Attempt { tries: *tries, avoided: *avoided };
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
-    choose(tables, segment, &service, &settings, attempt, flow)?;
+    choose(tables, segment, service, &settings, attempt, flow)?;
     if attempt == Attempt::FIRST && segment.flags.opens() {
         source_rate::admit(tables, &settings, segment.key.source)?;
     }
     if !flow.forwarding.sees_replies() {
-        shortcut::begin(tables, &segment.key, &service, &settings, flow.backend);
+        shortcut::begin(tables, &segment.key, service, &settings, flow.backend);
     }
     flow.finished = attempt.tries as u8;
     scratch.memory = [0; 2];

@@ -5,10 +5,10 @@ use bytemuck::Zeroable;
 
 use super::{Datagram, Family, NETWORK_OFFSET, Packet, Reason, network::Part};
 use crate::{
-    abi::{FlowKey, Link, Settings},
+    abi::{FlowKey, Link, LocalMac, Settings},
     wire::{
-        Digest, EthernetHeader, NetworkHeader, NetworkU16, PROTOCOL_TCP, PROTOCOL_UDP, TcpFlags,
-        TcpHeader, UdpHeader,
+        Digest, EthernetHeader, NetworkHeader, PROTOCOL_TCP, PROTOCOL_UDP, TcpFlags, TcpHeader,
+        UdpHeader,
     },
 };
 
@@ -44,42 +44,26 @@ pub(super) struct Segment<A: Family> {
 // SAFETY: addresses, numbers and booleans, all of which may be zeros.
 unsafe impl<A: Family> Zeroable for Segment<A> {}
 
-/// Reads the headers of a frame that carries a datagram of the family.
+/// Reads the headers of a frame that carries a datagram of the family. What is read is put in its place at once: there are
+/// few registers.
 #[inline(always)]
-pub(super) fn segment<A: Family, P: Packet>(packet: &P) -> Result<Segment<A>, Reason> {
-    let ethernet: EthernetHeader = packet.read(0).ok_or(Reason::ShortFrame)?;
+pub(super) fn segment<A: Family, P: Packet>(
+    packet: &P,
+    segment: &mut Segment<A>,
+) -> Result<(), Reason> {
     let datagram = A::datagram(packet, NETWORK_OFFSET)?;
     if datagram.part.is_later {
         return Err(Reason::LaterFragment);
     }
-    let protocol = datagram.protocol;
-    let transport_offset = datagram.transport_offset;
-    let length = NETWORK_OFFSET + datagram.length - transport_offset;
-    let transport = match protocol {
-        PROTOCOL_TCP => tcp(packet, transport_offset, length)?,
-        PROTOCOL_UDP => udp(packet, transport_offset, length, datagram.part)?,
+    segment.key.source = datagram.header.source();
+    segment.key.destination = datagram.header.destination();
+    segment.key.protocol = u32::from(datagram.protocol);
+    match datagram.protocol {
+        PROTOCOL_TCP => tcp(packet, &datagram, segment)?,
+        PROTOCOL_UDP => udp(packet, &datagram, segment)?,
         _ => return Err(Reason::OtherProtocol),
-    };
-    let network = datagram.header;
-    Ok(Segment {
-        key: FlowKey {
-            source: network.source(),
-            destination: network.destination(),
-            source_port: transport.source_port,
-            destination_port: transport.destination_port,
-            protocol: u32::from(protocol),
-        },
-        link: link(packet, &ethernet),
-        flags: transport.flags,
-        sequence: transport.sequence,
-        acknowledgement: transport.acknowledgement,
-        datagram_length: datagram.length,
-        transport_offset: transport_offset as u16,
-        part: datagram.part,
-        lacks_checksum: transport.lacks_checksum,
-        options_length: transport.options_length,
-        network: network.digest(),
-    })
+    }
+    surround(packet, &datagram, segment)
 }
 
 /// What there is of a datagram of a flow whose key is `key`, but that has no transport header of it, in
@@ -89,21 +73,33 @@ pub(super) fn headless<A: Family, P: Packet>(
     packet: &P,
     datagram: &Datagram<A>,
     key: FlowKey<A>,
-) -> Result<Segment<A>, Reason> {
+    segment: &mut Segment<A>,
+) -> Result<(), Reason> {
+    segment.key = key;
+    segment.flags = TcpFlags::NONE;
+    (segment.sequence, segment.acknowledgement) = (0, 0);
+    segment.lacks_checksum = false;
+    segment.options_length = 0;
+    surround(packet, datagram, segment)
+}
+
+/// What is around the transport header.
+#[inline(always)]
+fn surround<A: Family, P: Packet>(
+    packet: &P,
+    datagram: &Datagram<A>,
+    segment: &mut Segment<A>,
+) -> Result<(), Reason> {
+    segment.datagram_length = datagram.length;
+    segment.transport_offset = datagram.transport_offset as u16;
+    segment.part = datagram.part;
+    segment.network = datagram.header.digest();
     let ethernet: EthernetHeader = packet.read(0).ok_or(Reason::ShortFrame)?;
-    Ok(Segment {
-        key,
-        link: link(packet, &ethernet),
-        flags: TcpFlags::NONE,
-        sequence: 0,
-        acknowledgement: 0,
-        datagram_length: datagram.length,
-        transport_offset: datagram.transport_offset as u16,
-        part: datagram.part,
-        lacks_checksum: false,
-        options_length: 0,
-        network: datagram.header.digest(),
-    })
+    segment.link.station = ethernet.source;
+    segment.link.own = ethernet.destination;
+    segment.link.interface = packet.ingress();
+    segment.link.vlans = packet.tags().vlans();
+    Ok(())
 }
 
 /// A header's offset in a frame that was read from memory. The verifier loses sight of it there, and has
@@ -113,77 +109,78 @@ pub(super) const fn bounded(offset: u16) -> usize {
     (offset & 0x3ffe) as usize
 }
 
-/// Where a frame came from.
+/// How many bytes of a datagram follow its network headers.
 #[inline(always)]
-fn link<P: Packet>(packet: &P, ethernet: &EthernetHeader) -> Link {
-    Link {
-        interface: packet.ingress(),
-        station: ethernet.source,
-        own: ethernet.destination,
-        vlans: packet.tags().vlans(),
-    }
+const fn transport_length<A: Family>(datagram: &Datagram<A>) -> usize {
+    NETWORK_OFFSET + datagram.length - datagram.transport_offset
 }
 
-/// What is read from a transport header.
-struct Transport {
-    source_port: NetworkU16,
-    destination_port: NetworkU16,
-    flags: TcpFlags,
-    sequence: u32,
-    acknowledgement: u32,
-    lacks_checksum: bool,
-    options_length: u8,
-}
-
-/// Reads the TCP header of a segment of `length` bytes.
+/// Reads a TCP header.
 #[inline(always)]
-fn tcp<P: Packet>(packet: &P, offset: usize, length: usize) -> Result<Transport, Reason> {
+fn tcp<A: Family, P: Packet>(
+    packet: &P,
+    datagram: &Datagram<A>,
+    segment: &mut Segment<A>,
+) -> Result<(), Reason> {
+    let length = transport_length(datagram);
     if length < TcpHeader::MINIMUM_LENGTH {
         return Err(Reason::BadTcpHeader);
     }
-    let header: TcpHeader = packet.read(offset).ok_or(Reason::BadTcpHeader)?;
+    let header: TcpHeader = packet.read(datagram.transport_offset).ok_or(Reason::BadTcpHeader)?;
     if header.length() < TcpHeader::MINIMUM_LENGTH || header.length() > length {
         return Err(Reason::BadTcpHeader);
     }
-    Ok(Transport {
-        source_port: header.source_port(),
-        destination_port: header.destination_port(),
-        flags: header.flags(),
-        sequence: header.sequence(),
-        acknowledgement: header.acknowledgement(),
-        lacks_checksum: false,
-        options_length: (header.length() - TcpHeader::MINIMUM_LENGTH) as u8,
-    })
+    segment.key.source_port = header.source_port();
+    segment.key.destination_port = header.destination_port();
+    segment.flags = header.flags();
+    segment.sequence = header.sequence();
+    segment.acknowledgement = header.acknowledgement();
+    segment.lacks_checksum = false;
+    segment.options_length = (header.length() - TcpHeader::MINIMUM_LENGTH) as u8;
+    Ok(())
 }
 
-/// Reads the UDP header of a datagram of which `length` bytes are here. It may say less: what follows are
-/// options (RFC 9868). Of a fragmented one, it says how long the whole is.
+/// Reads a UDP header. It may say that the datagram is shorter: what follows are options (RFC 9868). Of a fragmented one, it
+/// says how long the whole is.
 #[inline(always)]
-fn udp<P: Packet>(
+fn udp<A: Family, P: Packet>(
     packet: &P,
-    offset: usize,
-    length: usize,
-    part: Part,
-) -> Result<Transport, Reason> {
+    datagram: &Datagram<A>,
+    segment: &mut Segment<A>,
+) -> Result<(), Reason> {
+    let length = transport_length(datagram);
     if length < UdpHeader::LENGTH {
         return Err(Reason::BadUdpHeader);
     }
-    let header: UdpHeader = packet.read(offset).ok_or(Reason::BadUdpHeader)?;
-    if header.length() < UdpHeader::LENGTH || (header.length() > length && !part.is_fragment) {
+    let header: UdpHeader = packet.read(datagram.transport_offset).ok_or(Reason::BadUdpHeader)?;
+    let is_whole = !datagram.part.is_fragment;
+    if header.length() < UdpHeader::LENGTH || (header.length() > length && is_whole) {
         return Err(Reason::BadUdpHeader);
     }
-    Ok(Transport {
-        source_port: header.source_port(),
-        destination_port: header.destination_port(),
-        flags: TcpFlags::NONE,
-        sequence: 0,
-        acknowledgement: 0,
-        lacks_checksum: header.checksum().is_none(),
-        options_length: 0,
-    })
+    segment.key.source_port = header.source_port();
+    segment.key.destination_port = header.destination_port();
+    segment.flags = TcpFlags::NONE;
+    (segment.sequence, segment.acknowledgement) = (0, 0);
+    segment.lacks_checksum = header.checksum().is_none();
+    segment.options_length = 0;
+    Ok(())
 }
 
 impl<A: Family> Segment<A> {
+    /// Whether it is one of many: none that a flow begins or ends with.
+    #[inline(always)]
+    pub(super) const fn is_usual(&self) -> bool {
+        let others = TcpFlags::SYN.union(TcpFlags::FIN).union(TcpFlags::RST);
+        self.is_udp() || (self.flags.has(TcpFlags::ACK) && !self.flags.has(others))
+    }
+
+    /// The hardware address that its frame was sent to.
+    #[inline(always)]
+    pub(super) const fn station(&self) -> LocalMac {
+        let Link { interface, own, vlans, .. } = self.link;
+        LocalMac { interface, address: own, reserved: 0, vlans }
+    }
+
     /// Offset of the transport header in the frame, in bytes.
     #[inline(always)]
     pub(super) const fn transport_offset(&self) -> usize {

@@ -13,9 +13,7 @@ use super::{
     traces::{Trace, erase},
 };
 use crate::{
-    abi::{
-        Direction, Flow, FlowKey, FlowState, Forwarding, LocalMac, NO_BACKEND, Service, Settings,
-    },
+    abi::{Direction, Flow, FlowKey, FlowState, Forwarding, Moment, NO_BACKEND, Service, Settings},
     wire::{Ipv4Header, TcpFlags},
 };
 
@@ -39,6 +37,7 @@ impl Shortcut {
         tables: &T,
         segment: &Segment<A>,
         settings: &Settings,
+        now: Moment,
     ) {
         self.backend = NO_BACKEND;
         let key = &segment.key;
@@ -49,14 +48,7 @@ impl Shortcut {
         {
             return;
         }
-        let link = &segment.link;
-        let station = LocalMac {
-            interface: link.interface,
-            address: link.own,
-            reserved: 0,
-            vlans: link.vlans,
-        };
-        if !tables.is_station(&station) {
+        if !tables.is_station(&segment.station()) {
             return;
         }
         let Some(service) = opening::service(tables, key) else { return };
@@ -76,10 +68,16 @@ impl Shortcut {
         if backend.forwarding.sees_replies() {
             return;
         }
-        self.trace = Trace::new(key, hash, settings, tables.now());
+        self.trace = Trace::new(key, hash, settings, now);
         self.service = service.index;
         self.forwarding = backend.forwarding;
         self.backend = slot.number();
+    }
+
+    /// Whether there may be one.
+    #[inline(always)]
+    pub(super) const fn is_there(&self) -> bool {
+        self.backend != NO_BACKEND
     }
 
     /// Whether it may be taken. Then `flow` becomes what is needed to forward its packets.
@@ -91,7 +89,7 @@ impl Shortcut {
         flow: &mut Flow<A>,
     ) -> bool {
         if self.backend == NO_BACKEND
-            || !is_usual(segment)
+            || !segment.is_usual()
             || !tables.traces(self.trace.place).have(self.trace)
         {
             return false;
@@ -118,7 +116,7 @@ impl Shortcut {
         if self.backend == NO_BACKEND {
             return;
         }
-        if !is_usual(segment) {
+        if !segment.is_usual() {
             erase(tables, self.trace);
         } else if flow.state == FlowState::ESTABLISHED
             && flow.direction == Direction::ToBackend as u8
@@ -151,11 +149,4 @@ pub(super) fn begin<A: Family, T: FamilyTables<A>>(
         tables.unsettle(place);
     }
     erase(tables, Trace::new(key, hash, settings, tables.now()));
-}
-
-/// Whether a segment is one of many: none that a flow begins or ends with.
-#[inline(always)]
-const fn is_usual<A: Family>(segment: &Segment<A>) -> bool {
-    let others = TcpFlags::SYN.union(TcpFlags::FIN).union(TcpFlags::RST);
-    segment.is_udp() || (segment.flags.has(TcpFlags::ACK) && !segment.flags.has(others))
 }

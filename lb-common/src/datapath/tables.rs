@@ -116,6 +116,21 @@ pub trait FamilyTables<A: Family>: Tables {
     /// Removes an entry, if it is there.
     fn remove(&self, table: Table, key: &FlowKey<A>);
 
+    /// The seal of the copy that is at a way of a pair; zero where there is none.
+    fn seal(&self, pair: u32, way: u32) -> u64;
+
+    /// The same. No earlier access comes after it.
+    fn confirmed_seal(&self, pair: u32, way: u32) -> u64;
+
+    /// Reads the copy of a flow's entry there, whatever that is; `false` where there is no such pair.
+    fn read_copy(&self, pair: u32, way: u32, copy: &mut Flow<A>) -> bool;
+
+    /// Leaves a copy there, with that seal, which is there last. No later access comes before it.
+    fn write_copy(&self, pair: u32, way: u32, flow: &Flow<A>, seal: u64);
+
+    /// Erases the seal of whatever is there.
+    fn erase_copy(&self, pair: u32, way: u32);
+
     /// The service that clients reach under a key.
     fn service(&self, key: &ServiceKey<A>) -> Option<Service>;
 

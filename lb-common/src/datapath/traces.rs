@@ -30,7 +30,7 @@ pub const fn trace_places(flows: u32, before: u32) -> u32 {
     let best = if most < LEAST_TRACES { LEAST_TRACES } else { most };
     if best > before || best < before / 4 { best } else { before }
 }
-/// For how long a trace holds at most, in ticks. For so long a flow's entry may not know of its newest packet.
+/// For how long a trace, or a copy of a flow's entry, holds at most, in ticks. For so long a flow's entry may not know of its newest packet.
 pub const TRACE_TICKS: u32 = 8;
 
 impl Traces {

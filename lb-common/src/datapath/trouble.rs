@@ -2,7 +2,7 @@
 
 use super::{
     Decision, Edits, Family, FamilyTables, NETWORK_OFFSET, Packet, Reason, Scratch, Table, Verdict,
-    answer,
+    answer, cache,
     choice::{self, Attempt},
     established, nat, opening,
     parse::Segment,
@@ -38,6 +38,21 @@ pub(super) fn decide<A: Family, P: Packet, T: FamilyTables<A>>(
         return Decision::refusing(packet, Reason::NoFlow);
     };
     *flow = entry.read();
+    let decision = handle(packet, tables, scratch, (table, entry));
+    // Whatever has changed.
+    cache::erase(tables, &scratch.segment.key, &scratch.flow, None);
+    decision
+}
+
+/// Does so, with what stands in the flow's entry in `scratch`.
+#[inline(always)]
+fn handle<A: Family, P: Packet, T: FamilyTables<A>>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch<A>,
+    (table, entry): (Table, Entry<'_, Flow<A>>),
+) -> Decision {
+    let Scratch { segment, flow, .. } = scratch;
     let result = match Direction::from_u8(flow.direction) {
         Direction::ToClient => refused(packet, tables, scratch, (table, entry)),
         Direction::ToBackend => {
@@ -127,6 +142,7 @@ fn reset<A: Family, P: Packet, T: FamilyTables<A>>(
             peer.set_state(FlowState::CLOSED, ended);
         }
         nat::give_back(tables, flow, &segment.key);
+        entry.touch(tables.now().tick());
     }
     let ethernet: EthernetHeader = packet.read(0).ok_or(Reason::ShortFrame)?;
     let length = NETWORK_OFFSET + A::Header::LENGTH + TcpHeader::MINIMUM_LENGTH;
@@ -162,12 +178,13 @@ fn refused<A: Family, P: Packet, T: FamilyTables<A>>(
     if !is_half_open {
         // That it is closed may have been a reset of somebody else's; now the backend has said so.
         let ended = flow.finished | finished::BACKEND_RESET;
-        if !flow.is_surely_over() {
-            nat::give_back(tables, flow, &segment.key);
-        }
         follow_load(tables, flow, FlowState::CLOSED);
         entry.set_state(FlowState::CLOSED, ended);
         peer.set_state(FlowState::CLOSED, ended);
+        entry.touch(tables.now().tick());
+        if !flow.is_surely_over() {
+            nat::give_back(tables, flow, &segment.key);
+        }
     }
     choice::note_refusal(tables, flow.backend);
     tables.count_answer(flow.backend, Answer::Refused);

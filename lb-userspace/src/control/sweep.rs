@@ -17,7 +17,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{CHECK_SERVICE, Fate, Flow, FlowKey, Forwarding, ServiceInfo, Tick},
+    abi::{self, CHECK_SERVICE, Fate, Flow, FlowKey, Forwarding, ServiceInfo, Tick},
     datapath::Table,
     wire::Address,
 };
@@ -30,7 +30,7 @@ use self::{
     wake::Waker,
 };
 use super::state::State;
-use crate::dataplane::{self, DataplaneError, FamilyMaps, Maps, Pins, RingMemory};
+use crate::dataplane::{self, CopyMemory, DataplaneError, FamilyMaps, Maps, Pins, RingMemory};
 
 /// Least time between two rounds.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -91,7 +91,7 @@ impl Orders {
             let known = Known {
                 service: state.info.service,
                 forwarding: state.backend.forwarding,
-                is_active: state.info.lifecycle == lb_common::abi::Lifecycle::Active,
+                is_active: state.info.lifecycle == abi::Lifecycle::Active,
                 fate: state.backend.fate,
                 pool,
             };
@@ -241,6 +241,7 @@ impl Thread {
     fn round(&mut self) -> Result<(Swept, bool), DataplaneError> {
         let Self { maps, orders, crowded, pause, audit, .. } = self;
         let mut swept = Swept::default();
+        let secret = secret(maps)?;
         audit.begin(orders);
         let now = dataplane::now();
         let pause = u32::try_from(pause.as_nanos() as u64 / Tick::NANOSECONDS).unwrap_or(u32::MAX);
@@ -256,6 +257,7 @@ impl Thread {
             now,
             pause,
             crowded: *crowded,
+            copies: (&maps.copies, secret),
         };
         let rings = &maps.rings;
         round.family(&mut maps.ipv4, (rings, &led_ipv4), ["established", "embryonic"])?;
@@ -272,10 +274,17 @@ impl Thread {
     /// Ends the flows of backends that are down. Returns whether there were any.
     fn end_flows(&mut self) -> Result<bool, DataplaneError> {
         let Self { maps, orders, waker, .. } = self;
-        let ipv4 = expiry::end_flows(&mut maps.ipv4, orders, waker)?;
-        let ipv6 = expiry::end_flows(&mut maps.ipv6, orders, waker)?;
+        let copies = (&maps.copies, secret(maps)?);
+        let ipv4 = expiry::end_flows(&mut maps.ipv4, orders, waker, copies)?;
+        let ipv6 = expiry::end_flows(&mut maps.ipv6, orders, waker, copies)?;
         Ok(ipv4 || ipv6)
     }
+}
+
+/// What tells where the copies of flows are.
+fn secret(maps: &Maps) -> Result<u64, DataplaneError> {
+    let settings = maps.settings.get(&0, 0).map_err(DataplaneError::map(abi::maps::SETTINGS))?;
+    Ok(settings.secret)
 }
 
 /// Whether a table of established flows is nearly full, or was and isn't half empty yet.
@@ -296,6 +305,7 @@ struct Round<'a> {
     /// Ticks between two rounds, as far as is known.
     pause: u32,
     crowded: bool,
+    copies: (&'a CopyMemory, u64),
 }
 
 impl Round<'_> {
@@ -325,7 +335,8 @@ impl Round<'_> {
             })?;
             self.swept.usage.push((name, entries, maps.room(table)?));
             let when = (self.now, self.crowded);
-            self.swept.removed += expiry::remove(maps, table, self.orders, &expired, when);
+            self.swept.removed +=
+                expiry::remove(maps, table, self.orders, &expired, when, self.copies);
         }
         clients.write(maps, &mut self.swept.backends_in_use)
     }

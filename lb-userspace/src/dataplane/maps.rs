@@ -16,7 +16,7 @@ use lb_common::{
     wire::{Address, Ipv4Address, Ipv6Address, NetworkU32},
 };
 
-use super::{DataplaneError, Pins, PortMemory, RingMemory, batch};
+use super::{CopyMemory, DataplaneError, Pins, PortMemory, RingMemory, batch};
 
 /// The pinned maps that are keyed by addresses of a family.
 #[expect(missing_docs, reason = "lb_common::abi::maps describes each of them")]
@@ -44,6 +44,21 @@ impl<A: Address> FamilyMaps<A> {
             Table::Established => &mut self.flows,
             Table::Embryonic => &mut self.embryonic,
         }
+    }
+
+    /// Removes an entry of a table of flows, and its copy, which `secret` of [`Settings`] tells the place of. Returns whether
+    /// it was there.
+    pub fn remove_flow(
+        &mut self,
+        table: Table,
+        key: &FlowKey<A>,
+        (copies, secret): (&CopyMemory, u64),
+    ) -> bool {
+        let was_there = self.flows_mut(table).remove(key).is_ok();
+        if table == Table::Established {
+            copies.erase(key, secret);
+        }
+        was_there
     }
 
     /// Calls `visit` with every entry of a table of flows. A flow has one for each direction whose
@@ -129,6 +144,7 @@ pub struct Maps {
     pub local_macs: HashMap<MapData, LocalMac, u32>,
     pub stations: Array<MapData, LocalMac>,
     pub direct_ports: Array<MapData, PortBits>,
+    pub copies: CopyMemory,
     pub egress: DevMapHash<MapData>,
     pub service_counters: PerCpuArray<MapData, Counters>,
     pub backend_counters: PerCpuArray<MapData, Counters>,
@@ -176,6 +192,7 @@ impl Maps {
             local_macs: open(pins, maps::LOCAL_MACS)?,
             stations: open(pins, maps::STATIONS)?,
             direct_ports: open(pins, maps::DIRECT_PORTS)?,
+            copies: CopyMemory::new(data(pins, maps::FLOW_CACHE)?)?,
             egress: open(pins, maps::EGRESS).map_err(|error| match error {
                 // Only who may make maps finds out how large its values are.
                 DataplaneError::Map { source: MapError::InvalidValueSize { .. }, .. } => {

@@ -2,12 +2,12 @@
 
 use lb_common::{
     abi::{Direction, Fate, Flow, FlowKey, FlowState, Protocol, Tick, finished},
-    datapath::{TRACE_TICKS, Table},
+    datapath::{LEAST_COPIED_AGE, TRACE_TICKS, Table},
     wire::{Address, PROTOCOL_UDP},
 };
 
 use super::{Orders, wake::Waker};
-use crate::dataplane::{self, DataplaneError, FamilyMaps};
+use crate::dataplane::{self, CopyMemory, DataplaneError, FamilyMaps};
 
 /// Removes those of the flows of `keys` whose both directions have been idle for longer than their state's
 /// timeout. Returns how many entries that were.
@@ -17,10 +17,11 @@ pub(super) fn remove<A: Address>(
     orders: &Orders,
     keys: &[FlowKey<A>],
     (now, crowded): (Tick, bool),
+    copies: (&CopyMemory, u64),
 ) -> usize {
     let mut removed = 0;
-    let map = maps.flows_mut(table);
     for key in keys {
+        let map = maps.flows(table);
         // Each of them is looked at once more: it may have seen a packet since.
         let Ok(mut flow) = map.get(key, 0) else { continue };
         let peer = flow.forwarding.sees_replies().then(|| flow.peer_key(key.protocol));
@@ -36,7 +37,7 @@ pub(super) fn remove<A: Address>(
         let peer_is_alive = other.is_some_and(|other| !is_over(orders, &other, now, crowded));
         if is_over(orders, &flow, now, crowded) && !peer_is_alive {
             for key in [Some(*key), peer].into_iter().flatten() {
-                removed += usize::from(map.remove(&key).is_ok());
+                removed += usize::from(maps.remove_flow(table, &key, copies));
             }
         }
     }
@@ -49,6 +50,7 @@ pub(super) fn end_flows<A: Address>(
     maps: &mut FamilyMaps<A>,
     orders: &Orders,
     waker: &mut Waker,
+    copies: (&CopyMemory, u64),
 ) -> Result<bool, DataplaneError> {
     let mut any = false;
     if !orders.are_urgent() {
@@ -73,17 +75,16 @@ pub(super) fn end_flows<A: Address>(
             forgotten.push((*key, *flow));
         }
     })?;
-    let map = maps.flows_mut(Table::Established);
     for (key, flow) in forgotten {
         // Another one may have begun under the same key since.
         let is_same = |now: Flow<A>| (now.backend, now.opened) == (flow.backend, flow.opened);
-        if !map.get(&key, 0).is_ok_and(is_same) {
+        if !maps.flows(Table::Established).get(&key, 0).is_ok_and(is_same) {
             continue;
         }
         let peer = flow.forwarding.sees_replies().then(|| flow.peer_key(key.protocol));
         for key in [Some(key), peer].into_iter().flatten() {
             // What isn't there any longer is as good as removed.
-            let _: Result<(), aya::maps::MapError> = map.remove(&key);
+            let _: bool = maps.remove_flow(Table::Established, &key, copies);
         }
     }
     Ok(any)
@@ -118,9 +119,10 @@ pub(super) fn is_over<A: Address>(
         _ if !flow.is_surely_over() => closing.max(lived.min(HALF_CLOSED)),
         _ => closing,
     };
-    // By direct return, not every packet is noted.
+    // Of a flow that may have left a trace or a copy, not every packet is noted.
+    let may_have_copy = flow.last_seen.since(flow.opened) >= LEAST_COPIED_AGE;
     let timeout = match flow.state {
-        FlowState::ESTABLISHED if !flow.forwarding.sees_replies() => {
+        FlowState::ESTABLISHED if may_have_copy || !flow.forwarding.sees_replies() => {
             timeout.saturating_add(UNNOTED)
         }
         _ => timeout,
@@ -129,7 +131,7 @@ pub(super) fn is_over<A: Address>(
     dataplane::seconds(now.since(flow.last_seen).saturating_sub(1)) >= u64::from(timeout)
 }
 
-/// For how long a flow by direct return may have packets that aren't noted, in seconds: as long as its trace holds.
+/// For how long an established flow may have packets that aren't noted, in seconds: as long as its trace or its copy holds.
 pub(super) const UNNOTED: u32 =
     (TRACE_TICKS as u64 * Tick::NANOSECONDS).div_ceil(1_000_000_000) as u32;
 
@@ -200,7 +202,7 @@ mod tests {
             for state in [FlowState::SYN, FlowState::ANSWERED, FlowState::REFUSED] {
                 demand(&orders, &Flow { state, ..nat(0, seen) }, 10, false);
             }
-            demand(&orders, &nat(0, seen), 3600, false);
+            demand(&orders, &nat(0, seen), 3600 + 9, false);
             demand(&orders, &nat(finished::CLIENT, seen), 240, false);
             for closed in [finished::BOTH_SURELY, finished::CLIENT_RESET, finished::BACKEND_RESET] {
                 demand(&orders, &nat(closed, seen), 30, false);
@@ -236,7 +238,7 @@ mod tests {
         let lasting = |forwarding| flow(forwarding, 0, OPENED + 20);
         demand(&tcp, &lasting(Forwarding::Dsr), 20 + 9, true);
         demand(&tcp, &lasting(Forwarding::Dsr), 3600 + 9, false);
-        demand(&udp, &lasting(Forwarding::FullNat), 20, true);
-        demand(&tcp, &lasting(Forwarding::FullNat), 3600, true);
+        demand(&udp, &lasting(Forwarding::FullNat), 20 + 9, true);
+        demand(&tcp, &lasting(Forwarding::FullNat), 3600 + 9, true);
     }
 }

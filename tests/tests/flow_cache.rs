@@ -1,0 +1,361 @@
+//! Where replies pass through us, packets of flows that have lasted find a copy of their entry, and nothing else does.
+
+use std::{collections::HashMap, net::IpAddr};
+
+use anyhow::{Context, Result, ensure};
+use lb_common::{
+    abi::{FlowKey, Forwarding, Moment, Tick},
+    datapath::{CopyPlace, Reason, TRACE_TICKS},
+    wire::{Ipv4Address, NetworkU16, PROTOCOL_TCP},
+};
+use lb_tests::{
+    connection::Connection,
+    frame::{Segment, flags},
+    host::Host,
+    pair::Pair,
+    seen::Seen,
+    world::{
+        BACKENDS, OTHER_FORWARDINGS, Socket, VIP, VIP_IPV6, World, backend_address, backend_mac,
+        client_of,
+    },
+};
+
+/// Age from which a flow leaves copies, in ticks.
+const AGE: u32 = 2;
+
+/// What becomes of a client's packet that belongs to no flow, and of a backend's.
+const UNKNOWN: Reason = Reason::NoFlow;
+const UNKNOWN_REPLY: Reason = Reason::NoService;
+
+/// Sends a segment in each direction, which both have to arrive.
+fn exchange(pair: &mut Pair, connection: &Connection, what: &str) -> Result<()> {
+    connection.request(pair, what, &connection.from_client(flags::ACK | flags::PSH))?;
+    connection.reply(pair, what, &connection.from_backend(flags::ACK))
+}
+
+/// Opens a connection that leaves copies in both directions.
+fn lasting(pair: &mut Pair, vip: Socket) -> Result<Connection> {
+    let connection = Connection::open(pair, vip)?;
+    connection.establish(pair)?;
+    pair.age_flows(AGE)?;
+    exchange(pair, &connection, "looked up")?;
+    Ok(connection)
+}
+
+/// Demands of a connection that its packets are known in neither direction.
+fn demand_unknown(pair: &mut Pair, connection: &Connection, what: &str) -> Result<()> {
+    pair.expect(what, &connection.from_client(flags::ACK).build(), UNKNOWN)?;
+    let reply = connection.from_backend(flags::ACK).build();
+    pair.expect(what, &reply, UNKNOWN_REPLY).map(drop)
+}
+
+#[test]
+fn packets_of_flows_that_have_lasted_need_no_entry() -> Result<()> {
+    let mut pair = Pair::new(&World::default())?;
+    for vip in [VIP, VIP_IPV6] {
+        pair.within_one_tick(|pair| {
+            let connection = lasting(pair, vip)?;
+            pair.remove_entries()?;
+            for _ in 0..3 {
+                exchange(pair, &connection, "by its copy")?;
+            }
+            // What may end or begin a flow is looked up, and so is what came elsewhere.
+            for bits in [flags::FIN | flags::ACK, flags::RST, flags::RST | flags::ACK] {
+                let request = connection.from_client(bits).build();
+                pair.expect("a client's end", &request, UNKNOWN)?;
+                let reply = connection.from_backend(bits).build();
+                pair.expect("a backend's end", &reply, UNKNOWN_REPLY)?;
+            }
+            let flooded = |mut segment: Segment| {
+                segment.destination_mac[5] ^= 0x40;
+                segment.build()
+            };
+            let request = flooded(connection.from_client(flags::ACK));
+            pair.expect("another station's", &request, Reason::OtherStation)?;
+            let mut moved = connection.from_client(flags::ACK);
+            moved.source_mac[5] ^= 0x40;
+            pair.expect("from another station", &moved.build(), UNKNOWN)?;
+            let mut other = connection.from_client(flags::ACK);
+            other.source_port += 1;
+            pair.expect("another flow's", &other.build(), UNKNOWN).map(drop)
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_copy_gives_way_to_whatever_changes_its_flow() -> Result<()> {
+    let mut pair = Pair::new(&World::default())?;
+    type Change = fn(&mut Pair, &Connection) -> Result<()>;
+    let changes: [(&str, Change); 6] = [
+        ("client's FIN", |pair, connection| {
+            connection.request(pair, "FIN", &connection.from_client(flags::FIN | flags::ACK))
+        }),
+        ("client's RST", |pair, connection| {
+            connection.request(pair, "RST", &connection.from_client(flags::RST))
+        }),
+        ("backend's FIN", |pair, connection| {
+            connection.reply(pair, "FIN", &connection.from_backend(flags::FIN | flags::ACK))
+        }),
+        ("backend's RST", |pair, connection| {
+            connection.reply(pair, "RST", &connection.from_backend(flags::RST | flags::ACK))
+        }),
+        ("another station of the client's", |pair, connection| {
+            let mut moved = connection.from_client(flags::ACK);
+            moved.source_mac[5] ^= 0x40;
+            connection.request(pair, "from elsewhere", &moved)
+        }),
+        ("reset since the backend is down", |pair, connection| {
+            let index = connection.backend;
+            pair.change_backend(index, |backend| backend.fate = lb_common::abi::Fate::Reset)?;
+            let request = connection.from_client(flags::ACK).build();
+            pair.expect("down", &request, Reason::BackendDown)?;
+            pair.change_backend(index, |backend| backend.fate = lb_common::abi::Fate::Keep)
+        }),
+    ];
+    for vip in [VIP, VIP_IPV6] {
+        for (what, change) in changes {
+            pair.within_one_tick(|pair| {
+                let connection = lasting(pair, vip)?;
+                change(pair, &connection)?;
+                pair.remove_entries()?;
+                demand_unknown(pair, &connection, what)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn replies_follow_a_client_to_its_new_station() -> Result<()> {
+    let mut pair = Pair::new(&World::default())?;
+    for vip in [VIP, VIP_IPV6] {
+        pair.reset()?;
+        let connection = lasting(&mut pair, vip)?;
+        for bit in [0x40, 0x20, 0] {
+            let mut moved = connection.from_client(flags::ACK);
+            moved.source_mac[5] ^= bit;
+            for _ in 0..2 {
+                connection.request(&mut pair, "from a station", &moved)?;
+                let reply = connection.from_backend(flags::ACK).build();
+                let outcome = pair.expect("a reply", &reply, Reason::ToClient)?;
+                let to = Seen::new(&outcome.frame).destination_mac;
+                ensure!(to == moved.source_mac, "{vip:?}: to {to:x?}");
+            }
+        }
+    }
+    pair.compare_tables()
+}
+
+#[test]
+fn a_connection_from_the_same_port_begins_without_the_one_before() -> Result<()> {
+    let mut pair = Pair::new(&World::default())?;
+    for vip in [VIP, VIP_IPV6] {
+        pair.reset()?;
+        let first = lasting(&mut pair, vip)?;
+        first.close(&mut pair)?;
+        let second = Connection::open(&mut pair, vip)?;
+        ensure!(second.nat != first.nat, "{vip:?}: its port at once");
+        second.establish(&mut pair)?;
+        pair.age_flows(AGE)?;
+        for _ in 0..3 {
+            exchange(&mut pair, &second, "the second one's")?;
+        }
+        let late = first.from_backend(flags::ACK).build();
+        pair.expect("late", &late, UNKNOWN_REPLY)?;
+    }
+    pair.compare_tables()
+}
+
+#[test]
+fn young_flows_leave_no_copy() -> Result<()> {
+    let mut pair = Pair::new(&World::default())?;
+    for vip in [VIP, VIP_IPV6] {
+        pair.within_one_tick(|pair| {
+            let connection = Connection::open(pair, vip)?;
+            connection.establish(pair)?;
+            for _ in 0..3 {
+                exchange(pair, &connection, "a young one's")?;
+            }
+            pair.remove_entries()?;
+            demand_unknown(pair, &connection, "young")
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn where_only_the_backends_address_is_put_in_copies_do_as_well() -> Result<()> {
+    let mut pair = Pair::new(&World::default())?;
+    let others = OTHER_FORWARDINGS.into_iter();
+    for (_, vip, backend) in others.filter(|(forwarding, ..)| *forwarding == Forwarding::Nat) {
+        let client = client_of(vip.0);
+        let segment = |bits| {
+            let mut segment = Segment::syn(client, vip).with_flags(bits);
+            segment.sequence += u32::from(bits != flags::SYN);
+            segment.acknowledgement = 5001;
+            segment
+        };
+        let answer = |bits| {
+            let mut answer = Segment::syn(backend_address(backend), client).with_flags(bits);
+            answer.source_mac = backend_mac(backend);
+            (answer.sequence, answer.acknowledgement) = (5000, 1001);
+            answer.sequence += u32::from(bits == flags::ACK);
+            answer
+        };
+        pair.within_one_tick(|pair| {
+            pair.expect("SYN", &segment(flags::SYN).build(), Reason::Opened)?;
+            let syn_ack = answer(flags::SYN | flags::ACK).build();
+            pair.expect("SYN-ACK", &syn_ack, Reason::ToClient)?;
+            pair.expect("ACK", &segment(flags::ACK).build(), Reason::ToBackend)?;
+            pair.age_flows(AGE)?;
+            for round in 0..2 {
+                pair.expect("a request", &segment(flags::ACK).build(), Reason::ToBackend)?;
+                pair.expect("a reply", &answer(flags::ACK).build(), Reason::ToClient)?;
+                if round == 0 {
+                    pair.remove_entries()?;
+                }
+            }
+            // Flooded to us: also the station of the client's.
+            let mut flooded = answer(flags::ACK);
+            flooded.destination_mac[5] ^= 0x40;
+            pair.expect("flooded", &flooded.build(), UNKNOWN_REPLY).map(drop)
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_the_sweep_removes_leaves_no_copy() -> Result<()> {
+    let mut pair = Pair::new(&World::default())?;
+    for vip in [VIP, VIP_IPV6] {
+        // With each, it lies elsewhere.
+        for _ in 0..8 {
+            pair.within_one_tick(|pair| {
+                let connection = lasting(pair, vip)?;
+                pair.kernel.sweep_flows()?;
+                pair.host.forget_flows();
+                demand_unknown(pair, &connection, "swept")
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Opens a connection by a host's tables alone, at a tick.
+fn open_alone(host: &Host, client: Socket, tick: u32) -> Result<Connection> {
+    host.set_now(at(tick));
+    let mut connection = Connection { client, vip: VIP, backend: BACKENDS[0], nat: VIP };
+    let outcome = host.run(&Segment::syn(connection.client, VIP).build());
+    ensure!(outcome.reason == Reason::Opened, "{outcome:?}");
+    let seen = Seen::new(&outcome.frame);
+    let mut backends = BACKENDS.into_iter();
+    let backend = backends.find(|index| backend_address(*index) == seen.destination);
+    (connection.backend, connection.nat) = (backend.context("a backend")?, seen.source);
+    for (segment, reason) in
+        [(connection.syn_ack(), Reason::ToClient), (connection.ack(), Reason::ToBackend)]
+    {
+        let outcome = host.run(&segment.build());
+        ensure!(outcome.reason == reason, "{outcome:?}");
+    }
+    Ok(connection)
+}
+
+fn at(tick: u32) -> Moment {
+    Moment::from_nanoseconds(u64::from(tick) * Tick::NANOSECONDS)
+}
+
+#[test]
+fn who_leaves_a_copy_sees_what_another_cpu_has_changed() -> Result<()> {
+    let host = Host::new(&World::default());
+    let connection = open_alone(&host, client_of(VIP.0), 100)?;
+    host.set_now(at(100 + AGE));
+    for segment in [connection.from_client(flags::ACK), connection.from_backend(flags::ACK)] {
+        host.run(&segment.build());
+    }
+    ensure!(host.copies() == 2, "{} copies", host.copies());
+
+    let host = Host::new(&World::default());
+    let connection = open_alone(&host, client_of(VIP.0), 100)?;
+    host.set_now(at(100 + AGE));
+    host.reset_flows_when_copied();
+    let outcome = host.run(&connection.from_client(flags::ACK).build());
+    ensure!(outcome.reason == Reason::ToBackend, "{outcome:?}");
+    ensure!(host.copies() == 0, "a copy of what was there before");
+    Ok(())
+}
+
+#[test]
+fn a_copy_holds_for_eight_ticks_at_most() -> Result<()> {
+    let host = Host::new(&World::default());
+    let connection = open_alone(&host, client_of(VIP.0), 100)?;
+    let request = connection.from_client(flags::ACK).build();
+    host.set_now(at(100 + AGE));
+    ensure!(host.run(&request).reason == Reason::ToBackend);
+    host.remove_entries();
+    let mut held = 0;
+    for tick in 100 + AGE.. {
+        host.set_now(at(tick));
+        match host.run(&request).reason {
+            Reason::ToBackend => held += 1,
+            UNKNOWN => break,
+            other => anyhow::bail!("{other:?}"),
+        }
+    }
+    ensure!((1..=8).contains(&held), "for {held} ticks");
+    Ok(())
+}
+
+#[test]
+fn a_copy_keeps_its_place_as_long_as_it_holds() -> Result<()> {
+    let host = Host::new(&World::default());
+    // Three clients whose copies go to the same pair, where there is room for two.
+    let (address, _) = client_of(VIP.0);
+    let mut ports: HashMap<u32, Vec<u16>> = HashMap::new();
+    let place = |port: u16| {
+        let key = FlowKey {
+            source: ipv4(address),
+            destination: ipv4(VIP.0),
+            source_port: NetworkU16::new(port),
+            destination_port: NetworkU16::new(VIP.1),
+            protocol: PROTOCOL_TCP.into(),
+        };
+        CopyPlace::of(&key, host.world.settings.secret).pair
+    };
+    let crowded = (1024..u16::MAX).find_map(|port| {
+        let there = ports.entry(place(port)).or_default();
+        there.push(port);
+        (there.len() == 3).then(|| there.clone())
+    });
+    let crowded = crowded.context("three ports of one pair")?;
+    let begin = (200..208_u32).find(|tick| (tick + place(crowded[0])).is_multiple_of(TRACE_TICKS));
+    let begin = begin.context("a tick at which copies cease to hold")?;
+    let mut requests = Vec::new();
+    for port in &crowded {
+        let connection = open_alone(&host, (address, *port), 100)?;
+        requests.push(connection.from_client(flags::ACK).build());
+    }
+    for (tick, order) in [(begin, [0, 1, 2]), (begin + TRACE_TICKS, [2, 0, 1])] {
+        for later in [0, TRACE_TICKS - 1] {
+            host.set_now(at(tick + later));
+            for number in order {
+                ensure!(host.run(&requests[number]).reason == Reason::ToBackend);
+            }
+        }
+        let host = host.clone();
+        host.remove_entries();
+        for (place, number) in order.into_iter().enumerate() {
+            let wanted = if place < 2 { Reason::ToBackend } else { UNKNOWN };
+            let found = host.run(&requests[number]).reason;
+            ensure!(found == wanted, "{tick}, {number}: {found:?}");
+        }
+    }
+    Ok(())
+}
+
+fn ipv4(address: IpAddr) -> Ipv4Address {
+    match address {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => unreachable!("{address}"),
+    }
+}
