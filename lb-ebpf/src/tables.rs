@@ -8,8 +8,8 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Access, AccessKey, Answer, Backend, Client, ClientKey, Counters, Direction, Entry, Flow,
-        FlowKey, Fragment, FragmentKey, LocalMac, Moment, Refusal, Service, ServiceKey, Settings,
-        Slot,
+        FlowKey, Fragment, FragmentKey, LocalMac, Moment, PortSet, Refusal, Service, ServiceKey,
+        Settings, Slot,
     },
     datapath::{FamilyTables, InsertError, Reason, Table, Tables, Traces},
     wire::{Ipv4Address, Ipv6Address, NetworkU32},
@@ -67,8 +67,8 @@ impl Tables for MapTables {
     }
 
     #[inline(always)]
-    fn is_direct_port(&self, port: u16) -> bool {
-        maps::DIRECT_PORTS.get(0).is_some_and(|ports| ports.has(port))
+    fn has_port(&self, set: PortSet, port: u16) -> bool {
+        maps::PORT_SETS.get(set as u32).is_some_and(|ports| ports.has(port))
     }
 
     #[inline(always)]

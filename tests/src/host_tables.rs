@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use lb_common::{
     abi::{
         Access, AccessKey, Answer, Backend, CHECK_SERVICE, Client, ClientKey, Direction, Entry,
-        Flow, FlowKey, Fragment, FragmentKey, LocalMac, Moment, Refusal, Service, ServiceKey,
-        Settings, Slot,
+        Flow, FlowKey, Fragment, FragmentKey, LocalMac, Moment, PortSet, Refusal, Service,
+        ServiceKey, Settings, Slot,
     },
     datapath::{FamilyTables, InsertError, Table, Tables, Traces},
     wire::{Ipv4Address, Ipv6Address, NetworkU32},
@@ -38,9 +38,9 @@ impl Tables for Host {
         self.unsettled.borrow_mut().insert(slot);
     }
 
-    fn is_direct_port(&self, port: u16) -> bool {
+    fn has_port(&self, set: PortSet, port: u16) -> bool {
         self.note_array();
-        self.world.direct_ports().has(port)
+        self.world.ports(set).has(port)
     }
 
     fn is_station(&self, mac: &LocalMac) -> bool {

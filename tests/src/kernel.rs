@@ -8,7 +8,7 @@ use aya::{
     programs::{ProgramFd, TestRun, TestRunOptions},
 };
 use lb_common::{
-    abi::{AccessKey, Backend, Counters, RING_CHUNK_SLOTS, Refusal, Ring},
+    abi::{AccessKey, Backend, Counters, PortSet, RING_CHUNK_SLOTS, Refusal, Ring},
     datapath::{Action, Reason},
 };
 use lb_userspace::dataplane::{Capacity, Loaded, Pins, RingMemory, load, nat_source_words};
@@ -286,7 +286,10 @@ impl Kernel {
         for (mac, _) in &world.local_macs {
             maps.stations.set(mac.place(), mac, 0)?;
         }
-        maps.direct_ports.set(0, world.direct_ports(), 0)?;
+        for set in [PortSet::Direct, PortSet::Ours] {
+            let ports = world.ports(set);
+            maps.port_sets.add(set, (0..=u16::MAX).filter(|port| ports.has(*port)));
+        }
         maps.rings.write(0, &world.ring);
         for (word, free) in maps.ports.words().iter().zip(world.port_words()) {
             word.store(free, Ordering::Relaxed);

@@ -46,6 +46,7 @@ mod traffic;
 pub mod variant;
 pub mod wait;
 pub mod world;
+mod world_ports;
 
 pub use settings::setting;
 pub use traffic::under_traffic;

@@ -5,11 +5,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use bytemuck::Zeroable as _;
 use ipnet::IpNet;
 use lb_common::{
     abi::{
-        Access, AddressFamily, Backend, Fate, Forwarding, Link, LocalMac, PortBits, Ring, Service,
+        Access, AddressFamily, Backend, Fate, Forwarding, Link, LocalMac, Ring, Service,
         ServiceKey, Settings, VERSION, generation_start, pool_words, service_options,
     },
     wire::{Ipv4Address, Ipv6Address, MacAddress, NetworkU16, NetworkU32, Vlan, Vlans, words},
@@ -287,20 +286,6 @@ impl World {
         let counts: HashSet<usize> = self.services.iter().map(ring).collect();
         let slots = self.ring.iter_mut().enumerate();
         slots.filter(move |(place, _)| !counts.contains(place)).map(|(_, slot)| slot)
-    }
-
-    /// Ports of services by direct return.
-    pub fn direct_ports(&self) -> PortBits {
-        let mut ports = PortBits::zeroed();
-        for ((_, port), service) in &self.services {
-            let led = self.ring.get(service.ring.offset() as usize);
-            let backend =
-                led.and_then(|index| self.backends.get((*index as usize).wrapping_sub(1)));
-            if backend.is_some_and(|backend| !backend.forwarding.sees_replies()) {
-                ports.add(*port);
-            }
-        }
-        ports
     }
 
     fn keyed<A>(&self, family: impl Fn(IpAddr) -> Option<A>) -> Vec<(ServiceKey<A>, Service)> {

@@ -10,7 +10,7 @@ use lb_tests::{
     frame::{Segment, flags},
     host::LookUps,
     pair::Pair,
-    world::{OTHER_FORWARDINGS, Socket, VIP, World, client_of},
+    world::{OTHER_FORWARDINGS, Socket, VIP, World, backend_address, client_of},
 };
 
 /// Sends a frame, and demands its look-ups.
@@ -34,10 +34,12 @@ fn packets_look_at_no_more_tables_than_they_have_to() -> Result<()> {
     let mut pair = Pair::new(&world)?;
     // For each packet: hash tables, arrays.
     let elsewhere = Segment::syn(client_of(VIP.0), (VIP.0, 22)).build();
-    demand(&mut pair, "not ours", &elsewhere, Reason::NoService, [2, 2])?;
+    demand(&mut pair, "not ours", &elsewhere, Reason::NoService, [0, 1])?;
+    let elsewhere = Segment::syn(client_of(VIP.0), (backend_address(1).0, VIP.1)).build();
+    demand(&mut pair, "not ours, to a port of ours", &elsewhere, Reason::NoService, [4, 3])?;
 
     let syn = Segment::syn(client_of(VIP.0), VIP).build();
-    demand(&mut pair, "full NAT: SYN", &syn, Reason::Opened, [9, 17])?;
+    demand(&mut pair, "full NAT: SYN", &syn, Reason::Opened, [9, 18])?;
     // Traces and copies hold for some seconds, and what comes after one is looked up.
     pair.within_one_tick(demand_of_full_nat)?;
     pair.within_one_tick(demand_of_dsr)
@@ -46,18 +48,18 @@ fn packets_look_at_no_more_tables_than_they_have_to() -> Result<()> {
 fn demand_of_full_nat(pair: &mut Pair) -> Result<()> {
     let connection = Connection::open(pair, VIP)?;
     let syn_ack = connection.syn_ack().build();
-    demand(pair, "full NAT: SYN-ACK", &syn_ack, Reason::ToClient, [4, 8])?;
+    demand(pair, "full NAT: SYN-ACK", &syn_ack, Reason::ToClient, [4, 9])?;
     let ack = connection.ack().build();
-    demand(pair, "full NAT: its ACK", &ack, Reason::ToBackend, [8, 11])?;
-    demand(pair, "full NAT: a request", &ack, Reason::ToBackend, [1, 7])?;
+    demand(pair, "full NAT: its ACK", &ack, Reason::ToBackend, [8, 12])?;
+    demand(pair, "full NAT: a request", &ack, Reason::ToBackend, [1, 8])?;
     let reply = connection.from_backend(flags::ACK).build();
-    demand(pair, "full NAT: a reply", &reply, Reason::ToClient, [1, 6])?;
+    demand(pair, "full NAT: a reply", &reply, Reason::ToClient, [1, 7])?;
 
     pair.age_flows(LEAST_COPIED_AGE)?;
-    demand(pair, "full NAT: looked up", &ack, Reason::ToBackend, [2, 10])?;
-    demand(pair, "full NAT: steady", &ack, Reason::ToBackend, [0, 7])?;
-    demand(pair, "full NAT: a reply looked up", &reply, Reason::ToClient, [2, 9])?;
-    demand(pair, "full NAT: a steady reply", &reply, Reason::ToClient, [0, 6])
+    demand(pair, "full NAT: looked up", &ack, Reason::ToBackend, [2, 11])?;
+    demand(pair, "full NAT: steady", &ack, Reason::ToBackend, [0, 8])?;
+    demand(pair, "full NAT: a reply looked up", &reply, Reason::ToClient, [2, 10])?;
+    demand(pair, "full NAT: a steady reply", &reply, Reason::ToClient, [0, 7])
 }
 
 fn demand_of_dsr(pair: &mut Pair) -> Result<()> {
@@ -68,8 +70,8 @@ fn demand_of_dsr(pair: &mut Pair) -> Result<()> {
         segment.sequence += u32::from(bits != flags::SYN);
         segment.build()
     };
-    demand(pair, "dsr: SYN", &segment(flags::SYN), Reason::Opened, [6, 14])?;
-    demand(pair, "dsr: its ACK", &segment(flags::ACK), Reason::ToBackend, [6, 13])?;
-    demand(pair, "dsr: looked up", &segment(flags::ACK), Reason::ToBackend, [2, 11])?;
-    demand(pair, "dsr: steady", &segment(flags::ACK), Reason::ToBackend, [1, 9])
+    demand(pair, "dsr: SYN", &segment(flags::SYN), Reason::Opened, [6, 15])?;
+    demand(pair, "dsr: its ACK", &segment(flags::ACK), Reason::ToBackend, [6, 14])?;
+    demand(pair, "dsr: looked up", &segment(flags::ACK), Reason::ToBackend, [2, 12])?;
+    demand(pair, "dsr: steady", &segment(flags::ACK), Reason::ToBackend, [1, 10])
 }

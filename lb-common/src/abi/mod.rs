@@ -32,7 +32,7 @@ pub use info::{
     BackendInfo, Balance, CheckKind, CheckResult, Lifecycle, OperatorState, Protocol, ServiceInfo,
     UNUSED_SERVICE,
 };
-pub use port_bits::PortBits;
+pub use port_bits::{PortBits, PortSet};
 pub use ports::{PORTS_A_WORD, PoolHead, generation_start, pool_words, port_words};
 pub use refusal::Refusal;
 pub use ring::{NO_BACKEND, RING_CHUNK_SLOTS, Ring, RingChunk, Slot};
@@ -104,8 +104,8 @@ pub mod maps {
     pub const LOCAL_MACS: &str = "LOCAL_MACS";
     /// Those that most frames are for: [`super::LocalMac`] by [`super::LocalMac::place`].
     pub const STATIONS: &str = "STATIONS";
-    /// One [`super::PortBits`]: the ports of services whose backends answer clients directly. Others may be among them.
-    pub const DIRECT_PORTS: &str = "DIRECT_PORTS";
+    /// Sets of ports: [`super::PortBits`] by [`super::PortSet`].
+    pub const PORT_SETS: &str = "PORT_SETS";
     /// Which flows by direct return were looked up lately: [`crate::datapath::Traces`] in words.
     pub const TRACES: &str = "TRACES";
     /// Copies of established flows, as [`super::CachePair`]s.
@@ -150,7 +150,7 @@ pub mod maps {
         SOURCES_IPV6,
         LOCAL_MACS,
         STATIONS,
-        DIRECT_PORTS,
+        PORT_SETS,
         TRACES,
         FLOW_CACHE,
         EGRESS,

@@ -151,10 +151,14 @@ impl Mark {
         if self.pair == NOWHERE {
             return false;
         }
-        let is_second = copy_ways::<A>() == 2 && !self.may_be_at(tables.seal(self.pair, 0));
-        if !tables.read_copy(self.pair, is_second.into(), flow)
-            || flow.seal() != self.seal(&segment.key, flow)
-        {
+        let way = if self.may_be_at(tables.seal(self.pair, 0)) {
+            0
+        } else if copy_ways::<A>() == 2 && self.may_be_at(tables.seal(self.pair, 1)) {
+            1
+        } else {
+            return false;
+        };
+        if !tables.read_copy(self.pair, way, flow) || flow.seal() != self.seal(&segment.key, flow) {
             return false;
         }
         if flow.direction == Direction::ToBackend as u8 {

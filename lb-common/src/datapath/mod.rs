@@ -54,7 +54,7 @@ pub use verdict::{Action, Edits, Kind, Reason, Verdict};
 
 use self::{cache::Mark, choice::Attempt, handshake::Found, parse::Segment, shortcut::Shortcut};
 use crate::{
-    abi::{Direction, Entry, Flow, FlowKey, Service},
+    abi::{Direction, Entry, Flow, FlowKey, PortSet, Service},
     wire::{EtherType, EthernetHeader},
 };
 use bytemuck::Zeroable;
@@ -328,6 +328,10 @@ fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
 ) -> Result<Verdict, Stop> {
     let Scratch { segment, flow, longest, shortcut, mark, .. } = scratch;
     let segment = &*segment;
+    // Most of what isn't ours ends here.
+    if !tables.has_port(PortSet::Ours, segment.key.destination_port.get()) {
+        return Err(Reason::NoService.into());
+    }
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
     let now = tables.now();
     shortcut.find(tables, segment, &settings, now);
@@ -369,7 +373,7 @@ fn locate<'t, A: Family, T: FamilyTables<A>>(
         return Err(Stop::Open);
     }
     if opening::service(tables, &segment.key).is_none() {
-        // Most of what isn't ours ends here, without a look at half-open handshakes.
+        // And the rest of it here, without a look at half-open handshakes.
         let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
         if settings.replies_anywhere == 0 && !nat::is_ours(&settings, segment.key.destination_port)
         {

@@ -13,7 +13,10 @@ use super::{
     traces::{Trace, erase},
 };
 use crate::{
-    abi::{Direction, Flow, FlowKey, FlowState, Forwarding, Moment, NO_BACKEND, Service, Settings},
+    abi::{
+        Direction, Flow, FlowKey, FlowState, Forwarding, Moment, NO_BACKEND, PortSet, Service,
+        Settings,
+    },
     wire::{Ipv4Header, TcpFlags},
 };
 
@@ -44,7 +47,7 @@ impl Shortcut {
         // What names no ports comes behind the first fragment, and finds its way by the flow's entry.
         if segment.flags.has(TcpFlags::SYN)
             || segment.part.is_fragment
-            || !tables.is_direct_port(key.destination_port.get())
+            || !tables.has_port(PortSet::Direct, key.destination_port.get())
         {
             return;
         }

@@ -1,14 +1,14 @@
-//! What packets by direct return have to know to go past the table of flows: see [`lb_common::datapath`].
+//! What packets have to know to go past the tables of services and flows: see [`lb_common::datapath`].
+//!
+//! Ports are never taken out of a set: what has been forwarded may go on, and a port too many costs no more than time.
 
-use lb_common::abi::{Forwarding, LocalMac, Ring, Service, maps};
+use lb_common::abi::{Forwarding, LocalMac, PortSet, Ring, Service, Settings, maps};
 
 use super::{
     state::{Bind, State},
     store::done,
 };
 use crate::dataplane::{DataplaneError, Maps};
-
-const DIRECT_PORTS: &str = maps::DIRECT_PORTS;
 
 /// Whether what is known of the slots by which a service was reached holds for those of its present ring: it is the same
 /// one, or was written after it.
@@ -37,22 +37,24 @@ pub(super) fn set_station(
     done(maps.stations.set(place, mac.copied().unwrap_or_default(), 0), maps::STATIONS)
 }
 
-/// Notes the ports of what is bound to a service that forwards like this, if it is by direct return.
-pub(super) fn add_direct_ports(
-    maps: &mut Maps,
-    binds: &[Bind],
-    forwarding: Option<Forwarding>,
-) -> Result<(), DataplaneError> {
-    if forwarding.is_none_or(Forwarding::sees_replies) {
-        return Ok(());
+/// Notes the ports of what is bound to a service that forwards like this.
+pub(super) fn add_ports(maps: &Maps, binds: &[Bind], forwarding: Option<Forwarding>) {
+    let ports = || binds.iter().map(|bind| bind.address.port());
+    maps.port_sets.add(PortSet::Ours, ports());
+    if forwarding.is_some_and(|forwarding| !forwarding.sees_replies()) {
+        maps.port_sets.add(PortSet::Direct, ports());
     }
-    let mut ports = maps.direct_ports.get(&0, 0).map_err(DataplaneError::map(DIRECT_PORTS))?;
-    let known = ports;
-    binds.iter().for_each(|bind| ports.add(bind.address.port()));
-    if ports == known {
-        return Ok(());
+}
+
+/// Notes the ports that replies are sent to.
+pub(super) fn add_reply_ports(maps: &Maps, settings: &Settings) {
+    let Settings { nat_port_first: first, nat_port_count: count, .. } = settings;
+    if settings.replies_anywhere != 0 {
+        maps.port_sets.add(PortSet::Ours, 0..=u16::MAX);
+    } else {
+        let ports = *first..first.saturating_add(*count);
+        maps.port_sets.add(PortSet::Ours, ports.filter_map(|port| u16::try_from(port).ok()));
     }
-    done(maps.direct_ports.set(0, ports, 0), DIRECT_PORTS)
 }
 
 #[cfg(test)]

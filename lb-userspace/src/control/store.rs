@@ -17,7 +17,7 @@ use lb_common::{
 
 use super::{
     plan::Change,
-    shortcuts::{add_direct_ports, follows, set_station},
+    shortcuts::{add_ports, add_reply_ports, follows, set_station},
     state::{BackendState, Bind, RingState, State},
 };
 use crate::dataplane::{DataplaneError, Maps, PortMemory, nat_source_words, with_causes};
@@ -40,6 +40,7 @@ pub(super) fn apply(
             if settings.hash_seed != there.settings.hash_seed {
                 there.all_rings().for_each(|(_, ring)| maps.rings.unsettle(ring));
             }
+            add_reply_ports(maps, settings);
             done(maps.settings.set(0, settings, 0), maps::SETTINGS)?;
             there.settings = *settings;
         }
@@ -102,7 +103,7 @@ pub(super) fn apply(
                 rings.for_each(|(_, ring)| maps.rings.unsettle(ring));
                 let binds = there.binds.iter().filter(|(_, bound)| bound.index == service);
                 let binds: Vec<Bind> = binds.map(|(bind, _)| *bind).collect();
-                add_direct_ports(maps, &binds, Some(backend.forwarding))?;
+                add_ports(maps, &binds, Some(backend.forwarding));
             }
             done(maps.backends.set(*index, backend, 0), maps::BACKENDS)?;
             if let Some(known) = there.backends.get_mut(index) {
@@ -171,7 +172,7 @@ pub(super) fn apply(
             if before.is_none() {
                 maps.rings.unsettle(service.ring);
             }
-            add_direct_ports(maps, &[*bind], there.forwarding(service.index))?;
+            add_ports(maps, &[*bind], there.forwarding(service.index));
             let done = match bind.address.ip() {
                 IpAddr::V4(ip) => maps.ipv4.services.insert(
                     service_key::<Ipv4Address>(ip.into(), bind),

@@ -7,16 +7,20 @@ use std::{
 
 use aya::maps::{HashMap, MapData, MapError};
 use lb_common::{
-    abi::{CHECK_SERVICE, Direction, Flow, FlowKey, FlowState, Forwarding, Link, maps as names},
+    abi::{
+        CHECK_SERVICE, Direction, Flow, FlowKey, FlowState, Forwarding, Link, PortSet,
+        maps as names,
+    },
     wire::{Address, Ipv4Address, Ipv4Header, Ipv6Address, NetworkU16, PROTOCOL_TCP},
 };
 
-use super::{DataplaneError, Pins, maps, now};
+use super::{DataplaneError, Pins, PortSets, maps, now};
 
-/// The tables of flows, to put checks into.
+/// The tables of flows, to put checks into, and the ports that packets of ours are sent to.
 pub struct Detours {
     ipv4: Mutex<HashMap<MapData, FlowKey<Ipv4Address>, Flow<Ipv4Address>>>,
     ipv6: Mutex<HashMap<MapData, FlowKey<Ipv6Address>, Flow<Ipv6Address>>>,
+    ports: PortSets,
 }
 
 /// A connection that is led to one backend.
@@ -50,6 +54,7 @@ impl Detours {
         Ok(Self {
             ipv4: Mutex::new(maps::open(pins, names::FLOWS)?),
             ipv6: Mutex::new(maps::open(pins, names::FLOWS_IPV6)?),
+            ports: PortSets::new(maps::data(pins, names::PORT_SETS)?)?,
         })
     }
 
@@ -59,6 +64,7 @@ impl Detours {
     ///
     /// The table is full.
     pub fn lead(self: &Arc<Self>, route: Route) -> Result<Detour, DataplaneError> {
+        self.ports.add(PortSet::Ours, [route.client.port()]);
         let done = match (route.client.ip(), route.vip.ip()) {
             (IpAddr::V4(client), IpAddr::V4(vip)) => {
                 insert(&self.ipv4, &route, client.into(), vip.into())

@@ -9,14 +9,13 @@ use aya::maps::{
 use lb_common::{
     abi::{
         Access, AccessKey, Backend, BackendInfo, Client, ClientKey, Counters, Flow, FlowKey,
-        Fragment, FragmentKey, LocalMac, PortBits, Refusal, Service, ServiceInfo, ServiceKey,
-        Settings, maps,
+        Fragment, FragmentKey, LocalMac, Refusal, Service, ServiceInfo, ServiceKey, Settings, maps,
     },
     datapath::{Reason, Table},
     wire::{Address, Ipv4Address, Ipv6Address, NetworkU32},
 };
 
-use super::{CopyMemory, DataplaneError, Pins, PortMemory, RingMemory, batch};
+use super::{CopyMemory, DataplaneError, Pins, PortMemory, PortSets, RingMemory, batch};
 
 /// The pinned maps that are keyed by addresses of a family.
 #[expect(missing_docs, reason = "lb_common::abi::maps describes each of them")]
@@ -143,7 +142,7 @@ pub struct Maps {
     pub service_loads: Array<MapData, i64>,
     pub local_macs: HashMap<MapData, LocalMac, u32>,
     pub stations: Array<MapData, LocalMac>,
-    pub direct_ports: Array<MapData, PortBits>,
+    pub port_sets: PortSets,
     pub copies: CopyMemory,
     pub egress: DevMapHash<MapData>,
     pub service_counters: PerCpuArray<MapData, Counters>,
@@ -191,7 +190,7 @@ impl Maps {
             service_loads: open(pins, maps::SERVICE_LOADS)?,
             local_macs: open(pins, maps::LOCAL_MACS)?,
             stations: open(pins, maps::STATIONS)?,
-            direct_ports: open(pins, maps::DIRECT_PORTS)?,
+            port_sets: PortSets::new(data(pins, maps::PORT_SETS)?)?,
             copies: CopyMemory::new(data(pins, maps::FLOW_CACHE)?)?,
             egress: open(pins, maps::EGRESS).map_err(|error| match error {
                 // Only who may make maps finds out how large its values are.
@@ -270,7 +269,12 @@ pub(super) fn open<M: TryFrom<Map, Error = MapError>>(
     Map::from_map_data(data(pins, name)?).and_then(M::try_from).map_err(DataplaneError::map(name))
 }
 
-fn data(pins: &Pins, name: &'static str) -> Result<MapData, DataplaneError> {
+/// A pinned map.
+///
+/// # Errors
+///
+/// It isn't there, or the user may not.
+pub(super) fn data(pins: &Pins, name: &'static str) -> Result<MapData, DataplaneError> {
     let path = pins.map(name);
     MapData::from_pin(&path).map_err(|error| match cause(&error) {
         Some(ErrorKind::PermissionDenied) if path.is_dir() => DataplaneError::NoMap { path },

@@ -21,7 +21,7 @@ pub use detour::{Detour, Detours, Route};
 pub use load::{Capacity, Loaded, OBJECT, load};
 pub use maps::{FamilyMaps, Maps, nat_source_words};
 pub use pins::Pins;
-pub use rings::{PortMemory, RingMemory};
+pub use rings::{PortMemory, PortSets, RingMemory};
 
 /// Why something with the program or its maps went wrong.
 #[derive(Debug, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! The memory that holds all rings, and the one that holds the pools of source ports.
+//! The memory that holds all rings, and those that hold sets of ports and the pools of source ports.
 
 use std::{
     collections::HashSet,
@@ -6,7 +6,7 @@ use std::{
 };
 
 use aya::maps::MapData;
-use lb_common::abi::{Ring, RingChunk, Slot, maps};
+use lb_common::abi::{PortBits, PortSet, Ring, RingChunk, Slot, maps};
 
 use super::{DataplaneError, mapped::Mapped};
 
@@ -131,6 +131,43 @@ fn unsettle(slot: &AtomicU32, bits: u32) {
 
 fn load(slot: &AtomicU32) -> Slot {
     Slot::from_word(slot.load(Ordering::Relaxed))
+}
+
+/// The map of sets of ports, mapped into this process.
+pub struct PortSets(Mapped<AtomicU64>);
+
+impl PortSets {
+    /// Maps the memory.
+    ///
+    /// # Errors
+    ///
+    /// The map's elements aren't [`PortBits`], or the kernel refuses.
+    pub fn new(map: MapData) -> Result<Self, DataplaneError> {
+        Mapped::new(map, maps::PORT_SETS, size_of::<PortBits>()).map(Self)
+    }
+
+    /// Adds ports to a set.
+    pub fn add(&self, set: PortSet, ports: impl IntoIterator<Item = u16>) {
+        let words = self.words(set);
+        for (word, bit) in ports.into_iter().map(PortBits::place) {
+            if let Some(word) = words.get(word)
+                && word.load(Ordering::Relaxed) & bit == 0
+            {
+                word.fetch_or(bit, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// Whether a port is in a set.
+    pub fn has(&self, set: PortSet, port: u16) -> bool {
+        let (word, bit) = PortBits::place(port);
+        self.words(set).get(word).is_some_and(|word| word.load(Ordering::Relaxed) & bit != 0)
+    }
+
+    fn words(&self, set: PortSet) -> &[AtomicU64] {
+        let start = set as usize * PortSet::WORDS;
+        self.0.words().get(start..start + PortSet::WORDS).unwrap_or_default()
+    }
 }
 
 /// The map of all pools of source ports, mapped into this process.
