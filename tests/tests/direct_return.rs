@@ -1,6 +1,8 @@
 //! By direct return: backends are checked at the service's address, the way that its traffic takes, and
 //! connections outlive the balancer.
 
+use std::fs;
+
 use anyhow::{Context, Result, ensure};
 use lb_tests::{
     client::Connection,
@@ -45,6 +47,27 @@ fn by_direct_return_connections_outlive_a_move_to_another_balancer() -> Result<(
     }
     ensure!(modes.bed.reason("adopted")? >= direct().count() as u64);
     Ok(())
+}
+
+#[test]
+fn a_check_of_a_port_that_nothing_is_bound_to_reaches_the_backend() -> Result<()> {
+    let mut modes = Modes::new(PROGRAMS, "native")?;
+    let mode = MODES.iter().find(|mode| mode.forwarding == "dsr").context("a mode")?;
+    // Without a service by `nat`, to whose replies all ports belong.
+    let text = fs::read_to_string(modes.bed.config())?;
+    let mut services = text.split("[[service]]\n");
+    let name = format!("name = \"{}-tcp\"\n", mode.name());
+    let service = services.find(|service| service.contains(&name)).context("its service")?;
+    let interval = "interval = \"200ms\"\n";
+    let service = service.replace(interval, &format!("{interval}port = 80\n"));
+    modes.bed.stop_controller(Signal::SIGTERM)?;
+    modes.bed.lb_ok(&["detach"])?;
+    modes.bed.write_config_of(&format!("[[service]]\n{service}"))?;
+    modes.bed.start_controller(&[])?;
+    wait_until("it is down", || Ok(shown(&modes, mode)?["state"] == "down"))?;
+    let host = modes.bed.backend_namespace(&format!("mgmt{:02}", mode.host))?;
+    modes.bed.start_nginx(host, "checked", &["0.0.0.0:80"])?;
+    wait_until("it is up", || Ok(shown(&modes, mode)?["state"] == "up"))
 }
 
 #[test]

@@ -41,6 +41,25 @@ fn pins_that_somebody_removes_are_told_and_made_anew() -> Result<()> {
 }
 
 #[test]
+fn services_are_found_although_it_is_lost_which_ports_they_have() -> Result<()> {
+    const SERVICE: &str = "10.91.0.100:443";
+    let mut bed = Bed::without_controller(LB, "native", 1)?;
+    bed.write_config("")?;
+    let text = fs::read_to_string(bed.config())?;
+    fs::write(bed.config(), text.replace(lb_tests::bed::SERVICE, SERVICE))?;
+    bed.start_controller(&[])?;
+    bed.wait_for_up(1)?;
+    let mut held = client::Connection::open(&bed.client, SERVICE)?;
+    held.request()?;
+    bed.stop_controller(Signal::SIGKILL)?;
+    fs::remove_file(Pins::new(bed.pins()).map(maps::PORT_SETS))?;
+    bed.start_controller(&[])?;
+    ensure!(bed.has_told("what they held is lost: PORT_SETS")?);
+    held.request()?;
+    client::Connection::open(&bed.client, SERVICE)?.request().map(drop)
+}
+
+#[test]
 fn a_program_that_somebody_detaches_is_attached_again() -> Result<()> {
     let bed = Bed::new(LB, "native", 2)?;
     let mut held = client::held(&bed, 4)?;

@@ -6,7 +6,7 @@
 //! finds the seal that belongs to its own key has found its own flow, whole, however many others write to the same place.
 //!
 //! A copy holds for some seconds, as a trace does ([`TRACE_TICKS`]), so the entry itself knows by and by that the flow lives.
-//! Nobody else's takes its place meanwhile: where there are more flows than places, some leave no copy, rather than that all of
+//! Hardly anybody else's takes its place meanwhile: where there are more flows than places, some leave no copy, rather than that all of
 //! them leave one in vain. What changes an entry, or removes it, erases its copies afterwards; and who leaves a copy looks at
 //! the entry once more, and erases it if that isn't the same any longer. So one of the two sees what the other has done.
 

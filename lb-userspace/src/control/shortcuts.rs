@@ -19,12 +19,20 @@ pub(super) fn follows(service: &Service, before: &Service) -> bool {
             || (service.ring.generation() == next && service.ring.size() == before.ring.size()))
 }
 
-/// Writes what may not have been written, when an earlier controller died between two steps.
+/// Writes what may not have been written, when an earlier controller died between two steps, or is lost.
 ///
 /// # Errors
 ///
 /// The kernel refuses.
 pub(super) fn complete(maps: &mut Maps, there: &State) -> Result<(), DataplaneError> {
+    let nat = (there.settings.nat_port_count > 0).then_some(there.settings.nat_port_first as u16);
+    let mut ports = there.binds.keys().map(|bind| bind.address.port()).chain(nat);
+    if ports.any(|port| !maps.port_sets.has(PortSet::Ours, port)) {
+        // Somebody has removed the pin, and nobody knows any longer which ports flows have.
+        for set in [PortSet::Ours, PortSet::Direct] {
+            maps.port_sets.add(set, 0..=u16::MAX);
+        }
+    }
     there.local_macs.keys().try_for_each(|mac| set_station(maps, mac.place(), Some(mac)))
 }
 

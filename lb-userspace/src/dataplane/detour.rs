@@ -64,7 +64,8 @@ impl Detours {
     ///
     /// The table is full.
     pub fn lead(self: &Arc<Self>, route: Route) -> Result<Detour, DataplaneError> {
-        self.ports.add(PortSet::Ours, [route.client.port()]);
+        // What is checked needn't be a port that anything is bound to.
+        self.ports.add(PortSet::Ours, [route.client.port(), route.vip.port()]);
         let done = match (route.client.ip(), route.vip.ip()) {
             (IpAddr::V4(client), IpAddr::V4(vip)) => {
                 insert(&self.ipv4, &route, client.into(), vip.into())

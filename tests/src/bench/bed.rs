@@ -127,13 +127,7 @@ impl Bed {
 
     /// Has the kernel handle what the interfaces receive in threads, which can be pinned and counted, or as usual.
     pub(super) fn thread_interfaces(&self, threaded: bool) -> Result<()> {
-        let ends = [
-            (&self.client, "client0"),
-            (&self.backend, "backend0"),
-            (&self.balancer, "lb0"),
-            (&self.balancer, "lb1"),
-        ];
-        for (namespace, interface) in ends {
+        for (namespace, interface) in self.ends() {
             let number = u8::from(threaded);
             let write = format!("echo {number} > /sys/class/net/{interface}/threaded");
             // Only with a view of /sys of its own.
@@ -155,6 +149,25 @@ impl Bed {
             set_processor(pid, OTHERS)?;
         }
         Ok(())
+    }
+
+    /// Gives each interface on the way to the backend so many queues, while nobody has a program there.
+    pub(super) fn set_queues(&self, queues: usize) -> Result<()> {
+        let queues = queues.to_string();
+        for (namespace, interface) in self.ends() {
+            namespace.run("ethtool", &["-L", interface, "rx", &queues, "tx", &queues])?;
+        }
+        Ok(())
+    }
+
+    /// Both ends of both cables on the way to the backend.
+    const fn ends(&self) -> [(&Namespace, &'static str); 4] {
+        [
+            (&self.client, "client0"),
+            (&self.backend, "backend0"),
+            (&self.balancer, "lb0"),
+            (&self.balancer, "lb1"),
+        ]
     }
 
     /// Leaves one processor alone: all processes run on the other one. Returns that.

@@ -3,13 +3,15 @@
 //! A program of ours sends the frames of one connection, which has been opened before: as short as Ethernet has them, as fast
 //! as it can, all on one processor, which hands them to the balancer's interface, does the balancer's work and hands them to
 //! the backend's interface, where they are counted and end. All processes run there as well, so that no other
-//! processor takes part. In each round every system is set up, measured and removed again, in the one order and then in the other. What counts of each is the best tenth of its bursts: whoever else has the
+//! processor takes part. So two connections' frames are sent as well, each by a processor of its own, to interfaces that have
+//! one queue, which both share, or two. In each round every system is set up, measured and removed again, in the one order and then in the other. What counts of each is the best tenth of its bursts: whoever else has the
 //! processor's other thread or its caches only makes it slower.
 
 use std::{
     collections::BTreeMap,
     io,
     net::{IpAddr, SocketAddr},
+    thread,
     time::Duration,
 };
 
@@ -32,6 +34,17 @@ use crate::{
     wait::wait_within,
 };
 
+/// What is measured.
+#[derive(Clone, Copy)]
+struct Setting {
+    system: System,
+    /// How many processors send frames, each those of a connection of its own.
+    processors: usize,
+    /// How many queues each interface has.
+    queues: usize,
+}
+
+/// One processor.
 const SYSTEMS: [System; 7] = [
     System::Redirect,
     System::Lb("full-nat"),
@@ -41,6 +54,32 @@ const SYSTEMS: [System; 7] = [
     System::Routing,
     System::Nftables,
 ];
+/// Two of them.
+const SCALED: [System; 3] = [System::Redirect, System::Lb("full-nat"), System::Lb("dsr")];
+
+impl Setting {
+    fn all() -> impl Iterator<Item = Self> {
+        let one = SYSTEMS.map(|system| Self { system, processors: 1, queues: 1 });
+        let two = [1, 2].map(|queues| SCALED.map(|system| Self { system, processors: 2, queues }));
+        one.into_iter().chain(two.into_iter().flatten())
+    }
+
+    fn name(&self) -> String {
+        let system = self.system.name();
+        match (self.processors, self.queues) {
+            (1, _) => system,
+            (_, 1) => format!("{system}, two processors, one queue"),
+            _ => format!("{system}, two processors, two queues"),
+        }
+    }
+
+    fn group(&self) -> &'static str {
+        match self.processors {
+            1 => "frames of 64 bytes, one connection, one processor",
+            _ => "frames of 64 bytes, two connections, two processors",
+        }
+    }
+}
 
 /// Rounds, bursts of a round, and frames of a burst.
 const ROUNDS: usize = 10;
@@ -63,20 +102,21 @@ struct Burst {
 /// A system doesn't start.
 pub fn report(lb: &str, only: &str) -> Result<Report> {
     let bed = Bed::new()?;
-    let mut systems: Vec<System> =
-        SYSTEMS.into_iter().filter(|system| system.name().contains(only)).collect();
-    let names: Vec<String> = systems.iter().map(|system| system.name()).collect();
+    let mut settings: Vec<Setting> =
+        Setting::all().filter(|setting| setting.name().contains(only)).collect();
+    let shown = settings.clone();
     let mut found: BTreeMap<String, Vec<Burst>> = BTreeMap::new();
     for round in 0..ROUNDS {
-        for system in &systems {
-            let name = system.name();
-            let running = system.set_up(&bed, lb)?;
-            let bursts = measure(&bed, *system, &running);
+        for setting in &settings {
+            let name = setting.name();
+            bed.set_queues(setting.queues)?;
+            let running = setting.system.set_up(&bed, lb)?;
+            let bursts = measure(&bed, *setting, &running);
             running.remove(&bed)?;
             found.entry(name.clone()).or_default().extend(bursts.context(name.clone())?);
             eprintln!("round {} of {ROUNDS}: {name}", round + 1);
         }
-        systems.reverse();
+        settings.reverse();
     }
     // The burst that so many percent of all were no better than.
     let quantile = |name: &String, value: fn(&Burst) -> f64, percent: usize| {
@@ -86,9 +126,13 @@ pub fn report(lb: &str, only: &str) -> Result<Report> {
         values.get(values.len() * percent / 100).copied().unwrap_or(f64::NAN)
     };
     let rate = |name: &String| quantile(name, |burst| burst.rate, 90);
-    let row = |name: &String| {
+    let row = |setting: &Setting| {
+        let name = &setting.name();
         let lost = quantile(name, |burst| burst.lost, 50);
-        let against = |other: System| number(rate(name) / rate(&other.name()));
+        let against = |system: System| {
+            let ratio = rate(name) / rate(&Setting { system, ..*setting }.name());
+            if ratio.is_nan() { String::new() } else { number(ratio) }
+        };
         let numbers = [
             number(quantile(name, |burst| burst.rate, 50)),
             number(rate(name)),
@@ -98,22 +142,23 @@ pub fn report(lb: &str, only: &str) -> Result<Report> {
         ];
         [name.clone()].into_iter().chain(numbers).collect()
     };
-    let result = |name: &String| {
-        let bursts = found.get(name).map_or(&[][..], Vec::as_slice);
+    let result = |setting: &Setting| {
+        let name = setting.name();
+        let bursts = found.get(&name).map_or(&[][..], Vec::as_slice);
         let all = |value: fn(&Burst) -> f64| bursts.iter().map(value).collect::<Vec<f64>>();
         let (rates, lost) = (all(|burst| burst.rate), all(|burst| burst.lost));
         json!({ "system": name, "million_frames_a_second": rates, "lost": lost })
     };
-    let bar = |name: &String| Bar {
-        group: "frames of 64 bytes, one connection, one processor".to_owned(),
-        label: name.clone(),
-        value: rate(name),
+    let bar = |setting: &Setting| Bar {
+        group: setting.group().to_owned(),
+        label: setting.name(),
+        value: rate(&setting.name()),
     };
     Ok(Report {
         name: "rate",
         title: "Frames a second".to_owned(),
         unit: "millions",
-        bars: names.iter().map(bar).collect(),
+        bars: shown.iter().map(bar).collect(),
         scaled_by_group: true,
         headings: vec![
             "system",
@@ -123,53 +168,85 @@ pub fn report(lb: &str, only: &str) -> Result<Report> {
             "× nftables",
             "lost",
         ],
-        rows: names.iter().map(row).collect(),
-        results: names.iter().map(result).collect(),
+        rows: shown.iter().map(row).collect(),
+        results: shown.iter().map(result).collect(),
     })
 }
 
-fn measure(bed: &Bed, system: System, running: &Running) -> Result<Vec<Burst>> {
-    let mut connection = Connection::open(&bed.client, system.address())?;
-    connection.request()?;
+fn measure(bed: &Bed, setting: Setting, running: &Running) -> Result<Vec<Burst>> {
+    let Setting { system, processors, .. } = setting;
+    let open = |_| -> Result<Connection> {
+        let mut connection = Connection::open(&bed.client, system.address())?;
+        connection.request()?;
+        Ok(connection)
+    };
+    let connections = (0..processors).map(open).collect::<Result<Vec<_>>>()?;
     if system == System::Nftables {
         // The frames say nothing new, whatever their numbers.
         bed.balancer.run("sysctl", &["-qw", "net.netfilter.nf_conntrack_tcp_be_liberal=1"])?;
     }
-    let frame = frame(bed, connection.local_address()?, system.address().parse()?)?;
     let counter = match running.decapsulator {
         Some(_) => None,
         None => Some(attach_at_backend(bed, "count")?),
     };
     let counter = counter.as_ref().or(running.decapsulator.as_ref()).context("a counter")?;
-    let mut generator = within(&bed.client, move || {
-        let interface = nix::net::if_::if_nametoindex("client0")?;
-        Generator::new(interface, frame).map_err(io::Error::other)
-    })?;
-    let processor = bed.gather()?;
+    let mut generators = Vec::new();
+    for connection in &connections {
+        let frame = frame(bed, connection.local_address()?, system.address().parse()?)?;
+        generators.push(within(&bed.client, move || {
+            let interface = nix::net::if_::if_nametoindex("client0")?;
+            Generator::new(interface, frame).map_err(io::Error::other)
+        })?);
+    }
+    let places: Vec<usize> =
+        if processors == 1 { vec![bed.gather()?] } else { (0..processors).collect() };
+    let frames = FRAMES / processors as u32;
     let mut bursts = Vec::new();
     for burst in 0..=BURSTS {
         let before = counted(counter)?;
-        let (returned, taken) = within(&bed.client, move || {
-            let mut one = CpuSet::new();
-            one.set(processor)?;
-            sched_setaffinity(Pid::from_raw(0), &one)?;
-            let taken = generator.send(FRAMES).map_err(io::Error::other)?;
-            Ok((generator, taken))
+        let taken = thread::scope(|scope| {
+            let senders: Vec<_> = generators
+                .drain(..)
+                .zip(&places)
+                .map(|(generator, place)| scope.spawn(|| send(bed, generator, *place, frames)))
+                .collect();
+            let done = senders.into_iter().map(|sender| {
+                let sender = sender.join().map_err(|_| anyhow::anyhow!("a sender panicked"));
+                sender.flatten()
+            });
+            done.collect::<Result<Vec<_>>>()
         })?;
-        generator = returned;
+        let longest = taken.iter().map(|(_, taken)| *taken).max().context("a sender")?;
+        generators = taken.into_iter().map(|(generator, _)| generator).collect();
+        let sent = u64::from(frames) * processors as u64;
         let arrived = || -> Result<u64> { Ok(counted(counter)? - before) };
         // Where some were lost, all will never be there.
-        let _: Result<()> = wait_within(Duration::from_millis(500), "all arrive", || {
-            Ok(arrived()? >= u64::from(FRAMES))
-        });
+        let _: Result<()> =
+            wait_within(Duration::from_millis(500), "all arrive", || Ok(arrived()? >= sent));
         let arrived = arrived()? as f64;
         // The first one finds everything cold.
         if burst > 0 {
-            let lost = 1.0 - arrived / f64::from(FRAMES);
-            bursts.push(Burst { rate: arrived / taken.as_secs_f64() / 1e6, lost });
+            let lost = 1.0 - arrived / sent as f64;
+            bursts.push(Burst { rate: arrived / longest.as_secs_f64() / 1e6, lost });
         }
     }
     Ok(bursts)
+}
+
+/// Sends so many frames from a processor, and returns the generator and how long it took.
+fn send(
+    bed: &Bed,
+    mut generator: Generator,
+    processor: usize,
+    frames: u32,
+) -> Result<(Generator, Duration)> {
+    within(&bed.client, move || {
+        let mut one = CpuSet::new();
+        one.set(processor)?;
+        sched_setaffinity(Pid::from_raw(0), &one)?;
+        let taken = generator.send(frames).map_err(io::Error::other)?;
+        Ok((generator, taken))
+    })
 }
 
 /// What the connection's client might send: an acknowledgement without data, 64 bytes with Ethernet's check sequence.
