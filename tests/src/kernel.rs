@@ -58,7 +58,7 @@ impl Kernel {
             flows: world.flows,
             embryonic: world.embryonic,
             services: 32,
-            binds: 64,
+            binds: 65_536,
             backends: 32,
             ring_slots: (world.ring.len() as u32).next_multiple_of(RING_CHUNK_SLOTS),
             nat_sources: 16,

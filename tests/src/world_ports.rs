@@ -17,10 +17,10 @@ impl World {
     fn our_ports(&self) -> PortBits {
         let mut ports = PortBits::zeroed();
         let Settings { nat_port_first: first, nat_port_count: count, .. } = self.settings;
+        self.services.iter().for_each(|((_, port), _)| ports.add(*port));
         let ours = |port: &u16| {
             self.settings.replies_anywhere != 0
                 || (first..first + count).contains(&u32::from(*port))
-                || self.services.iter().any(|((_, service), _)| service == port)
         };
         (0..=u16::MAX).filter(ours).for_each(|port| ports.add(port));
         ports

@@ -5,6 +5,7 @@ use std::{panic, thread};
 use anyhow::Result;
 
 mod bed;
+mod cases;
 pub mod control;
 pub mod network;
 pub mod packets;

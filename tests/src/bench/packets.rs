@@ -6,17 +6,18 @@
 //! short rounds, and what counts of each is the best tenth of them: whoever else has the processor's other thread or its
 //! caches only makes it slower. What each packet met is compared with what it should.
 
-use std::fmt;
-
 use anyhow::{Context, Result};
 use fastrand::Rng;
 use lb_common::{
     abi::Forwarding,
-    datapath::{LEAST_COPIED_AGE, Reason, trace_places},
+    datapath::{LEAST_COPIED_AGE, trace_places},
 };
 use serde_json::json;
 
-use super::report::{Bar, Report, number};
+use super::{
+    cases::{Case, MOST_FLOWS, Packets, cases, service_of},
+    report::{Bar, Report, number},
+};
 use crate::{
     crowd,
     frame::{Segment, flags},
@@ -27,34 +28,6 @@ use crate::{
         BACKENDS, BACKENDS_IPV6, OTHER_FORWARDINGS, Socket, VIP, VIP_IPV6, World, backend_address,
     },
 };
-
-/// Which packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Packets {
-    /// From clients, in established flows.
-    Hit,
-    /// From backends, in established flows.
-    Reply,
-    /// The first of a flow.
-    New,
-    /// For no service and no flow.
-    NotOurs,
-    /// As [`Packets::Hit`], but for a program that only looks at one word of the flow's, in 4 MB.
-    Look,
-}
-
-/// What is measured.
-#[derive(Clone, Copy, Debug)]
-pub struct Case {
-    /// How the service forwards.
-    pub forwarding: Forwarding,
-    /// Whether it is one on IPv6.
-    pub is_ipv6: bool,
-    /// Which packets.
-    pub packets: Packets,
-    /// Of how many flows, in turn.
-    pub flows: u32,
-}
 
 /// What was found.
 #[derive(Clone, Copy, Debug)]
@@ -67,100 +40,12 @@ pub struct Measured {
     pub yardstick: f64,
 }
 
-/// Most flows.
-const MOST_FLOWS: u32 = 524_288;
-/// How many there are in turn.
-const FLOWS: [u32; 4] = [1, 1024, 65_536, MOST_FLOWS];
-const NEW_FLOWS: u32 = 220_000;
-const ROUNDS: u32 = 41;
+/// Rounds. Whoever shares the processor often does so for a second at a time.
+const ROUNDS: u32 = 161;
+/// The same of first packets, of which there aren't so many.
+const NEW_ROUNDS: u32 = 41;
 /// Packets of one round.
 const SAMPLE: u32 = 25_000;
-
-impl Case {
-    /// The service that it is about.
-    fn service(self) -> Socket {
-        if self.packets == Packets::NotOurs {
-            let (address, _) = if self.is_ipv6 { VIP_IPV6 } else { VIP };
-            return (address, 22);
-        }
-        if self.forwarding == Forwarding::FullNat {
-            return if self.is_ipv6 { VIP_IPV6 } else { VIP };
-        }
-        let matches = |(forwarding, vip, backend): &(Forwarding, Socket, u32)| {
-            *forwarding == self.forwarding
-                && vip.0.is_ipv6() == self.is_ipv6
-                && backend_address(*backend).0.is_ipv6() == self.is_ipv6
-        };
-        OTHER_FORWARDINGS.into_iter().find(matches).map_or(VIP, |(_, vip, _)| vip)
-    }
-
-    fn reason(self) -> Reason {
-        match self.packets {
-            Packets::Hit | Packets::Look => Reason::ToBackend,
-            Packets::Reply => Reason::ToClient,
-            Packets::New => Reason::Opened,
-            Packets::NotOurs => Reason::NoService,
-        }
-    }
-}
-
-impl fmt::Display for Case {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let family = if self.is_ipv6 { "IPv6" } else { "IPv4" };
-        match self.packets {
-            Packets::NotOurs => return write!(formatter, "not ours: {family}"),
-            Packets::Look => write!(formatter, "one look into 4 MB: {family}")?,
-            Packets::Hit => write!(formatter, "{} {family}: to backends", self.forwarding.name())?,
-            Packets::Reply => write!(formatter, "{} {family}: replies", self.forwarding.name())?,
-            Packets::New => {
-                return write!(
-                    formatter,
-                    "{} {family}: first packet of a flow",
-                    self.forwarding.name()
-                );
-            }
-        }
-        match self.flows {
-            1 => write!(formatter, ", 1 flow"),
-            flows => write!(formatter, ", {flows} flows"),
-        }
-    }
-}
-
-/// Everything that is measured.
-fn cases() -> Vec<Case> {
-    let forwardings =
-        [Forwarding::FullNat, Forwarding::Nat, Forwarding::Dsr, Forwarding::Ipip, Forwarding::Gue];
-    let mut cases = Vec::new();
-    let look =
-        |flows| Case { forwarding: Forwarding::Dsr, is_ipv6: false, packets: Packets::Look, flows };
-    cases.extend(FLOWS.map(look));
-    for is_ipv6 in [false, true] {
-        for forwarding in forwardings {
-            let mut add = |packets, flows: &[u32]| {
-                cases.extend(flows.iter().map(|flows| Case {
-                    forwarding,
-                    is_ipv6,
-                    packets,
-                    flows: *flows,
-                }));
-            };
-            add(Packets::Hit, &FLOWS);
-            // Of IPv6, what replies differ by isn't in the words that the frames differ by.
-            if forwarding == Forwarding::FullNat && !is_ipv6 {
-                add(Packets::Reply, &FLOWS);
-            }
-            add(Packets::New, &[NEW_FLOWS]);
-        }
-        cases.push(Case {
-            forwarding: Forwarding::FullNat,
-            is_ipv6,
-            packets: Packets::NotOurs,
-            flows: 1,
-        });
-    }
-    cases
-}
 
 /// Loads lb's program and what it is measured with.
 pub struct Bench {
@@ -184,6 +69,14 @@ impl Bench {
         let first = world.backends[0].link;
         for backend in &mut world.backends[..BACKENDS.len()] {
             (backend.link.interface, backend.link.own) = (first.interface, first.own);
+        }
+        for case in cases().iter().filter(|case| case.services > 1) {
+            let first = case.service();
+            let same = world.services.iter().find(|(address, _)| *address == first);
+            let (_, service) = *same.context("the first service")?;
+            let others = 1..case.services;
+            let others = others.map(|number| service_of(first, number, case.services));
+            world.services.extend(others.map(|address| (address, service)));
         }
         let kernel = Kernel::new(&world)?;
         Ok(Self { world, kernel, repeater: Repeater::new(MOST_FLOWS)? })
@@ -245,18 +138,16 @@ impl Bench {
     /// # Errors
     ///
     /// The kernel refuses, or a packet met another fate than it should.
-    pub fn measure(&mut self, case: Case) -> Result<Measured> {
+    fn measure(&mut self, case: Case) -> Result<Measured> {
         // As the controller sets it.
         self.world.settings.trace_mask = trace_places(case.flows, 0) - 1;
         self.kernel.reset(&self.world)?;
         let vip = case.service();
         let mut frames: Vec<Vec<u8>> = match case.packets {
             Packets::Hit | Packets::Look => {
-                self.open(vip, case.flows)?.into_iter().map(|(frame, _)| frame).collect()
+                self.open(vip, case)?.into_iter().map(|(frame, _)| frame).collect()
             }
-            Packets::Reply => {
-                self.open(vip, case.flows)?.into_iter().map(|(_, reply)| reply).collect()
-            }
+            Packets::Reply => self.open(vip, case)?.into_iter().map(|(_, reply)| reply).collect(),
             Packets::New | Packets::NotOurs => (0..case.flows)
                 .map(|number| frame(crowd::segment(vip, number, flags::SYN)))
                 .collect(),
@@ -272,9 +163,9 @@ impl Bench {
             true => repeater.aim(&program),
             false => repeater.aim_at(Yardstick::Look),
         };
-        let sample = match case.packets {
-            Packets::New => case.flows / ROUNDS,
-            _ => SAMPLE,
+        let (count, sample) = match case.packets {
+            Packets::New => (NEW_ROUNDS, case.flows / NEW_ROUNDS),
+            _ => (ROUNDS, SAMPLE),
         };
         let mut rounds = Vec::new();
         let mut sent = 0;
@@ -284,7 +175,7 @@ impl Bench {
             self.repeater.run(all)?;
             sent += all;
         }
-        for _ in 0..ROUNDS {
+        for _ in 0..count {
             // New flows come once, in their order: what isn't measured uses others.
             let start = self.repeater.next()?;
             let mut taken = [0.0; 3];
@@ -306,13 +197,14 @@ impl Bench {
     }
 
     /// Opens flows, and returns what each sends next in both directions.
-    fn open(&mut self, vip: Socket, flows: u32) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    fn open(&mut self, first: Socket, case: Case) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let mut frames = Vec::new();
-        for number in 0..flows {
+        for number in 0..case.flows {
+            let vip = service_of(first, number, case.services);
             let syn = frame(crowd::segment(vip, number, flags::SYN));
             let outcome = self.kernel.run(&syn)?;
             let mut reply = Vec::new();
-            if [VIP, VIP_IPV6].contains(&vip) {
+            if [VIP, VIP_IPV6].contains(&first) {
                 let seen = Seen::new(&outcome.frame);
                 let all = BACKENDS.into_iter().chain(BACKENDS_IPV6);
                 let mut backends = all.filter(|index| backend_address(*index) == seen.destination);
@@ -322,7 +214,7 @@ impl Bench {
                 answer.source_mac = [0x02, 0, 0, 0, 1, 0];
                 answer.sequence += 1;
                 reply = frame(answer.with_flags(flags::ACK));
-            } else if let (_, _, backend) = other(vip)?
+            } else if let (_, _, backend) = other(first)?
                 && self.sees_replies(backend)
             {
                 let mut answer = crowd::answer(backend, crowd::client(vip.0.is_ipv6(), number));
