@@ -40,7 +40,7 @@ impl Tables for Host {
 
     fn has_port(&self, set: PortSet, port: u16) -> bool {
         self.note_array();
-        self.world.ports(set).has(port)
+        self.port_sets[set as usize].has(port)
     }
 
     fn is_station(&self, mac: &LocalMac) -> bool {
