@@ -127,10 +127,10 @@ impl Mark {
         self.upper | digest & !(u64::MAX << TIME_SHIFT)
     }
 
-    /// Whether a seal is of the flow's copy, as far as can be told without that.
+    /// As [`CopyPlace::may_be_at`].
     #[inline(always)]
     const fn may_be_at(&self, seal: u64) -> bool {
-        (seal ^ self.upper) >> TAG_SHIFT == 0
+        CopyPlace { pair: self.pair, tag: self.upper }.may_be_at(seal)
     }
 
     /// Whether the copy of a seal doesn't hold any longer.
