@@ -1,6 +1,6 @@
 //! A received frame as the packet logic sees it.
 
-use core::arch::asm;
+use core::{arch::asm, hint, mem::MaybeUninit};
 
 use aya_ebpf::{
     helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
@@ -48,20 +48,72 @@ fn opaque(mut number: usize) -> usize {
     number
 }
 
+macro_rules! by_words {
+    ($($offset:literal)+) => {
+        const MOST_BYTES: usize = [$($offset),+].len() * 4;
+
+        /// Copies a `T` from a frame, which it lies in.
+        #[inline(always)]
+        unsafe fn load<T: Pod>(from: *const T) -> T {
+            const { assert!(size_of::<T>() <= MOST_BYTES) };
+            let mut value = MaybeUninit::<T>::uninit();
+            let to = value.as_mut_ptr();
+            $(if size_of::<T>() >= $offset + 4 {
+                let word: u64;
+                // SAFETY: both have so many bytes; the verifier takes words of a frame wherever they are.
+                unsafe {
+                    asm!(
+                        concat!("{0} = *(u32 *)({1} + ", $offset, ")"),
+                        out(reg) word,
+                        in(reg) from,
+                        options(pure, readonly, nostack)
+                    );
+                    // So that it needn't be made one of 32 bits.
+                    hint::assert_unchecked(word <= u64::from(u32::MAX));
+                    to.byte_add($offset).cast::<u32>().write(word as u32);
+                }
+            })+
+            // SAFETY: all bytes of it are written.
+            unsafe { value.assume_init() }
+        }
+
+        /// Copies a `T` into a frame, where it has a place.
+        #[inline(always)]
+        unsafe fn store<T: Pod>(value: T, to: *mut T) {
+            const { assert!(size_of::<T>() <= MOST_BYTES) };
+            let from = &raw const value;
+            $(if size_of::<T>() >= $offset + 4 {
+                // SAFETY: as in `load`.
+                unsafe {
+                    let word = u64::from(from.byte_add($offset).cast::<u32>().read());
+                    asm!(
+                        concat!("*(u32 *)({0} + ", $offset, ") = {1}"),
+                        in(reg) to,
+                        in(reg) word,
+                        options(nostack)
+                    );
+                }
+            })+
+        }
+    };
+}
+
+// Words of a frame aren't aligned, and the compiler would copy them by halves or bytes.
+by_words!(0 4 8 12 16 20 24 28 32 36);
+
 impl Packet for Frame<'_> {
     #[inline(always)]
     fn read<T: Pod>(&self, offset: usize) -> Option<T> {
         let place = self.place::<T>(offset)?;
-        // SAFETY: it ends within the frame; frames start at even addresses, and by the trait's
-        // contract `T` needs no more than that, and the offset is aligned for it.
-        Some(unsafe { place.read() })
+        // SAFETY: it ends within the frame; frames start at even addresses, and by the trait's contract offsets are even too.
+        Some(unsafe { if align_of::<T>() == 4 { load(place) } else { place.read() } })
     }
 
     #[inline(always)]
     fn write<T: Pod>(&mut self, offset: usize, value: T) -> Option<()> {
         let place = self.place::<T>(offset)?;
         // SAFETY: as in `read`; nothing else accesses the frame while the program runs.
-        unsafe { place.write(value) };
+        unsafe { if align_of::<T>() == 4 { store(value, place) } else { place.write(value) } };
         Some(())
     }
 
@@ -108,6 +160,14 @@ impl Packet for Frame<'_> {
         if let Some(place) = maps::NOTE.get_ptr_mut(0) {
             // SAFETY: the map's value is valid, and this CPU's alone while the program runs.
             unsafe { *place = note };
+        }
+    }
+
+    #[inline(always)]
+    fn leave_tags(&mut self, tags: VlanTags) {
+        if let Some(place) = maps::NOTE.get_ptr_mut(0) {
+            // SAFETY: as in `leave`.
+            unsafe { (*place).tags = tags };
         }
     }
 }

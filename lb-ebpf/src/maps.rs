@@ -9,7 +9,7 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Access, AccessKey, Backend, BackendInfo, CachePair, Client, ClientKey, Counters, Flow,
-        FlowKey, Fragment, FragmentKey, LocalMac, PortBits, PortSet, Refusal, RingChunk, Service,
+        FlowKey, Fragment, FragmentKey, LocalMac, PortBits, Refusal, RingChunk, Service,
         ServiceInfo, ServiceKey, Settings,
     },
     datapath::{ErrorScratch, Note, Stage},
@@ -120,7 +120,7 @@ pub(crate) static LOCAL_MACS: HashMap<LocalMac, u32> = HashMap::pinned(256, BPF_
 pub(crate) static STATIONS: Array<LocalMac> = Array::pinned(lb_common::abi::STATIONS, 0);
 
 #[map]
-pub(crate) static PORT_SETS: Array<PortBits> = Array::pinned(PortSet::COUNT, BPF_F_MMAPABLE);
+pub(crate) static PORT_SETS: Array<PortBits> = Array::pinned(1, BPF_F_MMAPABLE);
 
 // Pinned, so that a new program finds what the one before left.
 #[map]

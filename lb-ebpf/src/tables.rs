@@ -8,7 +8,7 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Access, AccessKey, Answer, Backend, Client, ClientKey, Counters, Direction, Entry, Flow,
-        FlowKey, Fragment, FragmentKey, LocalMac, Moment, PortSet, Refusal, Service, ServiceKey,
+        FlowKey, Fragment, FragmentKey, LocalMac, Membership, Moment, Refusal, Service, ServiceKey,
         Settings, Slot,
     },
     datapath::{FamilyTables, InsertError, Reason, Table, Tables, Traces},
@@ -67,8 +67,8 @@ impl Tables for MapTables {
     }
 
     #[inline(always)]
-    fn has_port(&self, set: PortSet, port: u16) -> bool {
-        maps::PORT_SETS.get(set as u32).is_some_and(|ports| ports.has(port))
+    fn port_sets(&self, port: u16) -> Membership {
+        maps::PORT_SETS.get(0).map_or(Membership::default(), |ports| ports.of(port))
     }
 
     #[inline(always)]

@@ -7,7 +7,7 @@ use std::{
 
 use bytemuck::Zeroable as _;
 use lb_common::{
-    abi::{CHECK_SERVICE, Counters, Moment, PortBits, PortSet, Refusal},
+    abi::{CHECK_SERVICE, Counters, Moment, PortBits, Refusal},
     datapath::{
         self, Action, Decision, ErrorScratch, Family, Note, Reason, Scratch, Stage, Table, Traces,
     },
@@ -57,8 +57,8 @@ pub struct Host {
     pub(crate) refusals: RefCell<HashMap<u32, Refusal>>,
     /// Connections under way by service, then by backend.
     pub loads: RefCell<[HashMap<u32, i64>; 2]>,
-    /// Ports that packets are sent to, by set, as it was set up.
-    pub(crate) port_sets: [PortBits; 2],
+    /// The sets that ports are in, as it was set up.
+    pub(crate) ports_in: PortBits,
     pub(crate) now: Cell<Moment>,
     pub(crate) look_ups: Cell<LookUps>,
     /// Counts by service, then by backend.
@@ -78,7 +78,7 @@ impl Host {
             traces: RefCell::default(),
             refusals: RefCell::default(),
             loads: RefCell::default(),
-            port_sets: [PortSet::Direct, PortSet::Ours].map(|set| world.ports(set)),
+            ports_in: world.ports(),
             now: Cell::default(),
             look_ups: Cell::default(),
             counters: RefCell::default(),

@@ -67,4 +67,8 @@ impl Packet for Frame {
     fn leave(&mut self, note: Note) {
         self.note = note;
     }
+
+    fn leave_tags(&mut self, tags: VlanTags) {
+        self.note.tags = tags;
+    }
 }

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use lb_common::{
     abi::{
         Access, AccessKey, Answer, Backend, CHECK_SERVICE, Client, ClientKey, Direction, Entry,
-        Flow, FlowKey, Fragment, FragmentKey, LocalMac, Moment, PortSet, Refusal, Service,
+        Flow, FlowKey, Fragment, FragmentKey, LocalMac, Membership, Moment, Refusal, Service,
         ServiceKey, Settings, Slot,
     },
     datapath::{FamilyTables, InsertError, Table, Tables, Traces},
@@ -38,9 +38,9 @@ impl Tables for Host {
         self.unsettled.borrow_mut().insert(slot);
     }
 
-    fn has_port(&self, set: PortSet, port: u16) -> bool {
+    fn port_sets(&self, port: u16) -> Membership {
         self.note_array();
-        self.port_sets[set as usize].has(port)
+        self.ports_in.of(port)
     }
 
     fn is_station(&self, mac: &LocalMac) -> bool {

@@ -286,10 +286,10 @@ impl Kernel {
         for (mac, _) in &world.local_macs {
             maps.stations.set(mac.place(), mac, 0)?;
         }
-        for set in [PortSet::Direct, PortSet::Ours] {
-            let ports = world.ports(set);
-            maps.port_sets.add(set, (0..=u16::MAX).filter(|port| ports.has(*port)));
-        }
+        let ports = world.ports();
+        let all = || 0..=u16::MAX;
+        maps.port_sets.add(PortSet::Direct, all().filter(|port| ports.of(*port).direct));
+        maps.port_sets.add(PortSet::Ours, all().filter(|port| ports.of(*port).ours));
         maps.rings.write(0, &world.ring);
         for (word, free) in maps.ports.words().iter().zip(world.port_words()) {
             word.store(free, Ordering::Relaxed);

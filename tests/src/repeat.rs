@@ -1,11 +1,14 @@
 //! Runs a program on many flows' frames in turn, in the kernel, and measures how long one frame takes.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::{Array, DevMap, MapData, PerCpuArray, ProgramArray},
+    maps::{Array, DevMap, HashMap, MapData, PerCpuArray, ProgramArray},
     programs::{ProgramFd, TestRun, TestRunAttrs, TestRunOptions, Xdp},
 };
 
@@ -27,7 +30,7 @@ const CHECKSUM_IPV4: usize = 14 + 20 + 16;
 const CHECKSUM_IPV6: usize = 14 + 40 + 16;
 
 /// What the measured program is compared with.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Yardstick {
     /// A program that sends every frame back.
     Nothing,
@@ -35,6 +38,27 @@ pub enum Yardstick {
     Encapsulate,
     /// One that looks at a word of its flow's, in a table of 4 MB.
     Look,
+    /// One that records its flow, in a table with the least recently used at hand.
+    Record,
+    /// One that sends it to a backend by consistent hashing.
+    Balance,
+}
+
+impl Yardstick {
+    /// Every one.
+    const ALL: [Self; 5] =
+        [Self::Nothing, Self::Encapsulate, Self::Look, Self::Record, Self::Balance];
+
+    /// Its program.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Encapsulate => "encapsulate",
+            Self::Look => "look",
+            Self::Record => "record",
+            Self::Balance => "balance",
+        }
+    }
 }
 
 /// The program that runs others.
@@ -55,7 +79,9 @@ impl Repeater {
     /// The kernel refuses.
     pub fn new(flows: u32) -> Result<Self> {
         let mut ebpf = EbpfLoader::new().map_max_entries("VARIATIONS", flows).load(OBJECT)?;
-        for name in ["repeat_ipv4", "repeat_ipv6", "nothing", "encapsulate", "look"] {
+        for name in
+            ["repeat_ipv4", "repeat_ipv6"].into_iter().chain(Yardstick::ALL.map(Yardstick::name))
+        {
             program(&mut ebpf, name)?.load().with_context(|| name)?;
         }
         let mut map = |name| ebpf.take_map(name).with_context(|| name);
@@ -117,13 +143,20 @@ impl Repeater {
     ///
     /// The kernel refuses.
     pub fn aim_at(&mut self, yardstick: Yardstick) -> Result<()> {
-        let name = match yardstick {
-            Yardstick::Nothing => "nothing",
-            Yardstick::Encapsulate => "encapsulate",
-            Yardstick::Look => "look",
-        };
-        let target = program(&mut self.ebpf, name)?.fd()?.try_clone()?;
+        let target = program(&mut self.ebpf, yardstick.name())?.fd()?.try_clone()?;
         self.aim(&target)
+    }
+
+    /// Makes an address and port a service of [`Yardstick::Balance`].
+    ///
+    /// # Errors
+    ///
+    /// The map can't be changed.
+    pub fn balance(&mut self, address: Ipv4Addr, port: u16) -> Result<()> {
+        let map = self.ebpf.map_mut("BALANCED").context("BALANCED")?;
+        let mut services: HashMap<_, [u32; 2], u32> = HashMap::try_from(map)?;
+        let service = [u32::from_ne_bytes(address.octets()), port.to_be().into()];
+        Ok(services.insert(service, 0, 0)?)
     }
 
     /// Which flow's turn it is.

@@ -50,16 +50,16 @@ fn demand_of_full_nat(pair: &mut Pair) -> Result<()> {
     let syn_ack = connection.syn_ack().build();
     demand(pair, "full NAT: SYN-ACK", &syn_ack, Reason::ToClient, [4, 9])?;
     let ack = connection.ack().build();
-    demand(pair, "full NAT: its ACK", &ack, Reason::ToBackend, [8, 12])?;
-    demand(pair, "full NAT: a request", &ack, Reason::ToBackend, [1, 8])?;
+    demand(pair, "full NAT: its ACK", &ack, Reason::ToBackend, [8, 11])?;
+    demand(pair, "full NAT: a request", &ack, Reason::ToBackend, [1, 7])?;
     let reply = connection.from_backend(flags::ACK).build();
-    demand(pair, "full NAT: a reply", &reply, Reason::ToClient, [1, 7])?;
+    demand(pair, "full NAT: a reply", &reply, Reason::ToClient, [1, 6])?;
 
     pair.age_flows(LEAST_COPIED_AGE)?;
-    demand(pair, "full NAT: looked up", &ack, Reason::ToBackend, [2, 11])?;
-    demand(pair, "full NAT: steady", &ack, Reason::ToBackend, [0, 8])?;
-    demand(pair, "full NAT: a reply looked up", &reply, Reason::ToClient, [2, 10])?;
-    demand(pair, "full NAT: a steady reply", &reply, Reason::ToClient, [0, 7])
+    demand(pair, "full NAT: looked up", &ack, Reason::ToBackend, [2, 10])?;
+    demand(pair, "full NAT: steady", &ack, Reason::ToBackend, [0, 7])?;
+    demand(pair, "full NAT: a reply looked up", &reply, Reason::ToClient, [2, 9])?;
+    demand(pair, "full NAT: a steady reply", &reply, Reason::ToClient, [0, 6])
 }
 
 fn demand_of_dsr(pair: &mut Pair) -> Result<()> {
@@ -71,7 +71,7 @@ fn demand_of_dsr(pair: &mut Pair) -> Result<()> {
         segment.build()
     };
     demand(pair, "dsr: SYN", &segment(flags::SYN), Reason::Opened, [6, 15])?;
-    demand(pair, "dsr: its ACK", &segment(flags::ACK), Reason::ToBackend, [6, 14])?;
-    demand(pair, "dsr: looked up", &segment(flags::ACK), Reason::ToBackend, [2, 12])?;
-    demand(pair, "dsr: steady", &segment(flags::ACK), Reason::ToBackend, [1, 10])
+    demand(pair, "dsr: its ACK", &segment(flags::ACK), Reason::ToBackend, [6, 13])?;
+    demand(pair, "dsr: looked up", &segment(flags::ACK), Reason::ToBackend, [2, 11])?;
+    demand(pair, "dsr: steady", &segment(flags::ACK), Reason::ToBackend, [1, 8])
 }

@@ -183,13 +183,12 @@ fn a_port_used_again_leaves_a_backend_that_takes_no_more() -> Result<()> {
 fn a_syn_again_leaves_a_backend_that_has_not_answered_and_takes_no_more() -> Result<()> {
     let mut pair = Pair::new(&World::default())?;
     let first = Connection::open(&mut pair, VIP)?;
-    let other = first.backend % 3 + 1;
-    pair.hand_slots(first.backend, other)?;
+    pair.hand_slots(first.backend, first.backend % 3 + 1)?;
     let second = Connection::open(&mut pair, VIP)?;
-    ensure!(second.backend == other, "{second:?}");
+    ensure!(second.backend != first.backend, "{second:?}");
     pair.expect("too late", &first.syn_ack().build(), Reason::NoService)?;
     second.reply(&mut pair, "SYN-ACK", &second.syn_ack())?;
-    pair.hand_slots(other, first.backend)?;
+    pair.hand_slots(second.backend, first.backend)?;
     second.request(&mut pair, "again, after the answer", &Segment::syn(CLIENT, VIP))?;
     second.request(&mut pair, "ACK", &second.ack())?;
     pair.compare_tables()

@@ -178,17 +178,13 @@ fn connections_of_every_mode_outlive_rings_without_their_backend() -> Result<()>
     Ok(())
 }
 
-/// `MurmurHash3_x86_32` of 4-byte blocks, as its author publishes it (public domain).
-fn murmur3(blocks: &[u32], seed: u32) -> u32 {
-    let mut hash = seed;
-    for block in blocks {
-        let block = block.wrapping_mul(0xcc9e_2d51).rotate_left(15).wrapping_mul(0x1b87_3593);
-        hash = (hash ^ block).rotate_left(13).wrapping_mul(5).wrapping_add(0xe654_6b64);
-    }
-    hash ^= 4 * blocks.len() as u32;
-    hash = (hash ^ (hash >> 16)).wrapping_mul(0x85eb_ca6b);
-    hash = (hash ^ (hash >> 13)).wrapping_mul(0xc2b2_ae35);
-    hash ^ (hash >> 16)
+/// The hash by which balancers that share a VIP and a seed pick a slot, as ARCHITECTURE.md has it.
+fn hash_of(words: &[u64], seed: u32) -> u32 {
+    let taken_in = words.iter().fold(u64::from(seed), |hash, word| {
+        let hash = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        hash ^ (hash >> 32)
+    });
+    (taken_in.wrapping_mul(0xd6e8_feb8_6659_fd93) >> 32) as u32
 }
 
 /// An address in blocks.
@@ -218,10 +214,13 @@ fn a_new_flow_goes_to_its_own_slot_of_the_ring() -> Result<()> {
             let client = (client_of(vip.0).0, 20_000 + number);
             let flow = Flow { client, vip, is_udp, home: [0; 6] };
             let (went, _) = flow.send(&mut kernel, flags::SYN)?;
-            let ports = (u32::from(client.1) << 16) | u32::from(vip.1);
+            let ports = (u64::from(client.1) << 16) | u64::from(vip.1);
             let protocol = if is_udp { 17 } else { 6 };
-            let key = [blocks(client.0), blocks(vip.0), vec![ports, protocol]].concat();
-            let hash = murmur3(&key, world.settings.hash_seed);
+            let addresses = blocks(client.0).into_iter().zip(blocks(vip.0));
+            let mut words: Vec<_> =
+                addresses.map(|(source, vip)| (u64::from(source) << 32) | u64::from(vip)).collect();
+            words.push((protocol << 32) | ports);
+            let hash = hash_of(&words, world.settings.hash_seed);
             let place = (u64::from(hash) * u64::from(ring.size())) >> 32;
             let backend = world.ring[ring.offset() as usize + place as usize];
             ensure!(

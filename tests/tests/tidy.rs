@@ -102,7 +102,7 @@ fn each_program_is_one_function_within_its_budget() {
         ("lb_too_big", 500),
         ("lb_too_big_ipv6", 1000),
     ];
-    const MOST_STACK: u16 = 420;
+    const MOST_STACK: u16 = 440;
     let programs = object::programs();
     assert_eq!(programs.len(), MOST_INSTRUCTIONS.len());
     for (name, most) in MOST_INSTRUCTIONS {

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Forwarding, Tick};
+use super::{Forwarding, Tick, same_words};
 use crate::wire::{Address, ChecksumDelta, MacAddress, NetworkU16, PROTOCOL_UDP, Vlans};
 
 /// What identifies the packets of one direction of a flow, as they arrive.
@@ -221,22 +221,34 @@ impl FlowState {
 pub struct Link {
     /// Interface index.
     pub interface: u32,
+    /// Our hardware address on that link. It and the station's stand as at the beginning of a frame from there.
+    pub own: MacAddress,
     /// The station's hardware address.
     pub station: MacAddress,
-    /// Our hardware address on that link.
-    pub own: MacAddress,
     /// The VLANs that the link is, on the interface.
     pub vlans: Vlans,
 }
 
+/// The hardware addresses at the beginning of a frame, in words: its receiver's, and its sender's.
+pub type Stations = [u32; 3];
+
 impl Link {
+    /// That of a frame which came in on an interface, in VLANs, and begins like this.
+    #[inline(always)]
+    pub fn of_frame(interface: u32, [first, second, third]: Stations, vlans: Vlans) -> Self {
+        bytemuck::cast([interface, first, second, third, bytemuck::cast(vlans)])
+    }
+
+    /// The beginning of a frame to the station.
+    #[inline(always)]
+    pub fn stations(&self) -> Stations {
+        bytemuck::cast([self.station, self.own])
+    }
+
     /// Whether both name the same station on the same link.
     #[inline(always)]
-    pub const fn same(self, other: Self) -> bool {
-        self.interface == other.interface
-            && self.station.same(other.station)
-            && self.own.same(other.own)
-            && self.vlans.same(other.vlans)
+    pub fn same(self, other: Self) -> bool {
+        same_words::<5>(&bytemuck::cast(self), &bytemuck::cast(other))
     }
 }
 

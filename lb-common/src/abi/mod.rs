@@ -25,14 +25,14 @@ mod word;
 pub use backend::{Backend, Fate};
 pub use counters::{Answer, Counters, Direction};
 pub use entry::Entry;
-pub use flow::{CHECK_SERVICE, Flow, FlowKey, FlowState, Link, finished};
+pub use flow::{CHECK_SERVICE, Flow, FlowKey, FlowState, Link, Stations, finished};
 pub use forwarding::{AddressFamily, Forwarding};
 pub use fragment::{Fragment, FragmentKey};
 pub use info::{
     BackendInfo, Balance, CheckKind, CheckResult, Lifecycle, OperatorState, Protocol, ServiceInfo,
     UNUSED_SERVICE,
 };
-pub use port_bits::{PortBits, PortSet};
+pub use port_bits::{Membership, PortBits, PortSet};
 pub use ports::{PORTS_A_WORD, PoolHead, generation_start, pool_words, port_words};
 pub use refusal::Refusal;
 pub use ring::{NO_BACKEND, RING_CHUNK_SLOTS, Ring, RingChunk, Slot};
@@ -44,8 +44,19 @@ pub use tick::{Moment, Stamp, Tick};
 
 use crate::wire::{Ipv4Address, Ipv6Address};
 
+/// Whether both are the same, word by word: derived equality of arrays becomes a call to `memcmp`, which a BPF program doesn't
+/// have.
+#[inline(always)]
+fn same_words<const WORDS: usize>(these: &[u32; WORDS], others: &[u32; WORDS]) -> bool {
+    let mut differing = 0;
+    for (word, other) in these.iter().zip(others) {
+        differing |= word ^ other;
+    }
+    differing == 0
+}
+
 /// Version of everything in this module.
-pub const VERSION: u32 = 13;
+pub const VERSION: u32 = 14;
 /// Two of the lines that copies of flows are in: see [`crate::datapath::CACHE_PAIRS`].
 pub type CachePair = [u64; 16];
 /// Room for counts of packets by reason.
@@ -104,7 +115,7 @@ pub mod maps {
     pub const LOCAL_MACS: &str = "LOCAL_MACS";
     /// Those that most frames are for: [`super::LocalMac`] by [`super::LocalMac::place`].
     pub const STATIONS: &str = "STATIONS";
-    /// Sets of ports: [`super::PortBits`] by [`super::PortSet`].
+    /// Sets of ports: one [`super::PortBits`].
     pub const PORT_SETS: &str = "PORT_SETS";
     /// Which flows by direct return were looked up lately: [`crate::datapath::Traces`] in words.
     pub const TRACES: &str = "TRACES";
@@ -181,7 +192,7 @@ plain_data! {
     Counters: 72,
     Fragment: 12,
     LocalMac: 16,
-    PortBits: 8192,
+    PortBits: 16_384,
     Refusal: 8,
     Service: 32,
     ServiceInfo: 96,

@@ -6,7 +6,6 @@ const WORDS: usize = (1 << 16) / u64::BITS as usize;
 
 /// What sets of ports there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
 pub enum PortSet {
     /// Ports of services by direct return, and maybe others.
     Direct = 0,
@@ -15,35 +14,42 @@ pub enum PortSet {
 }
 
 impl PortSet {
-    /// How many there are.
-    pub const COUNT: u32 = 2;
-    /// Words of 64 bits that each of them has.
-    pub const WORDS: usize = WORDS;
+    /// Every one.
+    pub const ALL: [Self; 2] = [Self::Direct, Self::Ours];
 }
 
-/// A set of ports.
+/// Which sets each port is in: for each 64 ports, a word of each set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(transparent)]
-pub struct PortBits([u64; WORDS]);
+pub struct PortBits([[u64; PortSet::ALL.len()]; WORDS]);
+
+/// Which sets a port is in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Membership {
+    /// As in [`PortSet::Direct`].
+    pub direct: bool,
+    /// As in [`PortSet::Ours`].
+    pub ours: bool,
+}
 
 impl PortBits {
-    /// In which of its words a port is, and by which bit.
+    /// Which of all words says whether a port is in a set, and by which bit.
     #[inline(always)]
-    pub const fn place(port: u16) -> (usize, u64) {
-        ((port / 64) as usize, 1 << (port % 64))
+    pub const fn place(set: PortSet, port: u16) -> (usize, u64) {
+        ((port / 64) as usize * PortSet::ALL.len() + set as usize, 1 << (port % 64))
     }
 
-    /// Whether a port is among them.
+    /// Which sets a port is in.
     #[inline(always)]
-    pub const fn has(&self, port: u16) -> bool {
-        let (word, bit) = Self::place(port);
-        self.0[word] & bit != 0
+    pub const fn of(&self, port: u16) -> Membership {
+        let [direct, ours] = self.0[(port / 64) as usize];
+        let bit = port % 64;
+        Membership { direct: direct >> bit & 1 != 0, ours: ours >> bit & 1 != 0 }
     }
 
-    /// Adds a port.
-    pub const fn add(&mut self, port: u16) {
-        let (word, bit) = Self::place(port);
-        self.0[word] |= bit;
+    /// Adds a port to a set.
+    pub const fn add(&mut self, set: PortSet, port: u16) {
+        self.0[(port / 64) as usize][set as usize] |= 1 << (port % 64);
     }
 }
 
@@ -52,15 +58,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_port_has_a_bit_of_its_own() {
+    fn each_port_has_a_bit_of_its_own_in_each_set() {
         let mut ports = PortBits::zeroed();
-        let some = [0, 1, 63, 64, 8080, 65_535];
-        for port in some {
-            assert!(!ports.has(port));
-            ports.add(port);
-        }
+        let (ours, direct) = ([0, 1, 63, 64, 8080, 65_535], [1, 62, 8080, 65_534]);
+        ours.iter().for_each(|port| ports.add(PortSet::Ours, *port));
+        direct.iter().for_each(|port| ports.add(PortSet::Direct, *port));
+        let words: [u64; WORDS * PortSet::ALL.len()] = bytemuck::cast(ports);
         for port in 0..=u16::MAX {
-            assert_eq!(ports.has(port), some.contains(&port), "{port}");
+            let expected =
+                Membership { direct: direct.contains(&port), ours: ours.contains(&port) };
+            assert_eq!(ports.of(port), expected, "{port}");
+            for (set, is_in) in [(PortSet::Direct, expected.direct), (PortSet::Ours, expected.ours)]
+            {
+                let (word, bit) = PortBits::place(set, port);
+                assert_eq!(words[word] & bit != 0, is_in, "{set:?}, {port}");
+            }
         }
     }
 }

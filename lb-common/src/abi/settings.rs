@@ -2,6 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::same_words;
 use crate::wire::{MacAddress, Vlans};
 
 /// What holds for the whole data path.
@@ -71,9 +72,7 @@ impl LocalMac {
 
     /// Whether both are the same one.
     #[inline(always)]
-    pub const fn same(&self, other: &Self) -> bool {
-        (self.interface == other.interface)
-            & self.address.same(other.address)
-            & self.vlans.same(other.vlans)
+    pub fn same(&self, other: &Self) -> bool {
+        same_words::<4>(bytemuck::cast_ref(self), bytemuck::cast_ref(other))
     }
 }

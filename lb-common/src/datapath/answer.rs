@@ -2,7 +2,7 @@
 //! 1191; RFC 4443, section 3.2).
 
 use super::{Family, NETWORK_OFFSET, Packet, Reason, Verdict};
-use crate::wire::{Digest, EthernetHeader, IcmpHeader, NetworkHeader, Outer};
+use crate::wire::{EthernetHeader, IcmpHeader, Inherited, NetworkHeader, Outer};
 
 /// Turns the frame into the message that its datagram may be `longest` bytes long.
 #[inline(always)]
@@ -59,7 +59,7 @@ pub(super) fn send_back<A: Family, P: Packet>(
     reason: Reason,
 ) -> Result<Verdict, Reason> {
     let header = A::Header::around(&Outer {
-        inner: Digest { whole: true, ..Digest::NONE },
+        inherited: Inherited::NONE,
         payload_length,
         protocol,
         source: source.words(),

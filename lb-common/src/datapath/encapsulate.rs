@@ -1,6 +1,6 @@
 //! The whole datagram travels to the backend within an outer header.
 
-use super::{Family, FamilyTables, NETWORK_OFFSET, Packet, Reason, hash, parse::Segment};
+use super::{Family, FamilyTables, NETWORK_OFFSET, Packet, Reason, hash, parse::Segment, rewrite};
 use crate::{
     abi::{AddressFamily, Backend, Flow, Forwarding},
     wire::{
@@ -32,15 +32,14 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     flow: &Flow<A>,
     backend: &Backend,
 ) -> Result<usize, Reason> {
-    let route =
-        A::Header::forwarded(segment.network, flow.source, flow.destination, flow.network_delta);
+    let route = rewrite::route(segment, flow);
     let place = NETWORK_OFFSET + A::Header::ROUTE_OFFSET;
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
     let source = tables.nat_source(backend.nat_source).ok_or(Reason::TablesIncomplete)?;
     let is_gue = is_gue(flow.forwarding);
     let inner_length = segment.datagram_length as u16;
     let outer = Outer {
-        inner: segment.network,
+        inherited: A::Header::inherited(segment.head),
         payload_length: if is_gue { UdpHeader::LENGTH as u16 + inner_length } else { inner_length },
         protocol: if is_gue { PROTOCOL_UDP } else { A::Header::ENCAPSULATED_PROTOCOL },
         source,

@@ -196,8 +196,8 @@ fn unquote<A: Family, P: Packet>(
     let ports = ChecksumDelta::of_u16(source_port.raw(), flow.destination_port.raw())
         .and(ChecksumDelta::of_u16(destination_port.raw(), flow.source_port.raw()));
 
-    let route =
-        A::Header::readdressed(quote.header.digest(), flow.destination, flow.source, addresses);
+    let head = quote.header.head();
+    let route = A::Header::changed(head, flow.destination, flow.source, 0, addresses);
     packet.write(quote.start() + A::Header::ROUTE_OFFSET, route).ok_or(Reason::ShortFrame)?;
     packet
         .write(quote.transport(), [flow.destination_port, flow.source_port])

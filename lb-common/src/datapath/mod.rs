@@ -54,7 +54,7 @@ pub use verdict::{Action, Edits, Kind, Reason, Verdict};
 
 use self::{cache::Mark, choice::Attempt, handshake::Found, parse::Segment, shortcut::Shortcut};
 use crate::{
-    abi::{Direction, Entry, Flow, FlowKey, PortSet, Service},
+    abi::{Direction, Entry, Flow, FlowKey, Service},
     wire::{EtherType, EthernetHeader},
 };
 use bytemuck::Zeroable;
@@ -96,7 +96,7 @@ pub fn sort<P: Packet>(packet: &mut P) -> Result<(), Decision> {
     };
     match ethernet.ether_type {
         EtherType::IPV4 => Ok(()),
-        EtherType::IPV6 => Err(Decision::leaving(packet, Stage::Ipv6)),
+        EtherType::IPV6 => Err(Decision::leaving_ipv6(packet)),
         EtherType::VLAN | EtherType::SERVICE_VLAN => Err(Decision::leaving(packet, Stage::Tagged)),
         _ => Err(Decision::refusing(packet, Reason::NotIp)),
     }
@@ -329,20 +329,31 @@ fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     let Scratch { segment, flow, longest, shortcut, mark, .. } = scratch;
     let segment = &*segment;
     // Most of what isn't ours ends here.
-    if !tables.has_port(PortSet::Ours, segment.key.destination_port.get()) {
+    let ports = tables.port_sets(segment.key.destination_port.get());
+    if !ports.ours {
         return Err(Reason::NoService.into());
     }
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
     let now = tables.now();
-    shortcut.find(tables, segment, &settings, now);
+    let led = if ports.direct { shortcut.find(tables, segment, &settings, now) } else { None };
+    if led.is_none() {
+        shortcut.clear();
+    }
     mark.clear();
-    if !shortcut.is_there() && cache::is_for(segment) {
+    if led.is_none() && cache::is_for(segment) {
         mark.set(&segment.key, settings.secret, now.tick());
     }
-    let is_known = shortcut.take(tables, segment, flow) || mark.take(tables, segment, flow);
+    let is_shortcut = shortcut.take(tables, segment, flow);
+    let is_known = is_shortcut || mark.take(tables, segment, flow);
     let entry = if is_known { None } else { Some(locate(tables, segment, flow)?) };
     segment.admit(packet, &settings)?;
-    let backend = transmit::backend(tables, segment, flow, longest)?;
+    let backend = match led {
+        Some(led) if is_shortcut => {
+            transmit::demand(segment, flow, led, longest)?;
+            Some(led)
+        }
+        _ => transmit::backend(tables, segment, flow, longest)?,
+    };
     let mut reason = match Direction::from_u8(flow.direction) {
         Direction::ToBackend => Reason::ToBackend,
         Direction::ToClient => Reason::ToClient,

@@ -7,8 +7,8 @@ use crate::wire::VlanTags;
 
 /// A frame, from its Ethernet header on. Every access is checked against the frame's end.
 pub trait Packet {
-    /// The value at `offset` bytes, or `None` where it would end beyond the frame. `T` has an
-    /// alignment of at most two, and `offset` is a multiple of it.
+    /// The value at `offset` bytes, an even number, or `None` where it would end beyond the frame. `T` has an alignment of at
+    /// most four.
     fn read<T: Pod>(&self, offset: usize) -> Option<T>;
 
     /// Writes the value at `offset` bytes; `None`, with the frame unchanged, where it would end
@@ -39,4 +39,7 @@ pub trait Packet {
 
     /// Leaves a note for the part that the frame is left to.
     fn leave(&mut self, note: Note);
+
+    /// Leaves a note of which nothing is of interest but the tags.
+    fn leave_tags(&mut self, tags: VlanTags);
 }

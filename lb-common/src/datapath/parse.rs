@@ -5,11 +5,8 @@ use bytemuck::Zeroable;
 
 use super::{Datagram, Family, NETWORK_OFFSET, Packet, Reason, network::Part};
 use crate::{
-    abi::{FlowKey, Link, LocalMac, Settings},
-    wire::{
-        Digest, EthernetHeader, NetworkHeader, PROTOCOL_TCP, PROTOCOL_UDP, TcpFlags, TcpHeader,
-        UdpHeader,
-    },
+    abi::{FlowKey, Link, LocalMac, Settings, Stations},
+    wire::{NetworkHeader, PROTOCOL_TCP, PROTOCOL_UDP, TcpFlags, TcpHeader, UdpHeader},
 };
 
 /// A TCP segment or a UDP datagram whose headers lie within the frame and agree with each other about
@@ -38,7 +35,7 @@ pub(super) struct Segment<A: Family> {
     /// Bytes of TCP options.
     pub(super) options_length: u8,
     /// The rest of the IP header.
-    pub(super) network: Digest,
+    pub(super) head: <A::Header as NetworkHeader>::Head,
 }
 
 // SAFETY: addresses, numbers and booleans, all of which may be zeros.
@@ -93,12 +90,9 @@ fn surround<A: Family, P: Packet>(
     segment.datagram_length = datagram.length;
     segment.transport_offset = datagram.transport_offset as u16;
     segment.part = datagram.part;
-    segment.network = datagram.header.digest();
-    let ethernet: EthernetHeader = packet.read(0).ok_or(Reason::ShortFrame)?;
-    segment.link.station = ethernet.source;
-    segment.link.own = ethernet.destination;
-    segment.link.interface = packet.ingress();
-    segment.link.vlans = packet.tags().vlans();
+    segment.head = datagram.header.head();
+    let stations: Stations = packet.read(0).ok_or(Reason::ShortFrame)?;
+    segment.link = Link::of_frame(packet.ingress(), stations, packet.tags().vlans());
     Ok(())
 }
 
@@ -225,7 +219,9 @@ impl<A: Family> Segment<A> {
     /// Whether a segment that is ours by its addresses may be sent on at all.
     #[inline(always)]
     pub(super) fn admit<P: Packet>(&self, packet: &P, settings: &Settings) -> Result<(), Reason> {
-        self.admit_datagram(packet, settings)?;
+        // What the key says are the datagram's own addresses.
+        let header = A::Header::whole(self.head, self.key.source, self.key.destination);
+        self.admit_header(packet, &header, settings)?;
         if !self.is_udp() && self.flags.is_invalid() {
             return Err(Reason::InvalidFlags);
         }
@@ -235,17 +231,29 @@ impl<A: Family> Segment<A> {
         Ok(())
     }
 
-    /// The part of [`Self::admit`] that holds for every datagram.
+    /// The same of what isn't a segment of the flow whose key it has.
     #[inline(always)]
     pub(super) fn admit_datagram<P: Packet>(
         &self,
         packet: &P,
         settings: &Settings,
     ) -> Result<(), Reason> {
-        if !A::is_intact(packet, NETWORK_OFFSET, self.transport_offset()) {
+        let header: A::Header = packet.read(NETWORK_OFFSET).ok_or(Reason::ShortFrame)?;
+        self.admit_header(packet, &header, settings)
+    }
+
+    /// What holds for every datagram, whose header is `header`.
+    #[inline(always)]
+    fn admit_header<P: Packet>(
+        &self,
+        packet: &P,
+        header: &A::Header,
+        settings: &Settings,
+    ) -> Result<(), Reason> {
+        if !A::is_intact(packet, header, NETWORK_OFFSET, self.transport_offset()) {
             return Err(Reason::BadIpChecksum);
         }
-        if self.network.time_to_live <= 1 {
+        if A::Header::time_to_live(self.head) <= 1 {
             return Err(Reason::TimeToLiveExpired);
         }
         if self.datagram_length > settings.maximum_datagram as usize {

@@ -3,7 +3,7 @@
 use super::{Family, NETWORK_OFFSET, Packet, parse::Segment};
 use crate::{
     abi::{Flow, FlowKey, Link},
-    wire::{Checksum, ChecksumDelta, Ipv4Header, NetworkHeader, TcpHeader, UdpHeader},
+    wire::{Address, Checksum, ChecksumDelta, Ipv4Header, NetworkHeader, TcpHeader, UdpHeader},
 };
 
 /// Precomputes what rewriting packets that arrive under `key` does to their checksums.
@@ -38,16 +38,23 @@ pub(super) fn transport<A: Family, P: Packet>(
     packet.write(transport, [flow.source_port, flow.destination_port])
 }
 
+/// What a segment's network header becomes as the flow says, with one hop less.
+#[inline(always)]
+pub(super) fn route<A: Family>(segment: &Segment<A>, flow: &Flow<A>) -> Route<A> {
+    A::Header::changed(segment.head, flow.source, flow.destination, 1, flow.network_delta)
+}
+
+/// The part of the family's header that forwarding changes.
+pub(super) type Route<A> = <<A as Address>::Header as NetworkHeader>::Route;
+
 /// Changes the network header as the flow says, and sends the frame on by `link`.
 #[inline(always)]
 pub(super) fn network<A: Family, P: Packet>(
     packet: &mut P,
     segment: &Segment<A>,
     flow: &Flow<A>,
-    link: Link,
+    link: &Link,
 ) -> Option<()> {
-    let route =
-        A::Header::forwarded(segment.network, flow.source, flow.destination, flow.network_delta);
-    packet.write(NETWORK_OFFSET + A::Header::ROUTE_OFFSET, route)?;
-    packet.write(0, [link.station, link.own])
+    packet.write(NETWORK_OFFSET + A::Header::ROUTE_OFFSET, route(segment, flow))?;
+    packet.write(0, link.stations())
 }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     abi::{
-        Direction, Flow, FlowKey, FlowState, Forwarding, Moment, NO_BACKEND, PortSet, Service,
+        Backend, Direction, Flow, FlowKey, FlowState, Forwarding, Moment, NO_BACKEND, Service,
         Settings,
     },
     wire::{Ipv4Header, TcpFlags},
@@ -33,54 +33,52 @@ pub(super) struct Shortcut {
 }
 
 impl Shortcut {
-    /// Becomes that of a segment.
+    /// Becomes none.
     #[inline(always)]
-    pub(super) fn find<A: Family, T: FamilyTables<A>>(
+    pub(super) const fn clear(&mut self) {
+        self.backend = NO_BACKEND;
+    }
+
+    /// Becomes that of a segment to a port of [`crate::abi::PortSet::Direct`], and returns the backend that it leads to. `None`:
+    /// there is none, and what this becomes is of no interest.
+    #[inline(always)]
+    pub(super) fn find<'t, A: Family, T: FamilyTables<A>>(
         &mut self,
-        tables: &T,
+        tables: &'t T,
         segment: &Segment<A>,
         settings: &Settings,
         now: Moment,
-    ) {
-        self.backend = NO_BACKEND;
+    ) -> Option<&'t Backend> {
         let key = &segment.key;
         // What names no ports comes behind the first fragment, and finds its way by the flow's entry.
-        if segment.flags.has(TcpFlags::SYN)
-            || segment.part.is_fragment
-            || !tables.has_port(PortSet::Direct, key.destination_port.get())
-        {
-            return;
+        if segment.flags.has(TcpFlags::SYN) || segment.part.is_fragment {
+            return None;
         }
         if !tables.is_station(&segment.station()) {
-            return;
+            return None;
         }
-        let Some(service) = opening::service(tables, key) else { return };
+        let service = opening::service(tables, key)?;
         if !service.is_led_by_ring() || service.ring.size() == 0 {
-            return;
+            return None;
         }
         // Without a connection, the backend takes whatever comes.
         if service.access != 0 && segment.is_udp() {
-            return;
+            return None;
         }
         let hash = choice::hash_of(key, &service, settings);
-        let Some(slot) = tables.ring_slot(service.ring.slot(hash)) else { return };
+        let slot = tables.ring_slot(service.ring.slot(hash))?;
         if !slot.is_settled() {
-            return;
+            return None;
         }
-        let Some(backend) = tables.backend(slot.number()) else { return };
+        let backend = tables.backend(slot.number())?;
         if backend.forwarding.sees_replies() {
-            return;
+            return None;
         }
-        self.trace = Trace::new(key, hash, settings, now);
+        self.trace = Trace::new(key, settings, now);
         self.service = service.index;
         self.forwarding = backend.forwarding;
         self.backend = slot.number();
-    }
-
-    /// Whether there may be one.
-    #[inline(always)]
-    pub(super) const fn is_there(&self) -> bool {
-        self.backend != NO_BACKEND
+        Some(backend)
     }
 
     /// Whether it may be taken. Then `flow` becomes what is needed to forward its packets.
@@ -146,10 +144,9 @@ pub(super) fn begin<A: Family, T: FamilyTables<A>>(
     if !service.is_led_by_ring() || service.ring.size() == 0 {
         return;
     }
-    let hash = choice::hash_of(key, service, settings);
-    let place = service.ring.slot(hash);
+    let place = choice::slot_of(key, service, settings);
     if tables.ring_slot(place).is_some_and(|slot| slot.number() != backend) {
         tables.unsettle(place);
     }
-    erase(tables, Trace::new(key, hash, settings, tables.now()));
+    erase(tables, Trace::new(key, settings, tables.now()));
 }

@@ -128,6 +128,13 @@ impl Decision {
         Self::Left(stage)
     }
 
+    /// A frame that is for [`Stage::Ipv6`] as it is, which looks at nothing of a note but the tags.
+    #[inline(always)]
+    pub(super) fn leaving_ipv6<P: Packet>(packet: &mut P) -> Self {
+        packet.leave_tags(packet.tags());
+        Self::Left(Stage::Ipv6)
+    }
+
     /// A SYN that is another part's once its options are known.
     #[inline(always)]
     pub(super) fn surveying<P: Packet>(

@@ -4,8 +4,8 @@ use super::{Family, Traces, nat};
 use crate::{
     abi::{
         Access, AccessKey, Answer, Backend, Client, ClientKey, Direction, Entry, Flow, FlowKey,
-        FlowState, Fragment, FragmentKey, LocalMac, Moment, PortSet, Refusal, Service, ServiceKey,
-        Settings, Slot,
+        FlowState, Fragment, FragmentKey, LocalMac, Membership, Moment, Refusal, Service,
+        ServiceKey, Settings, Slot,
     },
     wire::NetworkU32,
 };
@@ -42,8 +42,8 @@ pub trait Tables {
     /// Makes it an unsettled one.
     fn unsettle(&self, slot: u32);
 
-    /// Whether a port is in a set.
-    fn has_port(&self, set: PortSet, port: u16) -> bool;
+    /// Which sets a port is in.
+    fn port_sets(&self, port: u16) -> Membership;
 
     /// Whether a hardware address is ours, without telling of all that are.
     fn is_station(&self, mac: &LocalMac) -> bool;

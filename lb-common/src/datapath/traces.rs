@@ -125,22 +125,18 @@ pub(super) struct Trace {
 }
 
 impl Trace {
-    /// That of a flow at a moment. `hash` is what its slot in the ring depends on, which anybody can compute.
+    /// That of a flow at a moment.
     #[inline(always)]
-    pub(super) fn new<A: Address>(
-        key: &FlowKey<A>,
-        hash: u32,
-        settings: &Settings,
-        now: Moment,
-    ) -> Self {
+    pub(super) fn new<A: Address>(key: &FlowKey<A>, settings: &Settings, now: Moment) -> Self {
+        let (source, destination) = (key.source.words(), key.destination.words());
         let mut flow = settings.secret;
-        for word in key.source.words().iter().take(A::WORDS) {
-            flow = (flow ^ u64::from(word.raw())).wrapping_mul(MULTIPLIER);
-            flow ^= flow >> 32;
+        for word in 0..A::WORDS {
+            let pair = u64::from(source[word].raw()) << 32 | u64::from(destination[word].raw());
+            flow = hash::mix_half(flow ^ pair);
         }
         let ports =
             (u32::from(key.source_port.raw()) << 16) | u32::from(key.destination_port.raw());
-        flow = hash::mix_long(flow ^ (u64::from(hash) << 32) ^ u64::from(ports));
+        flow = hash::mix_long(flow ^ (u64::from(key.protocol) << 32) ^ u64::from(ports));
         let place = (flow >> 32) as u32 & settings.trace_mask;
         // Not all at the same moment.
         let time = now.tick().number().wrapping_add(place) / TRACE_TICKS;
@@ -190,7 +186,7 @@ mod tests {
             trace_mask: TRACES - 1,
             ..Settings::default()
         };
-        Trace::new(&key, hash::flow(&key, 0), &settings, now)
+        Trace::new(&key, &settings, now)
     }
 
     #[test]

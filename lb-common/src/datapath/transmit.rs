@@ -1,5 +1,7 @@
 //! Where a segment goes, and the last step: it is sent there, and counted.
 
+use core::hint;
+
 use super::{
     Edits, Family, FamilyTables, Packet, Reason, Verdict, encapsulate, fragments, options,
     parse::Segment, rewrite,
@@ -10,8 +12,8 @@ use crate::{
 };
 
 /// The flow's backend, where a segment goes there, if it is known how to reach it. `None`: it goes to the
-/// client. Demands that the backend isn't down, or its flows go on nevertheless, and that the datagram is short enough for the way; where it is too long, `longest`
-/// becomes what would do, in bytes.
+/// client, and the datagram has to be short enough for the way; where it is too long, `longest` becomes what would do, in bytes.
+/// For what else is demanded, see [`demand`].
 #[inline(always)]
 pub(super) fn backend<'t, A: Family, T: FamilyTables<A>>(
     tables: &'t T,
@@ -28,6 +30,19 @@ pub(super) fn backend<'t, A: Family, T: FamilyTables<A>>(
         return Ok(None);
     }
     let backend = tables.backend(flow.backend).ok_or(Reason::TablesIncomplete)?;
+    demand(segment, flow, backend, longest)?;
+    Ok(Some(backend))
+}
+
+/// Demands that the flow's backend isn't down, or its flows go on nevertheless, that it is known how to reach it, and that the
+/// datagram is short enough for the way; where it is too long, `longest` becomes what would do, in bytes.
+#[inline(always)]
+pub(super) fn demand<A: Family>(
+    segment: &Segment<A>,
+    flow: &Flow<A>,
+    backend: &Backend,
+    longest: &mut u32,
+) -> Result<(), Reason> {
     if backend.fate != Fate::Keep && flow.service != CHECK_SERVICE {
         return Err(Reason::BackendDown);
     }
@@ -39,7 +54,7 @@ pub(super) fn backend<'t, A: Family, T: FamilyTables<A>>(
         *longest = u32::from(backend.maximum_datagram).saturating_sub(overhead as u32);
         return Err(Reason::NeedsFragmentation);
     }
-    Ok(Some(backend))
+    Ok(())
 }
 
 /// Sends a datagram in whose transport header there is nothing to change to the backend or to the
@@ -108,7 +123,8 @@ fn redirect<A: Family, P: Packet, T: FamilyTables<A>>(
     flow: &Flow<A>,
     backend: Option<&Backend>,
 ) -> Result<(Link, usize), Reason> {
-    let link = backend.map_or(flow.link, |backend| backend.link);
+    // One place, whichever it is: else the compiler carries one for each part of it.
+    let link = hint::black_box(backend.map_or(&flow.link, |backend| &backend.link));
     let added = match backend {
         Some(backend) if flow.forwarding.encapsulates() => {
             encapsulate::forward(packet, tables, segment, flow, backend)?
@@ -118,5 +134,5 @@ fn redirect<A: Family, P: Packet, T: FamilyTables<A>>(
             0
         }
     };
-    Ok((link, added))
+    Ok((*link, added))
 }

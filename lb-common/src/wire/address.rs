@@ -2,9 +2,9 @@
 
 use core::{hash::Hash, net::IpAddr};
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Pod;
 
-use super::{Checksum, ChecksumDelta, EtherType, NetworkU16, NetworkU32};
+use super::{ChecksumDelta, EtherType, NetworkU16, NetworkU32};
 
 /// An address of one family.
 pub trait Address: Pod + Eq + Hash + Into<IpAddr> {
@@ -46,42 +46,27 @@ pub trait Address: Pod + Eq + Hash + Into<IpAddr> {
     fn is_invalid_source(self) -> bool;
 }
 
-/// What has to be kept of a header beside its addresses while the datagram is forwarded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Zeroable)]
-#[repr(C)]
-pub struct Digest {
-    /// Hops that the datagram may still make.
-    pub time_to_live: u8,
-    /// The protocol of what follows.
-    pub protocol: u8,
-    /// The header's checksum, where it has one.
-    pub checksum: Checksum,
-    /// Differentiated services and congestion notification, which an outer header takes over (RFC
-    /// 2983, uniform; RFC 6040).
+/// What an outer header takes over from the one within.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inherited {
+    /// Differentiated services and congestion notification (RFC 2983, uniform; RFC 6040).
     pub service: u8,
-    /// Whether routers mustn't fragment it, which an outer header takes over.
+    /// Whether routers mustn't fragment it.
     pub whole: bool,
-    /// Identification, for IPv4, which an outer header takes over.
+    /// Identification, for IPv4.
     pub identification: NetworkU16,
 }
 
-impl Digest {
-    /// Of no header.
-    pub const NONE: Self = Self {
-        time_to_live: 0,
-        protocol: 0,
-        checksum: Checksum::NONE,
-        service: 0,
-        whole: false,
-        identification: NetworkU16::new(0),
-    };
+impl Inherited {
+    /// Of no header, for a datagram of our own, which routers mustn't fragment.
+    pub const NONE: Self = Self { service: 0, whole: true, identification: NetworkU16::new(0) };
 }
 
 /// What differs between one outer header and another.
 #[derive(Clone, Copy, Debug)]
 pub struct Outer {
-    /// The header within.
-    pub inner: Digest,
+    /// What it takes over.
+    pub inherited: Inherited,
     /// Length of what follows the outer header, in bytes.
     pub payload_length: u16,
     /// Protocol of what follows.
@@ -101,6 +86,9 @@ pub const OUTER_HOPS: u8 = 64;
 pub trait NetworkHeader: Pod {
     /// The family's addresses.
     type Address;
+
+    /// What comes before the addresses.
+    type Head: Pod;
 
     /// The part that forwarding changes.
     type Route: Pod;
@@ -123,31 +111,28 @@ pub trait NetworkHeader: Pod {
     /// The receiver.
     fn destination(&self) -> Self::Address;
 
-    /// What has to be kept beside the addresses.
-    fn digest(&self) -> Digest;
+    /// What comes before the addresses.
+    fn head(&self) -> Self::Head;
+
+    /// The header of which these are the parts.
+    fn whole(head: Self::Head, source: Self::Address, destination: Self::Address) -> Self;
+
+    /// Hops that the datagram may still make.
+    fn time_to_live(head: Self::Head) -> u8;
+
+    /// What an outer header takes over.
+    fn inherited(head: Self::Head) -> Inherited;
 
     /// A header without options around a datagram.
     fn around(outer: &Outer) -> Self;
 
-    /// The changed part of a header: other addresses. `delta` is what that does to the header's
+    /// The changed part of a header: other addresses, and hops that many less. `delta` is what that does to the header's
     /// checksum, where it has one.
-    fn readdressed(
-        digest: Digest,
+    fn changed(
+        head: Self::Head,
         source: Self::Address,
         destination: Self::Address,
+        hops: u8,
         delta: ChecksumDelta,
     ) -> Self::Route;
-
-    /// The changed part of a header: other addresses and one hop less. `delta` is what that does to
-    /// the header's checksum, where it has one.
-    #[inline(always)]
-    fn forwarded(
-        digest: Digest,
-        source: Self::Address,
-        destination: Self::Address,
-        delta: ChecksumDelta,
-    ) -> Self::Route {
-        let digest = Digest { time_to_live: digest.time_to_live.wrapping_sub(1), ..digest };
-        Self::readdressed(digest, source, destination, delta)
-    }
 }

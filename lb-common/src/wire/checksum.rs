@@ -75,14 +75,11 @@ impl ChecksumDelta {
     /// The change of aligned 32-bit words, of which there may be some thousands.
     #[inline(always)]
     pub fn of_u32<const WORDS: usize>(old: [u32; WORDS], new: [u32; WORDS]) -> Self {
-        // Folded once, at the end: 2^32 and 2^16 are both 1 modulo 2^16 - 1.
         let mut sum = 0;
         for word in 0..WORDS {
             sum += u64::from(!old[word]) + u64::from(new[word]);
         }
-        let halves = (sum & 0xffff_ffff) + (sum >> 32);
-        let quarters = (halves & 0xffff) + ((halves >> 16) & 0xffff) + (halves >> 32);
-        Self(fold(quarters as u32))
+        Self(fold(fold_words(sum)))
     }
 
     /// Both changes.
@@ -90,6 +87,23 @@ impl ChecksumDelta {
     pub const fn and(self, other: Self) -> Self {
         Self(fold(self.0 as u32 + other.0 as u32))
     }
+}
+
+/// The sum over 32-bit words, of which there may be some thousands.
+#[inline(always)]
+pub(super) fn sum_of<const WORDS: usize>(words: [u32; WORDS]) -> u32 {
+    let mut sum = 0;
+    for word in words {
+        sum += u64::from(word);
+    }
+    fold_words(sum)
+}
+
+/// Folds a sum of 32-bit words to one of 16-bit words: 2^32 and 2^16 are both 1 modulo 2^16 - 1.
+#[inline(always)]
+const fn fold_words(sum: u64) -> u32 {
+    let halves = (sum & 0xffff_ffff) + (sum >> 32);
+    ((halves & 0xffff) + (halves >> 16)) as u32
 }
 
 /// Folds a sum of at most 65,537 words to 16 bits with end-around carry.

@@ -45,13 +45,6 @@ impl MacAddress {
     pub const fn is_group(self) -> bool {
         self.0[0].to_ne_bytes()[0] & 1 != 0
     }
-
-    /// Whether both are the same address, by words: derived equality of arrays becomes a call to
-    /// `memcmp`, which a BPF program doesn't have.
-    #[inline(always)]
-    pub const fn same(self, other: Self) -> bool {
-        (self.0[0] ^ other.0[0]) | (self.0[1] ^ other.0[1]) | (self.0[2] ^ other.0[2]) == 0
-    }
 }
 
 impl fmt::Display for MacAddress {

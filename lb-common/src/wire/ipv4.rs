@@ -9,8 +9,8 @@ use bytemuck::{Pod, Zeroable};
 use network_types::ip::IpProto;
 
 use super::{
-    Address, Checksum, ChecksumDelta, Digest, EtherType, NetworkHeader, NetworkU16, NetworkU32,
-    OUTER_HOPS, Outer,
+    Address, Checksum, ChecksumDelta, EtherType, Inherited, NetworkHeader, NetworkU16, NetworkU32,
+    OUTER_HOPS, Outer, checksum::sum_of,
 };
 
 /// TCP's protocol number.
@@ -86,23 +86,31 @@ impl fmt::Debug for Ipv4Address {
 }
 
 /// The fixed part of an IPv4 header; options follow it.
-///
-/// The alignment of two is that of every header in a frame that starts at an even address, and
-/// lets fields be read in one instruction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C, packed(2))]
+#[repr(C)]
 pub struct Ipv4Header {
+    head: Ipv4Head,
+    source: Ipv4Address,
+    destination: Ipv4Address,
+}
+
+/// What comes before the addresses in an IPv4 header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C, align(4))]
+pub struct Ipv4Head {
     version_and_length: u8,
     service: u8,
     total_length: NetworkU16,
     identification: NetworkU16,
     fragment: NetworkU16,
-    route: Ipv4Route,
+    time_to_live: u8,
+    protocol: u8,
+    checksum: Checksum,
 }
 
 /// The part of an IPv4 header that forwarding changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C, packed(2))]
+#[repr(C)]
 pub struct Ipv4Route {
     time_to_live: u8,
     protocol: u8,
@@ -124,38 +132,38 @@ impl Ipv4Header {
     /// length is below the minimum.
     #[inline(always)]
     pub const fn length(&self) -> Option<usize> {
-        let words = self.version_and_length.wrapping_sub(0x40);
+        let words = self.head.version_and_length.wrapping_sub(0x40);
         if words < 5 || words > 15 { None } else { Some(words as usize * 4) }
     }
 
     /// The datagram's length in bytes, header included.
     #[inline(always)]
     pub const fn total_length(&self) -> usize {
-        self.total_length.get() as usize
+        self.head.total_length.get() as usize
     }
 
     /// What all fragments of a datagram have in common, as it stands in the header.
     #[inline(always)]
     pub const fn identification(&self) -> u32 {
-        self.identification.raw() as u32
+        self.head.identification.raw() as u32
     }
 
     /// Whether this is a fragment other than the first, so that no ports are in it.
     #[inline(always)]
     pub const fn is_later_fragment(&self) -> bool {
-        self.fragment.raw() & NetworkU16::new(0x1fff).raw() != 0
+        self.head.fragment.raw() & NetworkU16::new(0x1fff).raw() != 0
     }
 
     /// The protocol of the payload, as assigned by IANA.
     #[inline(always)]
     pub const fn protocol(&self) -> u8 {
-        self.route.protocol
+        self.head.protocol
     }
 
     /// Whether this is a fragment: more follow, or it isn't the first.
     #[inline(always)]
     pub const fn is_fragment(&self) -> bool {
-        self.fragment.raw() & NetworkU16::new(0x3fff).raw() != 0
+        self.head.fragment.raw() & NetworkU16::new(0x3fff).raw() != 0
     }
 
     /// Whether the header's checksum is right, given the sum over the words of its options.
@@ -167,17 +175,13 @@ impl Ipv4Header {
     /// The one's-complement sum of the fixed part's words, checksum included.
     #[inline(always)]
     fn sum(&self) -> u32 {
-        let words: [u16; 10] = bytemuck::cast(*self);
-        let mut sum = 0;
-        for word in words {
-            sum += u32::from(word);
-        }
-        sum
+        sum_of(bytemuck::cast::<Self, [u32; 5]>(*self))
     }
 }
 
 impl NetworkHeader for Ipv4Header {
     type Address = Ipv4Address;
+    type Head = Ipv4Head;
     type Route = Ipv4Route;
 
     const LENGTH: usize = Self::MINIMUM_LENGTH;
@@ -187,57 +191,71 @@ impl NetworkHeader for Ipv4Header {
 
     #[inline(always)]
     fn source(&self) -> Ipv4Address {
-        self.route.source
+        self.source
     }
 
     #[inline(always)]
     fn destination(&self) -> Ipv4Address {
-        self.route.destination
+        self.destination
     }
 
     #[inline(always)]
-    fn digest(&self) -> Digest {
-        Digest {
-            time_to_live: self.route.time_to_live,
-            protocol: self.route.protocol,
-            checksum: self.route.checksum,
-            service: self.service,
-            whole: self.fragment.raw() & DONT_FRAGMENT.raw() != 0,
-            identification: self.identification,
+    fn head(&self) -> Ipv4Head {
+        self.head
+    }
+
+    #[inline(always)]
+    fn whole(head: Ipv4Head, source: Ipv4Address, destination: Ipv4Address) -> Self {
+        Self { head, source, destination }
+    }
+
+    #[inline(always)]
+    fn time_to_live(head: Ipv4Head) -> u8 {
+        head.time_to_live
+    }
+
+    #[inline(always)]
+    fn inherited(head: Ipv4Head) -> Inherited {
+        Inherited {
+            service: head.service,
+            whole: head.fragment.raw() & DONT_FRAGMENT.raw() != 0,
+            identification: head.identification,
         }
     }
 
     #[inline(always)]
     fn around(outer: &Outer) -> Self {
+        let Inherited { service, whole, identification } = outer.inherited;
         let mut header = Self {
-            version_and_length: 0x45,
-            service: outer.inner.service,
-            total_length: NetworkU16::new(Self::MINIMUM_LENGTH as u16 + outer.payload_length),
-            identification: outer.inner.identification,
-            fragment: if outer.inner.whole { DONT_FRAGMENT } else { NetworkU16::new(0) },
-            route: Ipv4Route {
+            head: Ipv4Head {
+                version_and_length: 0x45,
+                service,
+                total_length: NetworkU16::new(Self::MINIMUM_LENGTH as u16 + outer.payload_length),
+                identification,
+                fragment: if whole { DONT_FRAGMENT } else { NetworkU16::new(0) },
                 time_to_live: OUTER_HOPS,
                 protocol: outer.protocol,
                 checksum: Checksum::NONE,
-                source: Ipv4Address::from_words(outer.source),
-                destination: Ipv4Address::from_words(outer.destination),
             },
+            source: Ipv4Address::from_words(outer.source),
+            destination: Ipv4Address::from_words(outer.destination),
         };
-        header.route.checksum = Checksum::from_sum(header.sum());
+        header.head.checksum = Checksum::from_sum(header.sum());
         header
     }
 
     #[inline(always)]
-    fn readdressed(
-        digest: Digest,
+    fn changed(
+        head: Ipv4Head,
         source: Ipv4Address,
         destination: Ipv4Address,
+        hops: u8,
         delta: ChecksumDelta,
     ) -> Ipv4Route {
         Ipv4Route {
-            time_to_live: digest.time_to_live,
-            protocol: digest.protocol,
-            checksum: digest.checksum.updated(delta),
+            time_to_live: head.time_to_live.wrapping_sub(hops),
+            protocol: head.protocol,
+            checksum: head.checksum.updated(delta),
             source,
             destination,
         }
@@ -254,21 +272,25 @@ mod tests {
     fn counting_down_the_time_to_live_keeps_the_checksum_right() {
         for time_to_live in 1..=255u8 {
             let mut header = Ipv4Header::zeroed();
-            header.route.time_to_live = time_to_live;
-            header.route.protocol = PROTOCOL_TCP;
-            header.route.checksum = Checksum::from_sum(header.sum());
+            header.head.time_to_live = time_to_live;
+            header.head.protocol = PROTOCOL_TCP;
+            header.head.checksum = Checksum::from_sum(header.sum());
             let (source, destination) = (header.source(), header.destination());
             let delta = Ipv4Header::TIME_TO_LIVE_DELTA;
-            header.route = Ipv4Header::forwarded(header.digest(), source, destination, delta);
-            assert_eq!(header.digest().time_to_live, time_to_live - 1);
+            let route = Ipv4Header::changed(header.head(), source, destination, 1, delta);
+            header.head.time_to_live = route.time_to_live;
+            header.head.checksum = route.checksum;
+            assert_eq!(header.head.time_to_live, time_to_live - 1);
             assert!(header.checksum_is_right(0), "{time_to_live}");
         }
     }
 
     #[test]
     fn only_version_four_and_a_whole_header_have_a_length() {
-        let length =
-            |version_and_length| Ipv4Header { version_and_length, ..Ipv4Header::zeroed() }.length();
+        let length = |version_and_length| {
+            let head = Ipv4Head { version_and_length, ..Ipv4Head::zeroed() };
+            Ipv4Header { head, ..Ipv4Header::zeroed() }.length()
+        };
         assert_eq!(length(0x45), Some(20));
         assert_eq!(length(0x4f), Some(60));
         for bad in [0x00, 0x05, 0x44, 0x40, 0x35, 0x50, 0x65, 0xf5] {

@@ -8,7 +8,7 @@ use core::{
 use bytemuck::{Pod, Zeroable};
 
 use super::{
-    Address, Checksum, ChecksumDelta, Digest, EtherType, NetworkHeader, NetworkU16, NetworkU32,
+    Address, ChecksumDelta, EtherType, Inherited, NetworkHeader, NetworkU16, NetworkU32,
     OUTER_HOPS, Outer,
 };
 
@@ -87,18 +87,29 @@ impl fmt::Debug for Ipv6Address {
 
 /// An IPv6 header; extension headers follow it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C, packed(2))]
+#[repr(C)]
 pub struct Ipv6Header {
+    head: Ipv6Head,
+    source: Ipv6Address,
+    destination: Ipv6Address,
+}
+
+/// What comes before the addresses in an IPv6 header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Ipv6Head {
     /// Version, traffic class and flow label.
     first: NetworkU32,
     payload_length: NetworkU16,
-    route: Ipv6Route,
+    next_header: u8,
+    hop_limit: u8,
 }
 
-/// The part of an IPv6 header that forwarding changes.
+/// The part of an IPv6 header that forwarding changes, and what is in the same word.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C, packed(2))]
+#[repr(C)]
 pub struct Ipv6Route {
+    payload_length: NetworkU16,
     next_header: u8,
     hop_limit: u8,
     source: Ipv6Address,
@@ -112,48 +123,61 @@ impl Ipv6Header {
     /// Whether the version is 6.
     #[inline(always)]
     pub const fn is_version_6(&self) -> bool {
-        self.first.get() >> 28 == 6
+        self.head.first.get() >> 28 == 6
     }
 
     /// The datagram's length in bytes, with this header.
     #[inline(always)]
     pub const fn datagram_length(&self) -> usize {
-        Self::LENGTH + self.payload_length.get() as usize
+        Self::LENGTH + self.head.payload_length.get() as usize
     }
 
     /// The protocol number of what follows the header.
     #[inline(always)]
     pub const fn next_header(&self) -> u8 {
-        self.route.next_header
+        self.head.next_header
     }
 }
 
 impl NetworkHeader for Ipv6Header {
     type Address = Ipv6Address;
+    type Head = Ipv6Head;
     type Route = Ipv6Route;
 
     const LENGTH: usize = Self::LENGTH;
-    const ROUTE_OFFSET: usize = 6;
+    const ROUTE_OFFSET: usize = 4;
     const ETHER_TYPE: EtherType = EtherType::IPV6;
     const ENCAPSULATED_PROTOCOL: u8 = 41;
 
     #[inline(always)]
     fn source(&self) -> Ipv6Address {
-        self.route.source
+        self.source
     }
 
     #[inline(always)]
     fn destination(&self) -> Ipv6Address {
-        self.route.destination
+        self.destination
     }
 
     #[inline(always)]
-    fn digest(&self) -> Digest {
-        Digest {
-            time_to_live: self.route.hop_limit,
-            protocol: self.route.next_header,
-            checksum: Checksum::NONE,
-            service: (self.first.get() >> 20) as u8,
+    fn head(&self) -> Ipv6Head {
+        self.head
+    }
+
+    #[inline(always)]
+    fn whole(head: Ipv6Head, source: Ipv6Address, destination: Ipv6Address) -> Self {
+        Self { head, source, destination }
+    }
+
+    #[inline(always)]
+    fn time_to_live(head: Ipv6Head) -> u8 {
+        head.hop_limit
+    }
+
+    #[inline(always)]
+    fn inherited(head: Ipv6Head) -> Inherited {
+        Inherited {
+            service: (head.first.get() >> 20) as u8,
             // Routers never fragment it, so that it needs no identification (RFC 6864).
             whole: true,
             identification: NetworkU16::new(0),
@@ -164,32 +188,30 @@ impl NetworkHeader for Ipv6Header {
     fn around(outer: &Outer) -> Self {
         // The flow label tells flows apart for routers that spread them (RFC 6438).
         let label = outer.flow & 0x000f_ffff;
-        let first = 0x6000_0000 | (u32::from(outer.inner.service) << 20) | label;
+        let first = 0x6000_0000 | (u32::from(outer.inherited.service) << 20) | label;
         Self {
-            first: NetworkU32::new(first),
-            payload_length: NetworkU16::new(outer.payload_length),
-            route: Ipv6Route {
+            head: Ipv6Head {
+                first: NetworkU32::new(first),
+                payload_length: NetworkU16::new(outer.payload_length),
                 next_header: outer.protocol,
                 hop_limit: OUTER_HOPS,
-                source: Ipv6Address::from_words(outer.source),
-                destination: Ipv6Address::from_words(outer.destination),
             },
+            source: Ipv6Address::from_words(outer.source),
+            destination: Ipv6Address::from_words(outer.destination),
         }
     }
 
     #[inline(always)]
-    fn readdressed(
-        digest: Digest,
+    fn changed(
+        head: Ipv6Head,
         source: Ipv6Address,
         destination: Ipv6Address,
+        hops: u8,
         _delta: ChecksumDelta,
     ) -> Ipv6Route {
-        Ipv6Route {
-            next_header: digest.protocol,
-            hop_limit: digest.time_to_live,
-            source,
-            destination,
-        }
+        let Ipv6Head { payload_length, next_header, hop_limit, .. } = head;
+        let hop_limit = hop_limit.wrapping_sub(hops);
+        Ipv6Route { payload_length, next_header, hop_limit, source, destination }
     }
 }
 
@@ -229,7 +251,7 @@ impl Ipv6Extension {
 
 /// The fragment header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C, packed(2))]
+#[repr(C)]
 pub struct Ipv6Fragment {
     /// The protocol number of what follows.
     pub next_header: u8,

@@ -14,7 +14,7 @@ mod tcp;
 mod udp;
 mod vlan;
 
-pub use address::{Address, Digest, NetworkHeader, OUTER_HOPS, Outer};
+pub use address::{Address, Inherited, NetworkHeader, OUTER_HOPS, Outer};
 pub use byte_order::{NetworkU16, NetworkU32};
 pub use checksum::{Checksum, ChecksumDelta};
 pub use ethernet::{EtherType, EthernetHeader, MacAddress};

@@ -57,7 +57,7 @@ impl TcpFlags {
 
 /// The fixed part of a TCP header; options follow it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C, packed(2))]
+#[repr(C)]
 pub struct TcpHeader {
     source_port: NetworkU16,
     destination_port: NetworkU16,

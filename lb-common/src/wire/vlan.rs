@@ -118,12 +118,6 @@ impl Vlans {
         self.0[0].is_none()
     }
 
-    /// Whether both are the same, by words, as of [`super::MacAddress::same`].
-    #[inline(always)]
-    pub const fn same(self, other: Self) -> bool {
-        (self.0[0].0 ^ other.0[0].0) | (self.0[1].0 ^ other.0[1].0) == 0
-    }
-
     /// The tags of a frame in them, of the priority that one with `tags` had.
     #[inline(always)]
     pub const fn tags(self, tags: VlanTags) -> VlanTags {

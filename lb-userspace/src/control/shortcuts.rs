@@ -29,7 +29,7 @@ pub(super) fn complete(maps: &mut Maps, there: &State) -> Result<(), DataplaneEr
     let mut ports = there.binds.keys().map(|bind| bind.address.port()).chain(nat);
     if ports.any(|port| !maps.port_sets.has(PortSet::Ours, port)) {
         // Somebody has removed the pin, and nobody knows any longer which ports flows have.
-        for set in [PortSet::Ours, PortSet::Direct] {
+        for set in PortSet::ALL {
             maps.port_sets.add(set, 0..=u16::MAX);
         }
     }

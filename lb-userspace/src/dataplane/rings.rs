@@ -141,16 +141,15 @@ impl PortSets {
     ///
     /// # Errors
     ///
-    /// The map's elements aren't [`PortBits`], or the kernel refuses.
+    /// The map's element isn't [`PortBits`], or the kernel refuses.
     pub fn new(map: MapData) -> Result<Self, DataplaneError> {
         Mapped::new(map, maps::PORT_SETS, size_of::<PortBits>()).map(Self)
     }
 
     /// Adds ports to a set.
     pub fn add(&self, set: PortSet, ports: impl IntoIterator<Item = u16>) {
-        let words = self.words(set);
-        for (word, bit) in ports.into_iter().map(PortBits::place) {
-            if let Some(word) = words.get(word)
+        for (word, bit) in ports.into_iter().map(|port| PortBits::place(set, port)) {
+            if let Some(word) = self.0.words().get(word)
                 && word.load(Ordering::Relaxed) & bit == 0
             {
                 word.fetch_or(bit, Ordering::SeqCst);
@@ -160,13 +159,8 @@ impl PortSets {
 
     /// Whether a port is in a set.
     pub fn has(&self, set: PortSet, port: u16) -> bool {
-        let (word, bit) = PortBits::place(port);
-        self.words(set).get(word).is_some_and(|word| word.load(Ordering::Relaxed) & bit != 0)
-    }
-
-    fn words(&self, set: PortSet) -> &[AtomicU64] {
-        let start = set as usize * PortSet::WORDS;
-        self.0.words().get(start..start + PortSet::WORDS).unwrap_or_default()
+        let (word, bit) = PortBits::place(set, port);
+        self.0.words().get(word).is_some_and(|word| word.load(Ordering::Relaxed) & bit != 0)
     }
 }
 

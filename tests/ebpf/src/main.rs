@@ -12,6 +12,7 @@
     reason = "the signature that #[xdp] wants, and what it makes of it"
 )]
 
+mod least;
 mod run;
 
 use core::hint;
@@ -147,30 +148,6 @@ const HEADER_SUM: u32 = {
     }
     sum
 };
-
-/// Words that are looked at, one for each flow: as many as there are places for traces of flows (4 MB).
-#[map]
-static LOOKED_AT: Array<u64> = Array::with_max_entries(LOOKED_AT_WORDS, 0);
-
-const LOOKED_AT_WORDS: u32 = 1 << 19;
-
-/// Looks at one word that belongs to the frame's flow, and sends the frame back: the least that a program does which knows
-/// anything of flows.
-#[xdp]
-pub fn look(context: XdpContext) -> u32 {
-    let Some(place) = place::<[u64; WORDS]>(&context) else { return xdp_action::XDP_DROP };
-    // SAFETY: it lies within the frame.
-    let frame = unsafe { *place };
-    // Whatever frames of either family differ by.
-    let mut flow = (frame[3] ^ frame[4] ^ frame[6]).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    flow = (flow ^ (flow >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
-    let word = LOOKED_AT.get_ptr((flow >> 32) as u32 % LOOKED_AT_WORDS);
-    // SAFETY: the map's value is valid and aligned.
-    match word.map(|word| unsafe { word.read_volatile() }) {
-        Some(0) => xdp_action::XDP_TX,
-        _ => xdp_action::XDP_DROP,
-    }
-}
 
 /// Where frames that came in by an interface go: the next station's hardware address and the other interface's own.
 #[map]

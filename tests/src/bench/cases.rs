@@ -4,7 +4,10 @@ use std::{fmt, net::Ipv4Addr};
 
 use lb_common::{abi::Forwarding, datapath::Reason};
 
-use crate::world::{OTHER_FORWARDINGS, Socket, VIP, VIP_IPV6, backend_address};
+use crate::{
+    repeat::Yardstick,
+    world::{OTHER_FORWARDINGS, Socket, VIP, VIP_IPV6, backend_address},
+};
 
 /// Which packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,8 +20,8 @@ pub(super) enum Packets {
     New,
     /// For no service and no flow.
     NotOurs,
-    /// As [`Packets::Hit`], but for a program that only looks at one word of the flow's, in 4 MB.
-    Look,
+    /// As [`Packets::Hit`], or where flows are recorded as [`Packets::New`], but for a program that does a part of it alone.
+    Least(Yardstick),
 }
 
 /// What is measured.
@@ -62,9 +65,14 @@ impl Case {
         OTHER_FORWARDINGS.into_iter().find(matches).map_or(VIP, |(_, vip, _)| vip)
     }
 
+    /// Whether each packet is a flow's first.
+    pub(super) fn is_new(self) -> bool {
+        [Packets::New, Packets::Least(Yardstick::Record)].contains(&self.packets)
+    }
+
     pub(super) fn reason(self) -> Reason {
         match self.packets {
-            Packets::Hit | Packets::Look => Reason::ToBackend,
+            Packets::Hit | Packets::Least(_) => Reason::ToBackend,
             Packets::Reply => Reason::ToClient,
             Packets::New => Reason::Opened,
             Packets::NotOurs => Reason::NoService,
@@ -77,7 +85,11 @@ impl fmt::Display for Case {
         let family = if self.is_ipv6 { "IPv6" } else { "IPv4" };
         match self.packets {
             Packets::NotOurs => return write!(formatter, "not ours: {family}"),
-            Packets::Look => write!(formatter, "one look into 4 MB: {family}")?,
+            Packets::Least(Yardstick::Record) => {
+                return write!(formatter, "the least: recording a flow");
+            }
+            Packets::Least(Yardstick::Balance) => write!(formatter, "the least: balancing")?,
+            Packets::Least(_) => write!(formatter, "the least: one look into 4 MB")?,
             Packets::Hit => write!(formatter, "{} {family}: to backends", self.forwarding.name())?,
             Packets::Reply => write!(formatter, "{} {family}: replies", self.forwarding.name())?,
             Packets::New => {
@@ -104,13 +116,18 @@ pub(super) fn cases() -> Vec<Case> {
     let forwardings =
         [Forwarding::FullNat, Forwarding::Nat, Forwarding::Dsr, Forwarding::Ipip, Forwarding::Gue];
     let mut cases = Vec::new();
-    cases.extend(FLOWS.map(|flows| Case {
-        forwarding: Forwarding::Dsr,
-        is_ipv6: false,
-        packets: Packets::Look,
-        flows,
-        services: 1,
-    }));
+    let mut least = |yardstick, flows: &[u32]| {
+        cases.extend(flows.iter().map(|flows| Case {
+            forwarding: Forwarding::Dsr,
+            is_ipv6: false,
+            packets: Packets::Least(yardstick),
+            flows: *flows,
+            services: 1,
+        }));
+    };
+    least(Yardstick::Look, &FLOWS);
+    least(Yardstick::Balance, &FLOWS);
+    least(Yardstick::Record, &[NEW_FLOWS]);
     for is_ipv6 in [false, true] {
         for forwarding in forwardings {
             let mut add = |packets, flows: &[u32]| {

@@ -6,6 +6,8 @@
 //! short rounds, and what counts of each is the best tenth of them: whoever else has the processor's other thread or its
 //! caches only makes it slower. What each packet met is compared with what it should.
 
+use std::net::IpAddr;
+
 use anyhow::{Context, Result};
 use fastrand::Rng;
 use lb_common::{
@@ -144,32 +146,30 @@ impl Bench {
         self.kernel.reset(&self.world)?;
         let vip = case.service();
         let mut frames: Vec<Vec<u8>> = match case.packets {
-            Packets::Hit | Packets::Look => {
-                self.open(vip, case)?.into_iter().map(|(frame, _)| frame).collect()
-            }
             Packets::Reply => self.open(vip, case)?.into_iter().map(|(_, reply)| reply).collect(),
-            Packets::New | Packets::NotOurs => (0..case.flows)
+            _ if case.is_new() || case.packets == Packets::NotOurs => (0..case.flows)
                 .map(|number| frame(crowd::segment(vip, number, flags::SYN)))
                 .collect(),
+            _ => self.open(vip, case)?.into_iter().map(|(frame, _)| frame).collect(),
         };
         // As of most packets: what is measured are flows that have lasted.
         self.kernel.age_flows(LEAST_COPIED_AGE)?;
         Rng::with_seed(1).shuffle(&mut frames);
         self.repeater.set_frames(frames.into_iter())?;
+        if let (IpAddr::V4(address), port) = vip {
+            self.repeater.balance(address, port)?;
+        }
         self.kernel.recount()?;
         let program = self.kernel.program()?;
-        let is_ours = case.packets != Packets::Look;
-        let aim = |repeater: &mut Repeater| match is_ours {
-            true => repeater.aim(&program),
-            false => repeater.aim_at(Yardstick::Look),
+        let aim = |repeater: &mut Repeater| match case.packets {
+            Packets::Least(yardstick) => repeater.aim_at(yardstick),
+            _ => repeater.aim(&program),
         };
-        let (count, sample) = match case.packets {
-            Packets::New => (NEW_ROUNDS, case.flows / NEW_ROUNDS),
-            _ => (ROUNDS, SAMPLE),
-        };
+        let (count, sample) =
+            if case.is_new() { (NEW_ROUNDS, case.flows / NEW_ROUNDS) } else { (ROUNDS, SAMPLE) };
         let mut rounds = Vec::new();
         let mut sent = 0;
-        if case.packets != Packets::New {
+        if !case.is_new() {
             aim(&mut self.repeater)?;
             let all = case.flows.max(sample);
             self.repeater.run(all)?;
@@ -191,7 +191,7 @@ impl Bench {
             rounds.push(taken);
             sent += sample;
         }
-        let ours = if is_ours { sent.into() } else { 0 };
+        let ours = if matches!(case.packets, Packets::Least(_)) { 0 } else { sent.into() };
         self.kernel.confirm_many(case.reason(), ours).with_context(|| format!("{case:?}"))?;
         Ok(evaluate(&rounds))
     }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use lb_common::{
     abi::{Fate, Flow, FlowKey},
-    wire::{Address, Digest, NetworkHeader, Outer, PROTOCOL_TCP, TcpFlags, TcpHeader, VlanTags},
+    wire::{Address, Inherited, NetworkHeader, Outer, PROTOCOL_TCP, TcpFlags, TcpHeader, VlanTags},
 };
 
 use super::Orders;
@@ -75,7 +75,7 @@ impl Waker {
 fn probe<A: Address>(key: &FlowKey<A>, flow: &Flow<A>, sequence: u32) -> Vec<u8> {
     let length = TcpHeader::MINIMUM_LENGTH as u16;
     let outer = Outer {
-        inner: Digest { whole: true, ..Digest::NONE },
+        inherited: Inherited::NONE,
         payload_length: length,
         protocol: PROTOCOL_TCP,
         source: key.destination.words(),
