@@ -32,8 +32,8 @@ use crate::{frame::Frame, tables::MapTables};
 #[inline(always)]
 pub fn lb(context: XdpContext) -> u32 {
     let frame = &mut Frame::new(&context, VlanTags::NONE);
-    let decision = match datapath::sort(frame).and_then(|()| segment(frame, &maps::SCRATCH)) {
-        Ok(scratch) => datapath::decide(frame, &MapTables, scratch),
+    let decision = match datapath::sort(frame) {
+        Ok(()) => datapath::express::<Ipv4Address, _, _>(frame, &MapTables),
         Err(decision) => decision,
     };
     finish(&context, decision)
@@ -56,10 +56,7 @@ macro_rules! stages {
 }
 
 stages! {
-    lb_ipv6: Ipv6 |frame, _| match segment(frame, &maps::SCRATCH_IPV6) {
-        Ok(scratch) => datapath::decide(frame, &MapTables, scratch),
-        Err(decision) => decision,
-    };
+    lb_ipv6: Ipv6 |frame, _| datapath::express::<Ipv6Address, _, _>(frame, &MapTables);
     lb_icmp: Icmp |frame, _| {
         let process = |scratch| datapath::process_icmp(frame, &MapTables, scratch);
         scratch(&maps::SCRATCH).map_or(INCOMPLETE, process)
@@ -73,7 +70,12 @@ stages! {
         datapath::answer_too_big::<Ipv6Address, _>(frame, note)
     };
     lb_tagged: Tagged |frame, _| datapath::process_tagged(frame);
-    lb_ipv4: Ipv4 |frame, _| match segment(frame, &maps::SCRATCH) {
+    lb_ipv4: Ipv4 |frame, _| datapath::express::<Ipv4Address, _, _>(frame, &MapTables);
+    lb_look_up: LookUp |frame, _| match segment(frame, &maps::SCRATCH) {
+        Ok(scratch) => datapath::decide(frame, &MapTables, scratch),
+        Err(decision) => decision,
+    };
+    lb_look_up_ipv6: LookUpIpv6 |frame, _| match segment(frame, &maps::SCRATCH_IPV6) {
         Ok(scratch) => datapath::decide(frame, &MapTables, scratch),
         Err(decision) => decision,
     };

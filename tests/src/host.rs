@@ -118,7 +118,11 @@ impl Host {
         let ipv4 = &mut *self.ipv4.scratch.borrow_mut();
         let ipv6 = &mut *self.ipv6.scratch.borrow_mut();
         match stage {
-            Stage::Ipv6 => with_segment(packet, ipv6, |packet, scratch| {
+            Stage::Ipv6 => datapath::express::<Ipv6Address, _, _>(packet, self),
+            Stage::LookUp => with_segment(packet, ipv4, |packet, scratch| {
+                datapath::decide(packet, self, scratch)
+            }),
+            Stage::LookUpIpv6 => with_segment(packet, ipv6, |packet, scratch| {
                 datapath::decide(packet, self, scratch)
             }),
             Stage::Icmp => datapath::process_icmp(packet, self, ipv4),
@@ -126,9 +130,7 @@ impl Host {
             Stage::TooBig => datapath::answer_too_big::<Ipv4Address, _>(packet, &note),
             Stage::TooBigIpv6 => datapath::answer_too_big::<Ipv6Address, _>(packet, &note),
             Stage::Tagged => datapath::process_tagged(packet),
-            Stage::Ipv4 => with_segment(packet, ipv4, |packet, scratch| {
-                datapath::decide(packet, self, scratch)
-            }),
+            Stage::Ipv4 => datapath::express::<Ipv4Address, _, _>(packet, self),
             Stage::Fragment => datapath::process_fragment(packet, self, &mut ipv4.basic),
             Stage::FragmentIpv6 => datapath::process_fragment(packet, self, &mut ipv6.basic),
             Stage::Options => datapath::look_at_options(packet, &mut note),

@@ -36,10 +36,10 @@ fn packets_look_at_no_more_tables_than_they_have_to() -> Result<()> {
     let elsewhere = Segment::syn(client_of(VIP.0), (VIP.0, 22)).build();
     demand(&mut pair, "not ours", &elsewhere, Reason::NoService, [0, 1])?;
     let elsewhere = Segment::syn(client_of(VIP.0), (backend_address(1).0, VIP.1)).build();
-    demand(&mut pair, "not ours, to a port of ours", &elsewhere, Reason::NoService, [4, 3])?;
+    demand(&mut pair, "not ours, to a port of ours", &elsewhere, Reason::NoService, [4, 4])?;
 
     let syn = Segment::syn(client_of(VIP.0), VIP).build();
-    demand(&mut pair, "full NAT: SYN", &syn, Reason::Opened, [9, 18])?;
+    demand(&mut pair, "full NAT: SYN", &syn, Reason::Opened, [9, 19])?;
     // Traces and copies hold for some seconds, and what comes after one is looked up.
     pair.within_one_tick(demand_of_full_nat)?;
     pair.within_one_tick(demand_of_dsr)
@@ -48,17 +48,17 @@ fn packets_look_at_no_more_tables_than_they_have_to() -> Result<()> {
 fn demand_of_full_nat(pair: &mut Pair) -> Result<()> {
     let connection = Connection::open(pair, VIP)?;
     let syn_ack = connection.syn_ack().build();
-    demand(pair, "full NAT: SYN-ACK", &syn_ack, Reason::ToClient, [4, 9])?;
+    demand(pair, "full NAT: SYN-ACK", &syn_ack, Reason::ToClient, [4, 10])?;
     let ack = connection.ack().build();
-    demand(pair, "full NAT: its ACK", &ack, Reason::ToBackend, [8, 11])?;
-    demand(pair, "full NAT: a request", &ack, Reason::ToBackend, [1, 7])?;
+    demand(pair, "full NAT: its ACK", &ack, Reason::ToBackend, [8, 13])?;
+    demand(pair, "full NAT: a request", &ack, Reason::ToBackend, [1, 9])?;
     let reply = connection.from_backend(flags::ACK).build();
-    demand(pair, "full NAT: a reply", &reply, Reason::ToClient, [1, 6])?;
+    demand(pair, "full NAT: a reply", &reply, Reason::ToClient, [1, 8])?;
 
     pair.age_flows(LEAST_COPIED_AGE)?;
-    demand(pair, "full NAT: looked up", &ack, Reason::ToBackend, [2, 10])?;
+    demand(pair, "full NAT: looked up", &ack, Reason::ToBackend, [2, 12])?;
     demand(pair, "full NAT: steady", &ack, Reason::ToBackend, [0, 7])?;
-    demand(pair, "full NAT: a reply looked up", &reply, Reason::ToClient, [2, 9])?;
+    demand(pair, "full NAT: a reply looked up", &reply, Reason::ToClient, [2, 11])?;
     demand(pair, "full NAT: a steady reply", &reply, Reason::ToClient, [0, 6])
 }
 
@@ -70,8 +70,8 @@ fn demand_of_dsr(pair: &mut Pair) -> Result<()> {
         segment.sequence += u32::from(bits != flags::SYN);
         segment.build()
     };
-    demand(pair, "dsr: SYN", &segment(flags::SYN), Reason::Opened, [6, 15])?;
-    demand(pair, "dsr: its ACK", &segment(flags::ACK), Reason::ToBackend, [6, 13])?;
-    demand(pair, "dsr: looked up", &segment(flags::ACK), Reason::ToBackend, [2, 11])?;
+    demand(pair, "dsr: SYN", &segment(flags::SYN), Reason::Opened, [6, 16])?;
+    demand(pair, "dsr: its ACK", &segment(flags::ACK), Reason::ToBackend, [7, 18])?;
+    demand(pair, "dsr: looked up", &segment(flags::ACK), Reason::ToBackend, [3, 16])?;
     demand(pair, "dsr: steady", &segment(flags::ACK), Reason::ToBackend, [1, 8])
 }

@@ -33,7 +33,7 @@ const TIME_SHIFT: u32 = 48;
 /// Bits of a seal that are of the key.
 const TAG_SHIFT: u32 = 56;
 
-/// Stands for no pair, and no way.
+/// Stands for no way.
 const NOWHERE: u32 = u32::MAX;
 
 /// How many copies of flows of the family there is room for in a pair: its ways.
@@ -96,7 +96,6 @@ pub(super) struct Mark {
     start: u64,
     /// The seal, but for the digest.
     upper: u64,
-    /// [`NOWHERE`]: the flow is looked up, and leaves no copy.
     pair: u32,
     reserved: u32,
 }
@@ -112,12 +111,6 @@ impl Mark {
         self.start = hash::mix_long(hash ^ (time << 32));
         self.upper = tag | (time << TIME_SHIFT) & !(u64::MAX << TAG_SHIFT);
         self.pair = pair;
-    }
-
-    /// Becomes that of nothing.
-    #[inline(always)]
-    pub(super) const fn clear(&mut self) {
-        self.pair = NOWHERE;
     }
 
     /// The seal of a copy.
@@ -148,9 +141,6 @@ impl Mark {
         segment: &Segment<A>,
         flow: &mut Flow<A>,
     ) -> bool {
-        if self.pair == NOWHERE {
-            return false;
-        }
         let way = if self.may_be_at(tables.seal(self.pair, 0)) {
             0
         } else if copy_ways::<A>() == 2 && self.may_be_at(tables.seal(self.pair, 1)) {
@@ -168,19 +158,21 @@ impl Mark {
         flow.forwarding.hides_client() || tables.is_station(&segment.station())
     }
 
-    /// Leaves a copy of a flow that was looked up, if it may have one and there is room.
+    /// Leaves a copy of a flow that was looked up, if it may have one and there is room. Becomes the flow's, if need be.
     #[inline(always)]
     pub(super) fn keep<A: Family, T: FamilyTables<A>>(
-        &self,
+        &mut self,
         tables: &T,
         segment: &Segment<A>,
         flow: &Flow<A>,
+        secret: u64,
         now: Tick,
     ) {
         // Once a tick has to do, where it isn't found afterwards.
-        if self.pair == NOWHERE || flow.last_seen == now || !may_have_copy(flow, now) {
+        if flow.last_seen == now || !may_have_copy(flow, now) || !is_for(segment) {
             return;
         }
+        self.set(&segment.key, secret, now);
         if flow.direction == Direction::ToBackend as u8 && !segment.link.same(flow.link) {
             return;
         }
@@ -262,7 +254,7 @@ fn erase_at<A: Family, T: FamilyTables<A>>(tables: &T, place: CopyPlace) {
 
 /// Whether a segment may find its flow by a copy.
 #[inline(always)]
-pub(super) const fn is_for<A: Family>(segment: &Segment<A>) -> bool {
+const fn is_for<A: Family>(segment: &Segment<A>) -> bool {
     segment.is_usual() && !segment.part.is_fragment
 }
 

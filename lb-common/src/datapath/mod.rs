@@ -21,6 +21,7 @@ mod choice;
 mod encapsulate;
 mod errors;
 mod established;
+mod express;
 mod fragments;
 mod handshake;
 mod hash;
@@ -44,6 +45,7 @@ mod verdict;
 pub use cache::{CACHE_PAIRS, CopyPlace, LEAST_COPIED_AGE, copy_ways, copy_word};
 pub use choice::slot_of;
 pub use errors::ErrorScratch;
+pub use express::express;
 pub use nat::NAT_TRIES;
 pub use network::{Datagram, Family};
 pub use packet::Packet;
@@ -54,7 +56,7 @@ pub use verdict::{Action, Edits, Kind, Reason, Verdict};
 
 use self::{cache::Mark, choice::Attempt, handshake::Found, parse::Segment, shortcut::Shortcut};
 use crate::{
-    abi::{Direction, Entry, Flow, FlowKey, Service},
+    abi::{Entry, Flow, FlowKey, Service},
     wire::{EtherType, EthernetHeader},
 };
 use bytemuck::Zeroable;
@@ -81,8 +83,7 @@ pub struct Scratch<A: Family> {
 // SAFETY: every part of it may be all zeros.
 unsafe impl<A: Family> Zeroable for Scratch<A> {}
 
-/// The first part: sorts frames. What carries untagged IPv4 goes on with [`read`] and [`decide`] in the same
-/// program.
+/// The first part: sorts frames. What carries untagged IPv4 goes on with [`express`] in the same program.
 ///
 /// A frame whose reason's action is [`Action::Pass`] is left as it was.
 ///
@@ -96,7 +97,7 @@ pub fn sort<P: Packet>(packet: &mut P) -> Result<(), Decision> {
     };
     match ethernet.ether_type {
         EtherType::IPV4 => Ok(()),
-        EtherType::IPV6 => Err(Decision::leaving_ipv6(packet)),
+        EtherType::IPV6 => Err(Decision::passing_on(packet, Stage::Ipv6)),
         EtherType::VLAN | EtherType::SERVICE_VLAN => Err(Decision::leaving(packet, Stage::Tagged)),
         _ => Err(Decision::refusing(packet, Reason::NotIp)),
     }
@@ -167,7 +168,7 @@ pub fn open<A: Family, P: Packet, T: FamilyTables<A>>(
     };
     match opening::prepare(tables, scratch, attempt) {
         Ok(()) => {
-            let [.., record] = A::STAGES;
+            let [.., record, _] = A::STAGES;
             Decision::Left(record)
         }
         Err(reason) => Decision::refusing(packet, reason),
@@ -195,7 +196,7 @@ fn conclude<A: Family, P: Packet, T: FamilyTables<A>>(
     scratch: &Scratch<A>,
     result: Result<Verdict, Stop>,
 ) -> Decision {
-    let [_, _, too_big, _, trouble, record] = A::STAGES;
+    let [_, _, too_big, _, trouble, record, _] = A::STAGES;
     match result {
         Ok(verdict) => Decision::made(packet, verdict),
         Err(Stop::Open) => opening::leave(packet, &scratch.segment),
@@ -339,30 +340,12 @@ fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     if led.is_none() {
         shortcut.clear();
     }
-    mark.clear();
-    if led.is_none() && cache::is_for(segment) {
-        mark.set(&segment.key, settings.secret, now.tick());
-    }
-    let is_shortcut = shortcut.take(tables, segment, flow);
-    let is_known = is_shortcut || mark.take(tables, segment, flow);
-    let entry = if is_known { None } else { Some(locate(tables, segment, flow)?) };
+    let entry = locate(tables, segment, flow)?;
     segment.admit(packet, &settings)?;
-    let backend = match led {
-        Some(led) if is_shortcut => {
-            transmit::demand(segment, flow, led, longest)?;
-            Some(led)
-        }
-        _ => transmit::backend(tables, segment, flow, longest)?,
-    };
-    let mut reason = match Direction::from_u8(flow.direction) {
-        Direction::ToBackend => Reason::ToBackend,
-        Direction::ToClient => Reason::ToClient,
-    };
-    if let Some(entry) = entry {
-        reason = established::follow(tables, segment, entry, flow)?;
-        shortcut.leave_trace(tables, segment, flow);
-        mark.keep(tables, segment, flow, now.tick());
-    }
+    let backend = transmit::backend(tables, segment, flow, longest)?;
+    let reason = established::follow(tables, segment, entry, flow)?;
+    shortcut.leave_trace(tables, segment, flow);
+    mark.keep(tables, segment, flow, settings.secret, now.tick());
     let edits = Edits::NONE;
     Ok(transmit::send(packet, tables, segment, flow, backend, reason, edits)?)
 }

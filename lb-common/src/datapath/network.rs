@@ -47,8 +47,8 @@ pub trait Family: Address {
     /// Whether datagrams of different protocols may have the same identification at once.
     const IDENTIFIES_BY_PROTOCOL: bool;
     /// The stages that handle ICMP and later fragments, the one that answers what is too long, the one
-    /// that opens connections, the one for flows in trouble, and the one that records a new flow.
-    const STAGES: [Stage; 6];
+    /// that opens connections, the one for flows in trouble, the one that records a new flow, and the one that looks flows up.
+    const STAGES: [Stage; 7];
     /// Whether UDP may go without a checksum.
     const UDP_CHECKSUM_IS_OPTIONAL: bool;
 
@@ -68,6 +68,9 @@ pub trait Family: Address {
     ///
     /// They are cut off or contradict each other, or no transport header follows.
     fn datagram<P: Packet>(packet: &P, start: usize) -> Result<Datagram<Self>, Reason>;
+
+    /// The same of a header alone, without options or extensions, and of a whole datagram. `None`: it is something else.
+    fn plain_datagram<P: Packet>(packet: &P, start: usize) -> Option<Datagram<Self>>;
 
     /// Whether an ICMP message of that type is an error about a datagram.
     fn is_error(kind: u8) -> bool;
@@ -134,8 +137,15 @@ fn digest<const KEY: usize, const FLOW: usize>(
 }
 
 impl Family for Ipv4Address {
-    const STAGES: [Stage; 6] =
-        [Stage::Icmp, Stage::Fragment, Stage::TooBig, Stage::Open, Stage::Trouble, Stage::Record];
+    const STAGES: [Stage; 7] = [
+        Stage::Icmp,
+        Stage::Fragment,
+        Stage::TooBig,
+        Stage::Open,
+        Stage::Trouble,
+        Stage::Record,
+        Stage::LookUp,
+    ];
     const IDENTIFIES_BY_PROTOCOL: bool = true;
     const ICMP: u8 = 1;
     const ICMP_COVERS_ADDRESSES: bool = false;
@@ -167,6 +177,23 @@ impl Family for Ipv4Address {
                 is_fragment: header.is_fragment(),
                 is_later: header.is_later_fragment(),
             },
+        })
+    }
+
+    #[inline(always)]
+    fn plain_datagram<P: Packet>(packet: &P, start: usize) -> Option<Datagram<Self>> {
+        let header: Ipv4Header = packet.read(start)?;
+        let length = header.total_length();
+        let is_plain = header.length() == Some(Ipv4Header::MINIMUM_LENGTH)
+            && !header.is_fragment()
+            && length >= Ipv4Header::MINIMUM_LENGTH
+            && start + length <= packet.length();
+        is_plain.then_some(Datagram {
+            header,
+            protocol: header.protocol(),
+            transport_offset: start + Ipv4Header::MINIMUM_LENGTH,
+            length,
+            part: Part { identification: header.identification(), ..Part::default() },
         })
     }
 
@@ -228,13 +255,14 @@ impl Family for Ipv4Address {
 const MAXIMUM_OPTION_WORDS: usize = (Ipv4Header::MAXIMUM_LENGTH - Ipv4Header::MINIMUM_LENGTH) / 4;
 
 impl Family for Ipv6Address {
-    const STAGES: [Stage; 6] = [
+    const STAGES: [Stage; 7] = [
         Stage::Icmpv6,
         Stage::FragmentIpv6,
         Stage::TooBigIpv6,
         Stage::OpenIpv6,
         Stage::TroubleIpv6,
         Stage::RecordIpv6,
+        Stage::LookUpIpv6,
     ];
     const IDENTIFIES_BY_PROTOCOL: bool = false;
     const ICMP: u8 = 58;
@@ -293,6 +321,20 @@ impl Family for Ipv6Address {
             return Err(Reason::BadIpLength);
         }
         Ok(Datagram { header, protocol, transport_offset, length, part })
+    }
+
+    #[inline(always)]
+    fn plain_datagram<P: Packet>(packet: &P, start: usize) -> Option<Datagram<Self>> {
+        let header: Ipv6Header = packet.read(start)?;
+        let length = header.datagram_length();
+        let is_plain = header.is_version_6() && start + length <= packet.length();
+        is_plain.then_some(Datagram {
+            header,
+            protocol: header.next_header(),
+            transport_offset: start + Ipv6Header::LENGTH,
+            length,
+            part: Part::default(),
+        })
     }
 
     #[inline(always)]

@@ -52,15 +52,33 @@ pub(super) fn segment<A: Family, P: Packet>(
     if datagram.part.is_later {
         return Err(Reason::LaterFragment);
     }
+    read(packet, &datagram, segment)
+}
+
+/// The same of a frame whose network header is nothing but itself, and whose datagram is whole. `None`: it isn't one, or there is
+/// something wrong with it.
+#[inline(always)]
+pub(super) fn plain<A: Family, P: Packet>(packet: &P, segment: &mut Segment<A>) -> Option<()> {
+    let datagram = A::plain_datagram(packet, NETWORK_OFFSET)?;
+    read(packet, &datagram, segment).ok()
+}
+
+/// Reads what follows a datagram's network headers.
+#[inline(always)]
+fn read<A: Family, P: Packet>(
+    packet: &P,
+    datagram: &Datagram<A>,
+    segment: &mut Segment<A>,
+) -> Result<(), Reason> {
     segment.key.source = datagram.header.source();
     segment.key.destination = datagram.header.destination();
     segment.key.protocol = u32::from(datagram.protocol);
     match datagram.protocol {
-        PROTOCOL_TCP => tcp(packet, &datagram, segment)?,
-        PROTOCOL_UDP => udp(packet, &datagram, segment)?,
+        PROTOCOL_TCP => tcp(packet, datagram, segment)?,
+        PROTOCOL_UDP => udp(packet, datagram, segment)?,
         _ => return Err(Reason::OtherProtocol),
     }
-    surround(packet, &datagram, segment)
+    surround(packet, datagram, segment)
 }
 
 /// What there is of a datagram of a flow whose key is `key`, but that has no transport header of it, in

@@ -81,7 +81,7 @@ impl Shortcut {
         Some(backend)
     }
 
-    /// Whether it may be taken. Then `flow` becomes what is needed to forward its packets.
+    /// Whether it may be taken by a segment that is one of many. Then `flow` becomes what is needed to forward its packets.
     #[inline(always)]
     pub(super) fn take<A: Family, T: FamilyTables<A>>(
         &self,
@@ -89,10 +89,7 @@ impl Shortcut {
         segment: &Segment<A>,
         flow: &mut Flow<A>,
     ) -> bool {
-        if self.backend == NO_BACKEND
-            || !segment.is_usual()
-            || !tables.traces(self.trace.place).have(self.trace)
-        {
+        if !tables.traces(self.trace.place).have(self.trace) {
             return false;
         }
         flow.source = segment.key.source;

@@ -10,7 +10,7 @@ use crate::wire::VlanTags;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Stage {
-    /// IPv6: [`super::read`] and [`super::decide`].
+    /// IPv6: [`super::express`].
     Ipv6 = 0,
     /// ICMP: [`super::process_icmp`].
     Icmp = 1,
@@ -22,7 +22,7 @@ pub enum Stage {
     TooBigIpv6 = 4,
     /// VLAN tags: [`super::process_tagged`].
     Tagged = 5,
-    /// IPv4 whose tags were taken off: [`super::read`] and [`super::decide`].
+    /// IPv4 whose tags were taken off: [`super::express`].
     Ipv4 = 6,
     /// Options that have something to change in them: [`super::look_at_options`].
     Options = 7,
@@ -44,11 +44,15 @@ pub enum Stage {
     Record = 15,
     /// The same for IPv6.
     RecordIpv6 = 16,
+    /// What can't go the way of most: [`super::read`] and [`super::decide`].
+    LookUp = 17,
+    /// The same for IPv6.
+    LookUpIpv6 = 18,
 }
 
 impl Stage {
     /// Every one, in the order of its numbers.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Ipv6,
         Self::Icmp,
         Self::Icmpv6,
@@ -66,6 +70,8 @@ impl Stage {
         Self::TroubleIpv6,
         Self::Record,
         Self::RecordIpv6,
+        Self::LookUp,
+        Self::LookUpIpv6,
     ];
 }
 
@@ -128,11 +134,11 @@ impl Decision {
         Self::Left(stage)
     }
 
-    /// A frame that is for [`Stage::Ipv6`] as it is, which looks at nothing of a note but the tags.
+    /// The same where that part looks at nothing of a note but the tags.
     #[inline(always)]
-    pub(super) fn leaving_ipv6<P: Packet>(packet: &mut P) -> Self {
+    pub(super) fn passing_on<P: Packet>(packet: &mut P, stage: Stage) -> Self {
         packet.leave_tags(packet.tags());
-        Self::Left(Stage::Ipv6)
+        Self::Left(stage)
     }
 
     /// A SYN that is another part's once its options are known.

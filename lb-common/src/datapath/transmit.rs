@@ -22,16 +22,27 @@ pub(super) fn backend<'t, A: Family, T: FamilyTables<A>>(
     longest: &mut u32,
 ) -> Result<Option<&'t Backend>, Reason> {
     if flow.direction == Direction::ToClient as u8 {
-        let most = flow.maximum_datagram;
-        if most != 0 && segment.datagram_length > most as usize {
-            *longest = most.into();
-            return Err(Reason::NeedsFragmentation);
-        }
+        demand_short(segment, flow, longest)?;
         return Ok(None);
     }
     let backend = tables.backend(flow.backend).ok_or(Reason::TablesIncomplete)?;
     demand(segment, flow, backend, longest)?;
     Ok(Some(backend))
+}
+
+/// Demands that a datagram is short enough for the way to the client; where it isn't, `longest` becomes what would do, in bytes.
+#[inline(always)]
+pub(super) fn demand_short<A: Family>(
+    segment: &Segment<A>,
+    flow: &Flow<A>,
+    longest: &mut u32,
+) -> Result<(), Reason> {
+    let most = flow.maximum_datagram;
+    if most != 0 && segment.datagram_length > most as usize {
+        *longest = most.into();
+        return Err(Reason::NeedsFragmentation);
+    }
+    Ok(())
 }
 
 /// Demands that the flow's backend isn't down, or its flows go on nevertheless, that it is known how to reach it, and that the

@@ -177,6 +177,8 @@ const fn stage_program(stage: Stage) -> &'static str {
     match stage {
         Stage::Tagged => "lb_tagged",
         Stage::Ipv4 => "lb_ipv4",
+        Stage::LookUp => "lb_look_up",
+        Stage::LookUpIpv6 => "lb_look_up_ipv6",
         Stage::Fragment => "lb_fragment",
         Stage::FragmentIpv6 => "lb_fragment_ipv6",
         Stage::Options => "lb_options",

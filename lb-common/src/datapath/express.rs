@@ -1,0 +1,89 @@
+//! The way of most packets: of a flow that was looked up lately, with headers of the usual lengths.
+//!
+//! What is read stays in registers, and is compared with what it is in nearly every packet. Whatever differs goes the long way,
+//! untouched, which finds out why, and looks up what has to be.
+
+use bytemuck::Zeroable;
+
+use super::{
+    Decision, Edits, Family, FamilyTables, Packet, Reason, Verdict,
+    cache::Mark,
+    parse::{self, Segment},
+    shortcut::Shortcut,
+    transmit,
+};
+use crate::abi::{Backend, Direction, Flow, Settings};
+
+/// What is done with a frame that carries a datagram of the family. Where its flow has to be looked up, or there is anything
+/// unusual about it, it is left to the part for that.
+#[inline(always)]
+pub fn express<A: Family, P: Packet, T: FamilyTables<A>>(packet: &mut P, tables: &T) -> Decision {
+    let [.., look_up] = A::STAGES;
+    hasten(packet, tables).unwrap_or_else(|| Decision::passing_on(packet, look_up))
+}
+
+/// Forwards a frame whose flow needn't be looked up, or tells that it isn't ours. `None`, with the frame as it was: it is neither.
+#[inline(always)]
+fn hasten<A: Family, P: Packet, T: FamilyTables<A>>(
+    packet: &mut P,
+    tables: &T,
+) -> Option<Decision> {
+    let segment = &mut Segment::zeroed();
+    parse::plain(packet, segment)?;
+    let ports = tables.port_sets(segment.key.destination_port.get());
+    // Most of what isn't ours ends here.
+    if !ports.ours {
+        return Some(Decision::refusing(packet, Reason::NoService));
+    }
+    if !segment.is_usual() {
+        return None;
+    }
+    let settings = &tables.settings()?;
+    let now = tables.now();
+    let flow = &mut Flow::zeroed();
+    let shortcut = &mut Shortcut::zeroed();
+    if ports.direct
+        && let Some(backend) = shortcut.find(tables, segment, settings, now)
+    {
+        if !shortcut.take(tables, segment, flow) {
+            return None;
+        }
+        return forward(packet, tables, settings, segment, flow, Some(backend));
+    }
+    let mark = &mut Mark::zeroed();
+    mark.set(&segment.key, settings.secret, now.tick());
+    // No others leave copies, which the compiler doesn't know.
+    if !mark.take(tables, segment, flow) || !flow.forwarding.sees_replies() {
+        return None;
+    }
+    let backend = match Direction::from_u8(flow.direction) {
+        Direction::ToBackend => Some(tables.backend(flow.backend)?),
+        Direction::ToClient => None,
+    };
+    forward(packet, tables, settings, segment, flow, backend)
+}
+
+/// Forwards a segment against which there is nothing.
+#[inline(always)]
+fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
+    packet: &mut P,
+    tables: &T,
+    settings: &Settings,
+    segment: &Segment<A>,
+    flow: &Flow<A>,
+    backend: Option<&Backend>,
+) -> Option<Decision> {
+    segment.admit(packet, settings).ok()?;
+    let reason = match backend {
+        Some(backend) => {
+            transmit::demand(segment, flow, backend, &mut 0).ok()?;
+            Reason::ToBackend
+        }
+        None => {
+            transmit::demand_short(segment, flow, &mut 0).ok()?;
+            Reason::ToClient
+        }
+    };
+    let sent = transmit::send(packet, tables, segment, flow, backend, reason, Edits::NONE);
+    Some(Decision::made(packet, sent.unwrap_or_else(Verdict::refusing)))
+}
