@@ -60,7 +60,7 @@ impl CopyPlace {
     /// That of a key, where the data path has that secret.
     #[inline(always)]
     pub fn of<A: Address>(key: &FlowKey<A>, secret: u64) -> Self {
-        Self::of_hash(hash_of(key, secret))
+        Self::of_hash(hash::keyed(key, secret))
     }
 
     #[inline(always)]
@@ -73,19 +73,6 @@ impl CopyPlace {
     pub const fn may_be_at(self, seal: u64) -> bool {
         (seal ^ self.tag) >> TAG_SHIFT == 0
     }
-}
-
-/// A number of the key's that nobody outside knows.
-#[inline(always)]
-fn hash_of<A: Address>(key: &FlowKey<A>, secret: u64) -> u64 {
-    let mut hash = secret;
-    let (source, destination) = (key.source.words(), key.destination.words());
-    for (source, destination) in source.iter().zip(&destination).take(A::WORDS) {
-        let both = (u64::from(source.raw()) << 32) | u64::from(destination.raw());
-        hash = hash::mix_half(hash ^ both);
-    }
-    let ports = (u64::from(key.source_port.raw()) << 16) | u64::from(key.destination_port.raw());
-    hash::mix_long(hash ^ ports ^ (u64::from(key.protocol) << 32))
 }
 
 /// Where a flow's copy lies, and what its seal begins with.
@@ -104,7 +91,7 @@ impl Mark {
     /// Becomes that of the flow of a key.
     #[inline(always)]
     pub(super) fn set<A: Address>(&mut self, key: &FlowKey<A>, secret: u64, now: Tick) {
-        let hash = hash_of(key, secret);
+        let hash = hash::keyed(key, secret);
         let CopyPlace { pair, tag } = CopyPlace::of_hash(hash);
         // Not all at the same moment.
         let time = u64::from(now.number().wrapping_add(pair) / TRACE_TICKS);

@@ -1,6 +1,9 @@
 //! The hash that picks a slot of a ring.
 
-use crate::{abi::FlowKey, wire::Address};
+use crate::{
+    abi::FlowKey,
+    wire::{Address, NetworkU16},
+};
 
 /// Hashes what identifies a flow: source, destination, ports and protocol. Balancers that share a VIP and a seed pick the same
 /// slot.
@@ -9,20 +12,25 @@ use crate::{abi::FlowKey, wire::Address};
 /// fourteen, which is what a packet would wait for.
 #[inline(always)]
 pub(super) fn flow<A: Address>(key: &FlowKey<A>, seed: u32) -> u32 {
-    let ports = (u32::from(key.source_port.get()) << 16) | u32::from(key.destination_port.get());
-    finish(addresses(key, seed), ports, key.protocol)
+    finish(addresses(key, seed.into()) ^ rest(key))
 }
 
 /// The same of a client, from whatever port it connects.
 #[inline(always)]
 pub(super) fn client<A: Address>(key: &FlowKey<A>, seed: u32) -> u32 {
-    finish(addresses(key, seed), u32::from(key.destination_port.get()), key.protocol)
+    let flow = FlowKey { source_port: NetworkU16::new(0), ..*key };
+    self::flow(&flow, seed)
+}
+
+/// A number of the key's that depends on a secret: nobody outside can tell of two whether they have the same.
+#[inline(always)]
+pub(super) fn keyed<A: Address>(key: &FlowKey<A>, secret: u64) -> u64 {
+    mix_long(addresses(key, secret) ^ rest(key))
 }
 
 #[inline(always)]
-fn addresses<A: Address>(key: &FlowKey<A>, seed: u32) -> u64 {
+fn addresses<A: Address>(key: &FlowKey<A>, mut hash: u64) -> u64 {
     let (source, destination) = (key.source.words(), key.destination.words());
-    let mut hash = u64::from(seed);
     for word in 0..A::WORDS {
         let pair = u64::from(source[word].get()) << 32 | u64::from(destination[word].get());
         hash = mix_half(hash ^ pair);
@@ -30,10 +38,16 @@ fn addresses<A: Address>(key: &FlowKey<A>, seed: u32) -> u64 {
     hash
 }
 
+/// What is in a key beside the addresses.
 #[inline(always)]
-const fn finish(hash: u64, ports: u32, protocol: u32) -> u32 {
-    let hash = mix_half(hash ^ ((protocol as u64) << 32 | ports as u64));
-    (hash.wrapping_mul(0xd6e8_feb8_6659_fd93) >> 32) as u32
+const fn rest<A>(key: &FlowKey<A>) -> u64 {
+    let ports = (key.source_port.get() as u64) << 16 | key.destination_port.get() as u64;
+    (key.protocol as u64) << 32 | ports
+}
+
+#[inline(always)]
+const fn finish(hash: u64) -> u32 {
+    (mix_half(hash).wrapping_mul(0xd6e8_feb8_6659_fd93) >> 32) as u32
 }
 
 /// Spreads each bit over those above it, and the upper half over the lower one, one to one.
@@ -54,7 +68,7 @@ pub(super) const fn mix_long(mut number: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Ipv4Address, NetworkU16};
+    use crate::wire::Ipv4Address;
     use core::net::Ipv4Addr;
 
     #[test]

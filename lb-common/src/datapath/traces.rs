@@ -128,15 +128,7 @@ impl Trace {
     /// That of a flow at a moment.
     #[inline(always)]
     pub(super) fn new<A: Address>(key: &FlowKey<A>, settings: &Settings, now: Moment) -> Self {
-        let (source, destination) = (key.source.words(), key.destination.words());
-        let mut flow = settings.secret;
-        for word in 0..A::WORDS {
-            let pair = u64::from(source[word].raw()) << 32 | u64::from(destination[word].raw());
-            flow = hash::mix_half(flow ^ pair);
-        }
-        let ports =
-            (u32::from(key.source_port.raw()) << 16) | u32::from(key.destination_port.raw());
-        flow = hash::mix_long(flow ^ (u64::from(key.protocol) << 32) ^ u64::from(ports));
+        let flow = hash::keyed(key, settings.secret);
         let place = (flow >> 32) as u32 & settings.trace_mask;
         // Not all at the same moment.
         let time = now.tick().number().wrapping_add(place) / TRACE_TICKS;
