@@ -104,13 +104,15 @@ by_words!(0 4 8 12 16 20 24 28 32 36);
 impl Packet for Frame<'_> {
     #[inline(always)]
     fn read<T: Pod>(&self, offset: usize) -> Option<T> {
+        const { assert!(align_of::<T>() <= 4) };
         let place = self.place::<T>(offset)?;
-        // SAFETY: it ends within the frame; frames start at even addresses, and by the trait's contract offsets are even too.
+        // SAFETY: it ends within the frame; frames start at even addresses, and by the trait's contract `T` may lie at the offset.
         Some(unsafe { if align_of::<T>() == 4 { load(place) } else { place.read() } })
     }
 
     #[inline(always)]
     fn write<T: Pod>(&mut self, offset: usize, value: T) -> Option<()> {
+        const { assert!(align_of::<T>() <= 4) };
         let place = self.place::<T>(offset)?;
         // SAFETY: as in `read`; nothing else accesses the frame while the program runs.
         unsafe { if align_of::<T>() == 4 { store(value, place) } else { place.write(value) } };

@@ -29,6 +29,9 @@ unsafe impl aya::Pod for Run {}
 const CHECKSUM_IPV4: usize = 14 + 20 + 16;
 const CHECKSUM_IPV6: usize = 14 + 40 + 16;
 
+const XDP_ABORTED: u32 = 0;
+const XDP_TX: u32 = 3;
+
 /// What the measured program is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Yardstick {
@@ -69,6 +72,8 @@ pub struct Repeater {
     target: ProgramArray<MapData>,
     program: &'static str,
     frame: Vec<u8>,
+    /// What the measured program has to return.
+    action: Option<u32>,
 }
 
 impl Repeater {
@@ -92,6 +97,7 @@ impl Repeater {
             ebpf,
             program: "repeat_ipv4",
             frame: Vec::new(),
+            action: None,
         })
     }
 
@@ -128,23 +134,26 @@ impl Repeater {
         Ok(())
     }
 
-    /// Has another program run.
+    /// Has another program run, whatever it returns.
     ///
     /// # Errors
     ///
     /// The kernel refuses.
     pub fn aim(&mut self, target: &ProgramFd) -> Result<()> {
+        self.action = None;
         Ok(self.target.set(0, target, 0)?)
     }
 
-    /// The same, one of its own.
+    /// The same, one of its own, which has to send all frames back.
     ///
     /// # Errors
     ///
     /// The kernel refuses.
     pub fn aim_at(&mut self, yardstick: Yardstick) -> Result<()> {
         let target = program(&mut self.ebpf, yardstick.name())?.fd()?.try_clone()?;
-        self.aim(&target)
+        self.aim(&target)?;
+        self.action = Some(XDP_TX);
+        Ok(())
     }
 
     /// Makes an address and port a service of [`Yardstick::Balance`].
@@ -183,9 +192,8 @@ impl Repeater {
     ///
     /// # Errors
     ///
-    /// The kernel refuses, or the program that was to be run wasn't.
+    /// The kernel refuses, the program that was to be run wasn't, or it didn't do what it should with the last frame.
     pub fn run(&mut self, times: u32) -> Result<f64> {
-        const XDP_ABORTED: u32 = 0;
         // What the kernel tells is rounded to a nanosecond.
         let now = || clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from);
         let start = now()?;
@@ -194,7 +202,9 @@ impl Repeater {
             repeat: times,
             ..TestRunOptions::new()
         })?;
-        ensure!(result.return_value != XDP_ABORTED, "the program wasn't run");
+        let action = result.return_value;
+        ensure!(action != XDP_ABORTED, "the program wasn't run");
+        ensure!(self.action.is_none_or(|demanded| demanded == action), "it returned {action}");
         Ok((now()? - start).as_nanos() as f64 / f64::from(times))
     }
 }

@@ -1,4 +1,4 @@
-//! A set of ports, as bits.
+//! Sets of ports, as bits.
 
 use bytemuck::{Pod, Zeroable};
 

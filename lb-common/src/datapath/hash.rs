@@ -12,7 +12,7 @@ use crate::{
 /// fourteen, which is what a packet would wait for.
 #[inline(always)]
 pub(super) fn flow<A: Address>(key: &FlowKey<A>, seed: u32) -> u32 {
-    finish(addresses(key, seed.into()) ^ rest(key))
+    finish(addresses::<A, false>(key, seed.into()) ^ rest(key))
 }
 
 /// The same of a client, from whatever port it connects.
@@ -25,15 +25,18 @@ pub(super) fn client<A: Address>(key: &FlowKey<A>, seed: u32) -> u32 {
 /// A number of the key's that depends on a secret: nobody outside can tell of two whether they have the same.
 #[inline(always)]
 pub(super) fn keyed<A: Address>(key: &FlowKey<A>, secret: u64) -> u64 {
-    mix_long(addresses(key, secret) ^ rest(key))
+    mix_long(addresses::<A, true>(key, secret) ^ rest(key))
 }
 
+/// Takes in the addresses, whose words may be somebody's to choose. `WELL`: whoever doesn't know what it began with can't choose
+/// words that make up for what others change.
 #[inline(always)]
-fn addresses<A: Address>(key: &FlowKey<A>, mut hash: u64) -> u64 {
+fn addresses<A: Address, const WELL: bool>(key: &FlowKey<A>, mut hash: u64) -> u64 {
     let (source, destination) = (key.source.words(), key.destination.words());
     for word in 0..A::WORDS {
         let pair = u64::from(source[word].get()) << 32 | u64::from(destination[word].get());
-        hash = mix_half(hash ^ pair);
+        // After a single pair, hardly anything is left to be chosen: ports, which don't reach all bits that it changes.
+        hash = if WELL && A::WORDS > 1 { mix_long(hash ^ pair) } else { mix_half(hash ^ pair) };
     }
     hash
 }

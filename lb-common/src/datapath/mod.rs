@@ -1,7 +1,10 @@
 //! The packet's journey, in its order:
 //!
+//! Most packets are of flows that were looked up lately, and have nothing unusual about them: those go all of it in one part,
+//! [`express`]. The others:
+//!
 //! 1. [`network`], [`parse`]: is it a TCP segment or a UDP datagram that could be ours?
-//! 2. [`shortcut`], [`cache`], [`locate`]: does it belong to a flow? If not, perhaps to a half-open handshake, or it opens one:
+//! 2. [`locate`]: does it belong to a flow? If not, perhaps to a half-open handshake, or it opens one:
 //!    [`open`], a program of its own.
 //! 3. It may be sent on: [`Segment::admit`] and [`transmit::backend`] find nothing against it.
 //! 4. The tables follow it: [`established`] or [`handshake`]. What belongs to no flow is [`opening`]'s:
@@ -98,7 +101,9 @@ pub fn sort<P: Packet>(packet: &mut P) -> Result<(), Decision> {
     match ethernet.ether_type {
         EtherType::IPV4 => Ok(()),
         EtherType::IPV6 => Err(Decision::passing_on(packet, Stage::Ipv6)),
-        EtherType::VLAN | EtherType::SERVICE_VLAN => Err(Decision::leaving(packet, Stage::Tagged)),
+        EtherType::VLAN | EtherType::SERVICE_VLAN => {
+            Err(Decision::passing_on(packet, Stage::Tagged))
+        }
         _ => Err(Decision::refusing(packet, Reason::NotIp)),
     }
 }
@@ -337,15 +342,15 @@ fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
     let now = tables.now();
     let led = if ports.direct { shortcut.find(tables, segment, &settings, now) } else { None };
-    if led.is_none() {
-        shortcut.clear();
-    }
     let entry = locate(tables, segment, flow)?;
     segment.admit(packet, &settings)?;
     let backend = transmit::backend(tables, segment, flow, longest)?;
     let reason = established::follow(tables, segment, entry, flow)?;
-    shortcut.leave_trace(tables, segment, flow);
-    mark.keep(tables, segment, flow, settings.secret, now.tick());
+    if led.is_some() {
+        shortcut.leave_trace(tables, segment, flow);
+    } else {
+        mark.keep(tables, segment, flow, settings.secret, now.tick());
+    }
     let edits = Edits::NONE;
     Ok(transmit::send(packet, tables, segment, flow, backend, reason, edits)?)
 }

@@ -7,8 +7,8 @@ use crate::wire::VlanTags;
 
 /// A frame, from its Ethernet header on. Every access is checked against the frame's end.
 pub trait Packet {
-    /// The value at `offset` bytes, an even number, or `None` where it would end beyond the frame. `T` has an alignment of at
-    /// most four.
+    /// The value at `offset` bytes, or `None` where it would end beyond the frame. `T` has an alignment of at most four; if it has
+    /// any, `offset` is even.
     fn read<T: Pod>(&self, offset: usize) -> Option<T>;
 
     /// Writes the value at `offset` bytes; `None`, with the frame unchanged, where it would end

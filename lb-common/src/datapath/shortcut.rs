@@ -13,10 +13,7 @@ use super::{
     traces::{Trace, erase},
 };
 use crate::{
-    abi::{
-        Backend, Direction, Flow, FlowKey, FlowState, Forwarding, Moment, NO_BACKEND, Service,
-        Settings,
-    },
+    abi::{Backend, Direction, Flow, FlowKey, FlowState, Forwarding, Moment, Service, Settings},
     wire::{Ipv4Header, TcpFlags},
 };
 
@@ -25,7 +22,6 @@ use crate::{
 #[repr(C)]
 pub(super) struct Shortcut {
     trace: Trace,
-    /// [`NO_BACKEND`]: its flow is looked up, and leaves no trace.
     backend: u32,
     service: u32,
     forwarding: Forwarding,
@@ -33,12 +29,6 @@ pub(super) struct Shortcut {
 }
 
 impl Shortcut {
-    /// Becomes none.
-    #[inline(always)]
-    pub(super) const fn clear(&mut self) {
-        self.backend = NO_BACKEND;
-    }
-
     /// Becomes that of a segment to a port of [`crate::abi::PortSet::Direct`], and returns the backend that it leads to. `None`:
     /// there is none, and what this becomes is of no interest.
     #[inline(always)]
@@ -111,9 +101,6 @@ impl Shortcut {
         segment: &Segment<A>,
         flow: &Flow<A>,
     ) {
-        if self.backend == NO_BACKEND {
-            return;
-        }
         if !segment.is_usual() {
             erase(tables, self.trace);
         } else if flow.state == FlowState::ESTABLISHED

@@ -32,8 +32,8 @@ pub fn look(context: XdpContext) -> u32 {
 #[map]
 static RECORDED: LruHashMap<[u64; 2], [u64; 8]> = LruHashMap::with_max_entries(262_144, 0);
 
-/// Records the frame's flow, which is a new one, in a table that has no room but by forgetting others, and sends the frame back:
-/// the least that a program does which knows flows.
+/// Records the frame's flow, which is a new one, in a table that would forget others for it, and sends the frame back: the least that
+/// a program does which knows flows.
 #[xdp]
 pub fn record(context: XdpContext) -> u32 {
     let Some(frame) = read(&context) else { return xdp_action::XDP_DROP };
