@@ -12,7 +12,7 @@ use lb_common::{
         FlowKey, Fragment, FragmentKey, LocalMac, PortBits, Refusal, RingChunk, Service,
         ServiceInfo, ServiceKey, Settings,
     },
-    datapath::{ErrorScratch, Note, Stage},
+    datapath::{ErrorScratch, Note, Stage, TRACE_SETS, TraceSet},
     wire::{Ipv4Address, Ipv6Address, NetworkU32},
 };
 
@@ -124,7 +124,7 @@ pub(crate) static PORT_SETS: Array<PortBits> = Array::pinned(1, BPF_F_MMAPABLE);
 
 // Pinned, so that a new program finds what the one before left.
 #[map]
-pub(crate) static TRACES: Array<u64> = Array::pinned(lb_common::datapath::TRACES, 0);
+pub(crate) static TRACES: Array<TraceSet> = Array::pinned(TRACE_SETS, BPF_F_MMAPABLE);
 
 // The controller erases what is in it through a mapping of its memory.
 #[map]

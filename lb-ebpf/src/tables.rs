@@ -11,7 +11,7 @@ use lb_common::{
         FlowKey, Fragment, FragmentKey, LocalMac, Membership, Moment, Refusal, Service, ServiceKey,
         Settings, Slot,
     },
-    datapath::{FamilyTables, InsertError, Reason, Table, Tables, Traces},
+    datapath::{FamilyTables, InsertError, Reason, TRACE_WAYS, Table, Tables, TraceSet},
     wire::{Ipv4Address, Ipv6Address, NetworkU32},
 };
 
@@ -54,19 +54,6 @@ impl Tables for MapTables {
     }
 
     #[inline(always)]
-    fn unsettle(&self, slot: u32) {
-        if let Some(place) = ring_place(slot) {
-            // SAFETY: as above; a slot is a word.
-            unsafe {
-                intrinsics::atomic_or::<u32, u32, { intrinsics::AtomicOrdering::SeqCst }>(
-                    place.cast(),
-                    Slot::UNSETTLED,
-                );
-            }
-        }
-    }
-
-    #[inline(always)]
     fn port_sets(&self, port: u16) -> Membership {
         maps::PORT_SETS.get(0).map_or(Membership::default(), |ports| ports.of(port))
     }
@@ -77,17 +64,32 @@ impl Tables for MapTables {
     }
 
     #[inline(always)]
-    fn traces(&self, place: u32) -> Traces {
-        // SAFETY: the map's value is valid and aligned.
-        let read = |word: *const u64| unsafe { word.read_volatile() };
-        Traces::from_word(maps::TRACES.get_ptr(place).map_or(0, read))
+    fn traces(&self, set: u32) -> TraceSet {
+        // SAFETY: the map's value is valid and aligned. Each word is read once, whoever writes it.
+        let read = |words: *const TraceSet| unsafe { words.read_volatile() };
+        maps::TRACES.get_ptr(set).map_or(TraceSet::default(), read)
     }
 
     #[inline(always)]
-    fn set_traces(&self, place: u32, traces: Traces) {
-        if let Some(word) = maps::TRACES.get_ptr_mut(place) {
-            // SAFETY: as above.
-            unsafe { word.write_volatile(traces.word()) };
+    fn confirmed_traces(&self, set: u32) -> TraceSet {
+        let Some(words) = maps::TRACES.get_ptr_mut(set) else { return TraceSet::default() };
+        // SAFETY: as above. An addition that returns what was there is ordered, in Linux since 5.12 (commit 5ca419f2864a).
+        let first = unsafe {
+            intrinsics::atomic_xadd::<u64, u64, { intrinsics::AtomicOrdering::SeqCst }>(
+                words.cast(),
+                0,
+            )
+        };
+        let [_, others @ ..] = self.traces(set);
+        let [second, third, fourth] = others;
+        [first, second, third, fourth]
+    }
+
+    #[inline(always)]
+    fn set_trace(&self, set: u32, way: usize, word: u64) {
+        if let Some(words) = maps::TRACES.get_ptr_mut(set) {
+            // SAFETY: as above; it is one of the words.
+            unsafe { exchange(words.cast::<u64>().add(way % TRACE_WAYS), word) };
         }
     }
 

@@ -56,7 +56,7 @@ pub fn world(flows: u32) -> World {
             backend.nat_sources = 0;
             continue;
         };
-        (backend.nat_source, backend.nat_sources) = (family * SOURCES, SOURCES);
+        (backend.nat_source, backend.nat_sources) = (family * SOURCES, SOURCES as u16);
         backend.ports = pool;
         pool += ports;
     }

@@ -2,14 +2,14 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
 };
 
 use bytemuck::Zeroable as _;
 use lb_common::{
     abi::{CHECK_SERVICE, Counters, Moment, PortBits, Refusal},
     datapath::{
-        self, Action, Decision, ErrorScratch, Family, Note, Reason, Scratch, Stage, Table, Traces,
+        self, Action, Decision, ErrorScratch, Family, Note, Reason, Scratch, Stage, Table, TraceSet,
     },
     wire::{Ipv4Address, Ipv6Address},
 };
@@ -51,9 +51,7 @@ pub struct Host {
     pub(crate) ipv4: FamilyMemory<Ipv4Address>,
     pub(crate) ipv6: FamilyMemory<Ipv6Address>,
     pub(crate) ports: RefCell<Vec<u64>>,
-    /// Slots of rings that are unsettled.
-    pub unsettled: RefCell<BTreeSet<u32>>,
-    pub(crate) traces: RefCell<HashMap<u32, Traces>>,
+    pub(crate) traces: RefCell<HashMap<u32, TraceSet>>,
     pub(crate) refusals: RefCell<HashMap<u32, Refusal>>,
     /// Connections under way by service, then by backend.
     pub loads: RefCell<[HashMap<u32, i64>; 2]>,
@@ -74,7 +72,6 @@ impl Host {
             ipv4: FamilyMemory::new(world.services_ipv4(), most_entries),
             ipv6: FamilyMemory::new(world.services_ipv6(), most_entries),
             ports: RefCell::new(world.port_words()),
-            unsettled: RefCell::default(),
             traces: RefCell::default(),
             refusals: RefCell::default(),
             loads: RefCell::default(),

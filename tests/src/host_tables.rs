@@ -10,7 +10,7 @@ use lb_common::{
         Flow, FlowKey, Fragment, FragmentKey, LocalMac, Membership, Moment, Refusal, Service,
         ServiceKey, Settings, Slot,
     },
-    datapath::{FamilyTables, InsertError, Table, Tables, Traces},
+    datapath::{FamilyTables, InsertError, Table, Tables, TraceSet},
     wire::{Ipv4Address, Ipv6Address, NetworkU32},
 };
 
@@ -28,14 +28,7 @@ impl Tables for Host {
 
     fn ring_slot(&self, slot: u32) -> Option<Slot> {
         self.note_array();
-        let found = Slot::new(*self.world.ring.get(slot as usize)?);
-        let is_settled = !self.unsettled.borrow().contains(&slot);
-        Some(if is_settled { found } else { found.unsettled() })
-    }
-
-    fn unsettle(&self, slot: u32) {
-        self.note_array();
-        self.unsettled.borrow_mut().insert(slot);
+        self.world.ring.get(slot as usize).copied()
     }
 
     fn port_sets(&self, port: u16) -> Membership {
@@ -48,14 +41,18 @@ impl Tables for Host {
         self.world.local_macs.iter().any(|(known, _)| known == mac)
     }
 
-    fn traces(&self, place: u32) -> Traces {
+    fn traces(&self, set: u32) -> TraceSet {
         self.note_array();
-        self.traces.borrow().get(&place).copied().unwrap_or_default()
+        self.traces.borrow().get(&set).copied().unwrap_or_default()
     }
 
-    fn set_traces(&self, place: u32, traces: Traces) {
+    fn confirmed_traces(&self, set: u32) -> TraceSet {
+        self.traces(set)
+    }
+
+    fn set_trace(&self, set: u32, way: usize, word: u64) {
         self.note_array();
-        self.traces.borrow_mut().insert(place, traces);
+        self.traces.borrow_mut().entry(set).or_default()[way] = word;
     }
 
     fn backend(&self, index: u32) -> Option<&Backend> {

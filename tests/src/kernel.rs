@@ -1,6 +1,6 @@
 //! The loaded program, run on made frames by the kernel (`BPF_PROG_TEST_RUN`).
 
-use std::{collections::BTreeSet, net::IpAddr, sync::atomic::Ordering};
+use std::{net::IpAddr, sync::atomic::Ordering};
 
 use anyhow::{Result, bail, ensure};
 use aya::{
@@ -8,7 +8,7 @@ use aya::{
     programs::{ProgramFd, TestRun, TestRunOptions},
 };
 use lb_common::{
-    abi::{AccessKey, Backend, Counters, PortSet, RING_CHUNK_SLOTS, Refusal, Ring},
+    abi::{AccessKey, Backend, Counters, PortSet, RING_CHUNK_SLOTS, Refusal},
     datapath::{Action, Reason},
 };
 use lb_userspace::dataplane::{Capacity, Loaded, Pins, RingMemory, load, nat_source_words};
@@ -115,8 +115,6 @@ impl Kernel {
         for (word, free) in maps.ports.words().iter().zip(world.port_words()) {
             word.store(free, Ordering::Relaxed);
         }
-        // They lead where they led, and nobody is anywhere else.
-        maps.rings.write(0, &maps.rings.read(0, maps.rings.slots()));
         maps.settings.set(0, world.settings, 0)?;
         clear_counters(&mut maps.service_counters, Counters::default())?;
         clear_counters(&mut maps.backend_counters, Counters::default())?;
@@ -130,12 +128,6 @@ impl Kernel {
         &self.loaded.maps.rings
     }
 
-    /// Slots of rings that are unsettled.
-    pub fn unsettled(&self) -> BTreeSet<u32> {
-        let rings = &self.loaded.maps.rings;
-        (0..rings.slots()).filter(|place| !rings.slot(*place).is_settled()).collect()
-    }
-
     /// Writes what is known of a backend.
     ///
     /// # Errors
@@ -145,10 +137,9 @@ impl Kernel {
         Ok(self.loaded.maps.backends.set(index, backend, 0)?)
     }
 
-    /// Writes the slots of all rings. Those that led elsewhere before are unsettled.
+    /// Writes the slots of all rings.
     pub fn write_rings(&self, slots: &[u32]) {
-        let all = Ring::new(0, slots.len() as u32, 0);
-        self.loaded.maps.rings.write_after(all, all, slots);
+        self.loaded.maps.rings.write(0, slots);
     }
 
     /// The program itself, for another to call it.

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use lb_common::{datapath::Table, wire::Address};
-use lb_userspace::dataplane::{CopyMemory, FamilyMaps};
+use lb_userspace::dataplane::{FamilyMaps, Shortcuts};
 
 use crate::{
     kernel::Kernel,
@@ -42,9 +42,10 @@ impl Kernel {
     /// The maps can't be read.
     pub fn sweep_flows(&mut self) -> Result<()> {
         let maps = &mut self.loaded.maps;
-        let copies = (&maps.copies, maps.settings.get(&0, 0)?.secret);
-        sweep(&mut maps.ipv4, copies)?;
-        sweep(&mut maps.ipv6, copies)
+        let shortcuts =
+            Shortcuts { copies: &maps.copies, traces: &maps.traces, settings: &maps.settings };
+        sweep(&mut maps.ipv4, shortcuts)?;
+        sweep(&mut maps.ipv6, shortcuts)
     }
 
     /// Makes established flows older by so many ticks.
@@ -105,11 +106,11 @@ fn clear_flows<A: Address>(maps: &mut FamilyMaps<A>, table: Table) -> Result<()>
     Ok(())
 }
 
-fn sweep<A: Address>(maps: &mut FamilyMaps<A>, copies: (&CopyMemory, u64)) -> Result<()> {
+fn sweep<A: Address>(maps: &mut FamilyMaps<A>, shortcuts: Shortcuts<'_>) -> Result<()> {
     let mut keys = Vec::new();
     maps.for_each(Table::Established, |key, _| keys.push(*key))?;
     for key in keys {
-        maps.remove_flow(Table::Established, &key, copies);
+        maps.remove_flow(Table::Established, &key, shortcuts);
     }
     Ok(())
 }

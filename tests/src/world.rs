@@ -154,10 +154,14 @@ pub fn backend_mac(index: u32) -> [u8; 6] {
     [0x02, 0, 0, 0, 1, index as u8]
 }
 
+/// Index of the first of the services of [`OTHER_FORWARDINGS`].
+const FIRST_OTHER_SERVICE: u32 = 5;
+
 fn backend(index: u32) -> Backend {
     let (address, port) = backend_address(index);
     let other = index == 3;
-    let forwarding = OTHER_FORWARDINGS.iter().find(|(.., backend)| *backend == index);
+    let others = &mut OTHER_FORWARDINGS.iter().zip(FIRST_OTHER_SERVICE..);
+    let other_service = others.find(|((.., backend), _)| *backend == index);
     let link = Link {
         interface: if other { OTHER_INTERFACE } else { INGRESS },
         station: MacAddress::new(backend_mac(index)),
@@ -171,7 +175,8 @@ fn backend(index: u32) -> Backend {
         nat_sources: 1,
         port: NetworkU16::new(port),
         maximum_datagram: 1500,
-        forwarding: forwarding.map_or(Forwarding::FullNat, |(forwarding, ..)| *forwarding),
+        forwarding: other_service.map_or(Forwarding::FullNat, |((forwarding, ..), _)| *forwarding),
+        service: other_service.map_or(0, |(_, service)| service),
         family: if address.is_ipv6() { AddressFamily::Ipv6 } else { AddressFamily::Ipv4 },
         maximum_segment: 0,
         ports: index * POOL_ROOM,
@@ -179,14 +184,15 @@ fn backend(index: u32) -> Backend {
         remembers_clients: 0,
         fate: Fate::Keep,
         is_down: 0,
-        weight: WEIGHT,
+        weight: WEIGHT as u16,
     }
 }
 
 impl World {
     /// The words of all pools of source ports, every port free.
     pub fn port_words(&self) -> Vec<u64> {
-        let ports = |backend: &Backend| self.settings.nat_port_count * backend.nat_sources;
+        let ports =
+            |backend: &Backend| self.settings.nat_port_count * u32::from(backend.nat_sources);
         let ends = self.backends.iter().map(|backend| backend.ports + pool_words(ports(backend)));
         let mut words = vec![0; ends.max().unwrap_or(1) as usize];
         for backend in &self.backends {
@@ -314,6 +320,7 @@ impl Default for World {
             (UNRESOLVED_VIP, ring_of(UNRESOLVED)),
             (VIP_IPV6, Ring::new(512, 251, 1)),
         ];
+        assert_eq!(rings.len(), FIRST_OTHER_SERVICE as usize);
         rings.extend(OTHER_FORWARDINGS.map(|(_, vip, index)| (vip, ring_of(index))));
         rings.push((SILENT_VIP, Ring::new(0, 0, 1)));
         rings.extend([TURN_VIP, LEAST_VIP, BOUNDED_VIP].map(|vip| (vip, Ring::new(32, 251, 1))));

@@ -43,6 +43,8 @@ fn demand_alike(pair: &mut Pair, open: Open<'_>, reason: Reason) -> Result<()> {
             pair.remove_entries()?;
             let steady = pair.expect("without an entry", &frame, reason)?;
             ensure!(steady == looked_up, "{steady:?}, not {looked_up:?}");
+            let [services, backends] = &*pair.host.counters.borrow();
+            ensure!((services.len(), backends.len()) == (1, 1), "{services:?}, {backends:?}");
             Ok(())
         })?;
     }

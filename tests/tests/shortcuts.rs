@@ -1,8 +1,8 @@
-//! By direct return, packets of flows that were looked up lately go past the table of flows, where their slot is settled.
+//! By direct return, packets of flows that were looked up lately go past the table of flows.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lb_common::{
-    abi::{Access, Forwarding},
+    abi::{Fate, Forwarding},
     datapath::{Reason, Table},
 };
 use lb_tests::{
@@ -39,6 +39,14 @@ fn open(pair: &mut Pair, client: Socket, vip: Socket) -> Result<[u8; 6]> {
         ensure!(send(pair, client, vip, flags::ACK, Reason::ToBackend)? == home);
     }
     Ok(home)
+}
+
+/// The other backend of a backend's service.
+fn twin_of(pair: &Pair, index: u32) -> u32 {
+    let backends = &pair.host.world.backends;
+    let service = backends[index as usize - 1].service;
+    let others = (1..).zip(backends).filter(|(_, backend)| backend.service == service);
+    others.map(|(other, _)| other).find(|other| *other != index).unwrap_or(index)
 }
 
 fn forget(pair: &mut Pair) -> Result<()> {
@@ -94,25 +102,6 @@ fn datagrams_need_no_entry_either() -> Result<()> {
             let outcome = pair.expect("unknown", &datagram, Reason::ToBackend)?;
             ensure!(Seen::new(&outcome.frame).destination_mac == backend_mac(backend), "{vip:?}");
             Ok(())
-        })?;
-    }
-    Ok(())
-}
-
-#[test]
-fn datagrams_that_an_access_list_has_to_be_asked_about_are_looked_up() -> Result<()> {
-    let mut world = World::default();
-    world.access.push((1, "0.0.0.0/0".parse()?, Access::Allowed));
-    world.access.push((1, "::/0".parse()?, Access::Allowed));
-    for (_, service) in &mut world.services {
-        service.access = 1;
-    }
-    let mut pair = Pair::new(&world)?;
-    for (_, vip, _) in direct() {
-        let datagram = Segment::udp(client_of(vip.0), vip).build();
-        pair.within_one_tick(|pair| {
-            leave_trace_alone(pair, &datagram)?;
-            pair.expect("unknown", &datagram, Reason::Opened).map(drop)
         })?;
     }
     Ok(())
@@ -193,27 +182,53 @@ fn flows_stay_where_they_are_through_changes_of_their_slots() -> Result<()> {
     pair.compare_tables()
 }
 
-#[test]
-fn a_flow_that_begins_elsewhere_unsettles_its_slot() -> Result<()> {
+/// The backend of a connection that goes to a station.
+fn backend_at(pair: &Pair, station: [u8; 6]) -> Result<u32> {
+    let mut all = 1..=pair.host.world.backends.len() as u32;
+    all.find(|index| backend_mac(*index) == station).context("nobody's")
+}
+
+fn set_down(pair: &mut Pair, index: u32, is_down: bool) -> Result<()> {
+    pair.change_backend(index, |backend| {
+        backend.is_down = is_down.into();
+        backend.fate = if is_down { Fate::Move } else { Fate::Keep };
+    })
+}
+
+/// Demands that a connection whose backend was down when its client sent `next`, the last before that having been `last`, is found
+/// where it went then, also once that backend is up again.
+fn demand_found(last: u8, next: u8, reason: Reason) -> Result<()> {
     let mut pair = Pair::new(&World::default().with_twins())?;
-    for (_, vip, first) in direct() {
-        pair.reset()?;
+    for (_, vip, _) in direct() {
         let client = client_of(vip.0);
-        let home = send(&mut pair, client, vip, flags::SYN, Reason::Opened)?;
-        ensure!(pair.host.unsettled.borrow().is_empty(), "{vip:?}: where its slot leads");
-        let twins = (1..=pair.host.world.backends.len() as u32).collect::<Vec<_>>();
-        let backend = twins.into_iter().find(|index| backend_mac(*index) == home);
-        let backend = backend.unwrap_or(first);
-        // Its SYN again finds a backend that takes no more, and that the ring still leads to.
-        pair.change_backend(backend, |backend| backend.takes_new_flows = 0)?;
-        let other = send(&mut pair, client, vip, flags::SYN, Reason::Opened)?;
-        ensure!(other != home, "{vip:?}: the same again");
-        ensure!(pair.host.unsettled.borrow().len() == 1, "{vip:?}: settled");
-        for _ in 0..4 {
-            ensure!(send(&mut pair, client, vip, flags::ACK, Reason::ToBackend)? == other);
-        }
-        pair.compare_tables()?;
-        pair.change_backend(backend, |backend| backend.takes_new_flows = 1)?;
+        pair.within_one_tick(|pair| {
+            let home = open(pair, client, vip)?;
+            let backend = backend_at(pair, home)?;
+            let twin = twin_of(pair, backend);
+            send(pair, client, vip, last, Reason::ToBackend)?;
+            set_down(pair, backend, true)?;
+            pair.hand_slots(backend, twin)?;
+            let other = send(pair, client, vip, next, reason)?;
+            ensure!(other != home, "{vip:?}: to the one that is down");
+            set_down(pair, backend, false)?;
+            pair.hand_slots(twin, backend)?;
+            for _ in 0..4 {
+                let to = send(pair, client, vip, flags::ACK, Reason::ToBackend)?;
+                ensure!(to == other, "{vip:?}: at {to:x?}");
+            }
+            pair.compare_tables()
+        })?;
     }
     Ok(())
+}
+
+#[test]
+fn a_flow_that_begins_elsewhere_is_found_there() -> Result<()> {
+    // The client's connection is over, as far as it says.
+    demand_found(flags::RST, flags::SYN, Reason::Opened)
+}
+
+#[test]
+fn a_flow_that_was_moved_is_found_where_it_is() -> Result<()> {
+    demand_found(flags::ACK, flags::ACK, Reason::Adopted)
 }

@@ -29,8 +29,8 @@ pub struct Backend {
     pub link: Link,
     /// Index of the first address that full NAT may send from.
     pub nat_source: u32,
-    /// How many there are from there on. Zero: none is known yet.
-    pub nat_sources: u32,
+    /// Index of its service.
+    pub service: u32,
     /// Port that it listens on.
     pub port: NetworkU16,
     /// Longest IP datagram that can be sent to it, in bytes: the MTU of the interface it is behind.
@@ -53,8 +53,10 @@ pub struct Backend {
     pub fate: Fate,
     /// 1: its checks say that it is down.
     pub is_down: u8,
+    /// How many addresses full NAT may send from, from the first on. Zero: none is known yet.
+    pub nat_sources: u16,
     /// How many connections it is to have, relative to the other backends of its service.
-    pub weight: u32,
+    pub weight: u16,
 }
 
 impl Backend {

@@ -46,6 +46,18 @@ impl Forwarding {
         self.0 >= Self::Ipip.0
     }
 
+    /// Where replies don't pass through us: the way by its number, from zero on.
+    #[inline(always)]
+    pub const fn number_of_direct(self) -> u8 {
+        self.0.wrapping_sub(Self::Dsr.0)
+    }
+
+    /// The reverse of [`Self::number_of_direct`].
+    #[inline(always)]
+    pub const fn direct(number: u8) -> Self {
+        Self(number + Self::Dsr.0)
+    }
+
     /// Whether the source address is ours.
     #[inline(always)]
     pub const fn hides_client(self) -> bool {

@@ -117,7 +117,7 @@ pub mod maps {
     pub const STATIONS: &str = "STATIONS";
     /// Sets of ports: one [`super::PortBits`].
     pub const PORT_SETS: &str = "PORT_SETS";
-    /// Which flows by direct return were looked up lately: [`crate::datapath::Traces`] in words.
+    /// Which flows by direct return were looked up lately: [`crate::datapath::TraceSet`]s.
     pub const TRACES: &str = "TRACES";
     /// Copies of established flows, as [`super::CachePair`]s.
     pub const FLOW_CACHE: &str = "FLOW_CACHE";
@@ -197,7 +197,6 @@ plain_data! {
     Service: 32,
     ServiceInfo: 96,
     Settings: 56,
-    Slot: 4,
 }
 
 /// The same for a type that is there for both address families.

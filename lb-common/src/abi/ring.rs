@@ -57,62 +57,9 @@ pub const RING_CHUNK_SLOTS: u32 = 16;
 /// One element of the map of all rings.
 pub type RingChunk = [Slot; RING_CHUNK_SLOTS as usize];
 
-/// What stands in a slot of the map of all rings, in one word: the index of the backend that new flows are led to, or
-/// [`NO_BACKEND`]; or, behind a ring, a plain number (see [`Ring::members`]). The three highest bits of a slot are set
-/// where it is *unsettled*: flows that it leads to its backend may be at another one, by direct return, so each of their
-/// packets has to be looked up. Each look through the tables of flows that finds none of them takes one bit away.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-#[repr(transparent)]
-pub struct Slot(u32);
-
-impl Slot {
-    /// The bits of an unsettled one.
-    pub const UNSETTLED: u32 = 0b111 << 29;
-
-    /// From its word.
-    #[inline(always)]
-    pub const fn from_word(word: u32) -> Self {
-        Self(word)
-    }
-
-    /// Its word.
-    #[inline(always)]
-    pub const fn word(self) -> u32 {
-        self.0
-    }
-
-    /// One that leads to a backend, or a number below 2^29.
-    #[inline(always)]
-    pub const fn new(number: u32) -> Self {
-        Self(number & !Self::UNSETTLED)
-    }
-
-    /// The backend's index, or the number.
-    #[inline(always)]
-    pub const fn number(self) -> u32 {
-        self.0 & !Self::UNSETTLED
-    }
-
-    /// Whether every flow by direct return that it leads anywhere is where it leads.
-    #[inline(always)]
-    pub const fn is_settled(self) -> bool {
-        self.0 & Self::UNSETTLED == 0
-    }
-
-    /// The same, unsettled.
-    #[inline(always)]
-    #[must_use]
-    pub const fn unsettled(self) -> Self {
-        Self(self.0 | Self::UNSETTLED)
-    }
-
-    /// The same after a look through the tables that found no flow elsewhere.
-    #[inline(always)]
-    #[must_use]
-    pub const fn settling(self) -> Self {
-        Self(self.number() | (self.0 >> 1 & Self::UNSETTLED))
-    }
-}
+/// What stands in a slot of the map of all rings: the index of the backend that new flows are led to, or [`NO_BACKEND`]; or, behind
+/// a ring, a plain number (see [`Ring::members`]).
+pub type Slot = u32;
 
 /// What stands in a slot that no ring uses.
 pub const NO_BACKEND: u32 = 0;
@@ -121,17 +68,6 @@ pub const NO_BACKEND: u32 = 0;
 mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    #[test]
-    fn a_slot_settles_in_three_looks() {
-        let mut slot = Slot::new(7).unsettled();
-        for _ in 0..3 {
-            assert_eq!((slot.number(), slot.is_settled()), (7, false));
-            slot = slot.settling();
-        }
-        assert_eq!(slot, Slot::new(7));
-        assert_eq!(slot.settling(), slot);
-    }
 
     proptest! {
         #[test]

@@ -50,20 +50,6 @@ impl Service {
         self.options & (service_options::IN_TURN | service_options::LEAST) == 0
             && self.most_load == 0
     }
-
-    /// Whether the ring alone decides where a connection goes, unless its backend doesn't take it.
-    #[inline(always)]
-    pub const fn is_led_by_ring(&self) -> bool {
-        self.is_hashed() && self.affinity == 0
-    }
-
-    /// Whether its ring leads a connection as one of the same contents led it by `before`.
-    pub const fn leads_as(&self, before: &Self) -> bool {
-        self.index == before.index
-            && self.is_led_by_ring()
-            && before.is_led_by_ring()
-            && (self.options ^ before.options) & service_options::SOURCE == 0
-    }
 }
 
 /// What else holds for a service.

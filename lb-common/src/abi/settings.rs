@@ -34,7 +34,7 @@ pub struct Settings {
     pub namespace: u32,
     /// A number that nobody outside knows.
     pub secret: u64,
-    /// Number of places for traces of flows, a power of two, less one: see [`crate::datapath::trace_places`].
+    /// Number of sets of traces of flows, a power of two, less one: see [`crate::datapath::trace_sets`].
     pub trace_mask: u32,
     /// Zero.
     pub reserved: u32,

@@ -12,7 +12,7 @@
 
 use bytemuck::Zeroable;
 
-use super::{Family, FamilyTables, TRACE_TICKS, Table, hash, parse::Segment};
+use super::{Family, FamilyTables, TRACE_TICKS, Table, hash, parse::Segment, traces};
 use crate::{
     abi::{CHECK_SERVICE, Direction, Flow, FlowKey, FlowState, Tick, finished},
     wire::Address,
@@ -156,7 +156,7 @@ impl Mark {
         now: Tick,
     ) {
         // Once a tick has to do, where it isn't found afterwards.
-        if flow.last_seen == now || !may_have_copy(flow, now) || !is_for(segment) {
+        if flow.last_seen == now || !may_have_copy(flow, now) || !segment.is_one_of_many() {
             return;
         }
         self.set(&segment.key, secret, now);
@@ -205,7 +205,7 @@ fn may_have_copy<A: Family>(flow: &Flow<A>, now: Tick) -> bool {
         && now.since(flow.opened) >= LEAST_COPIED_AGE
 }
 
-/// Erases the copies of both directions' entries, whose values have changed or which have been removed: `flow` is what the
+/// Erases the trace, or the copies of both directions' entries, whose values have changed or which have been removed: `flow` is what the
 /// one of `key` was before. When it was `opened`, the direction to the client may no longer know.
 #[inline(always)]
 pub(super) fn erase<A: Family, T: FamilyTables<A>>(
@@ -214,7 +214,13 @@ pub(super) fn erase<A: Family, T: FamilyTables<A>>(
     flow: &Flow<A>,
     opened: Option<Tick>,
 ) {
-    if !flow.forwarding.sees_replies() || flow.service == CHECK_SERVICE {
+    if flow.service == CHECK_SERVICE {
+        return;
+    }
+    if !flow.forwarding.sees_replies() {
+        if let Some(settings) = tables.settings() {
+            traces::erase(tables, key, &settings);
+        }
         return;
     }
     let is_known = opened.is_some()
@@ -237,12 +243,6 @@ fn erase_at<A: Family, T: FamilyTables<A>>(tables: &T, place: CopyPlace) {
     if copy_ways::<A>() == 2 && place.may_be_at(tables.confirmed_seal(place.pair, 1)) {
         tables.erase_copy(place.pair, 1);
     }
-}
-
-/// Whether a segment may find its flow by a copy.
-#[inline(always)]
-const fn is_for<A: Family>(segment: &Segment<A>) -> bool {
-    segment.is_usual() && !segment.part.is_fragment
 }
 
 #[cfg(test)]

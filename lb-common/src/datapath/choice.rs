@@ -5,8 +5,7 @@ use bytemuck::Zeroable;
 use super::{Family, FamilyTables, Reason, hash};
 use crate::{
     abi::{
-        ClientKey, FlowKey, Moment, NO_BACKEND, Refusal, Service, Settings, Slot, Stamp,
-        service_options,
+        ClientKey, FlowKey, Moment, NO_BACKEND, Refusal, Service, Settings, Stamp, service_options,
     },
     datapath::tables::Tables,
     wire::Address,
@@ -101,7 +100,7 @@ fn least<A: Family, T: FamilyTables<A>>(
     settings: &Settings,
 ) -> Result<u32, Reason> {
     let members = service.ring.members();
-    let count = tables.ring_slot(members).ok_or(Reason::TablesIncomplete)?.number();
+    let count = tables.ring_slot(members).ok_or(Reason::TablesIncomplete)?;
     let hash = hash::flow(key, settings.hash_seed);
     let start = ((u64::from(hash) * u64::from(count)) >> 32) as u32;
     let mut best = NO_BACKEND;
@@ -113,7 +112,7 @@ fn least<A: Family, T: FamilyTables<A>>(
         let position = start + number;
         let position = if position < count { position } else { position - count };
         let index = named(tables, members + 1 + position)?;
-        let weight = tables.backend(index).map_or(0, |backend| backend.weight);
+        let weight = tables.backend(index).map_or(0, |backend| u32::from(backend.weight));
         let load = tables.load(index).max(0) as u64 + 1;
         // As fractions: load / weight < best_load / best_weight.
         if weight != 0
@@ -146,12 +145,6 @@ fn bounded<A: Family, T: FamilyTables<A>>(
     Ok(NO_BACKEND)
 }
 
-/// The slot, within the map of all rings, that leads a connection of a service's.
-#[inline(always)]
-pub fn slot_of<A: Address>(key: &FlowKey<A>, service: &Service, settings: &Settings) -> u32 {
-    service.ring.slot(hash_of(key, service, settings))
-}
-
 /// What decides about a connection's place in the ring.
 #[inline(always)]
 pub(super) fn hash_of<A: Address>(key: &FlowKey<A>, service: &Service, settings: &Settings) -> u32 {
@@ -165,7 +158,7 @@ pub(super) fn hash_of<A: Address>(key: &FlowKey<A>, service: &Service, settings:
 /// Whether a backend has more connections than its service allows, with the one that is to come.
 #[inline(always)]
 fn is_overloaded<T: Tables>(tables: &T, service: &Service, index: u32) -> bool {
-    let weight = tables.backend(index).map_or(0, |backend| backend.weight);
+    let weight = tables.backend(index).map_or(0, |backend| u32::from(backend.weight));
     let load = tables.load(index).max(0) as u64;
     let all = tables.service_load(service.index).max(0) as u64 + 1;
     let share = all * u64::from(weight) * u64::from(service.most_load);
@@ -207,7 +200,7 @@ pub(super) fn pick<A: Family, T: FamilyTables<A>>(
         return Ok(first);
     }
     let members = service.ring.members();
-    let count = tables.ring_slot(members).ok_or(Reason::TablesIncomplete)?.number();
+    let count = tables.ring_slot(members).ok_or(Reason::TablesIncomplete)?;
     let start = ((u64::from(hash) * u64::from(count)) >> 32) as u32;
     let mut last = first;
     for number in 0..MOST_OTHERS + MOST_MEMBERS {
@@ -272,7 +265,7 @@ fn slot<T: Tables>(tables: &T, service: &Service, hash: u32) -> Result<u32, Reas
 /// The backend that stands in a slot of the map of all rings.
 #[inline(always)]
 fn named<T: Tables>(tables: &T, slot: u32) -> Result<u32, Reason> {
-    match tables.ring_slot(slot).map_or(NO_BACKEND, Slot::number) {
+    match tables.ring_slot(slot).unwrap_or(NO_BACKEND) {
         NO_BACKEND => Err(Reason::TablesIncomplete),
         index => Ok(index),
     }

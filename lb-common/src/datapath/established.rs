@@ -41,7 +41,8 @@ pub(super) fn follow<A: Family, T: FamilyTables<A>>(
         }
     };
     let change = follow_state(tables, segment, entry, flow, direction);
-    if has_moved || change.is_one {
+    // A trace says nothing of where the client is.
+    if (has_moved && flow.forwarding.sees_replies()) || change.is_one {
         cache::erase(tables, &segment.key, flow, change.opened);
     }
     if finished::surely(change.finished) && !finished::surely(flow.finished) {

@@ -9,10 +9,13 @@ use super::{
     Decision, Edits, Family, FamilyTables, Packet, Reason, Verdict,
     cache::Mark,
     parse::{self, Segment},
-    shortcut::Shortcut,
+    traces::Trace,
     transmit,
 };
-use crate::abi::{Backend, Direction, Flow, Settings};
+use crate::{
+    abi::{Backend, Direction, Flow, Settings},
+    wire::Ipv4Header,
+};
 
 /// What is done with a frame that carries a datagram of the family. Where its flow has to be looked up, or there is anything
 /// unusual about it, it is left to the part for that.
@@ -41,13 +44,15 @@ fn hasten<A: Family, P: Packet, T: FamilyTables<A>>(
     let settings = &tables.settings()?;
     let now = tables.now();
     let flow = &mut Flow::zeroed();
-    let shortcut = &mut Shortcut::zeroed();
     if ports.direct
-        && let Some(backend) = shortcut.find(tables, segment, settings, now)
+        && let Some(home) = Trace::new(segment, settings, now).find(tables)
     {
-        if !shortcut.take(tables, segment, flow) {
-            return None;
-        }
+        let backend = tables.backend(home.backend)?;
+        (flow.source, flow.destination) = (segment.key.source, segment.key.destination);
+        flow.network_delta = Ipv4Header::TIME_TO_LIVE_DELTA;
+        (flow.backend, flow.service) = (home.backend, backend.service);
+        flow.direction = Direction::ToBackend as u8;
+        flow.forwarding = home.forwarding;
         return forward(packet, tables, settings, segment, flow, Some(backend));
     }
     let mark = &mut Mark::zeroed();

@@ -35,7 +35,6 @@ mod options;
 mod packet;
 mod parse;
 mod rewrite;
-mod shortcut;
 mod source_rate;
 mod stage;
 mod tables;
@@ -46,7 +45,6 @@ mod trouble;
 mod verdict;
 
 pub use cache::{CACHE_PAIRS, CopyPlace, LEAST_COPIED_AGE, copy_ways, copy_word};
-pub use choice::slot_of;
 pub use errors::ErrorScratch;
 pub use express::express;
 pub use nat::NAT_TRIES;
@@ -54,10 +52,10 @@ pub use network::{Datagram, Family};
 pub use packet::Packet;
 pub use stage::{Decision, Note, Stage};
 pub use tables::{FamilyTables, InsertError, Table, Tables};
-pub use traces::{TRACE_TICKS, TRACES, Traces, trace_places};
+pub use traces::{TRACE_SETS, TRACE_TICKS, TRACE_WAYS, TracePlace, TraceSet, trace_sets};
 pub use verdict::{Action, Edits, Kind, Reason, Verdict};
 
-use self::{cache::Mark, choice::Attempt, handshake::Found, parse::Segment, shortcut::Shortcut};
+use self::{cache::Mark, choice::Attempt, handshake::Found, parse::Segment, traces::Trace};
 use crate::{
     abi::{Entry, Flow, FlowKey, Service},
     wire::{EtherType, EthernetHeader},
@@ -75,7 +73,7 @@ pub struct Scratch<A: Family> {
     reply: Flow<A>,
     /// How long a datagram may be, in bytes, where it is too long.
     longest: u32,
-    shortcut: Shortcut,
+    trace: Trace,
     mark: Mark,
     /// The one that a new flow is of.
     service: Service,
@@ -332,24 +330,23 @@ fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     tables: &T,
     scratch: &mut Scratch<A>,
 ) -> Result<Verdict, Stop> {
-    let Scratch { segment, flow, longest, shortcut, mark, .. } = scratch;
+    let Scratch { segment, flow, longest, trace, mark, .. } = scratch;
     let segment = &*segment;
     // Most of what isn't ours ends here.
-    let ports = tables.port_sets(segment.key.destination_port.get());
-    if !ports.ours {
+    if !tables.port_sets(segment.key.destination_port.get()).ours {
         return Err(Reason::NoService.into());
     }
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
     let now = tables.now();
-    let led = if ports.direct { shortcut.find(tables, segment, &settings, now) } else { None };
     let entry = locate(tables, segment, flow)?;
     segment.admit(packet, &settings)?;
     let backend = transmit::backend(tables, segment, flow, longest)?;
     let reason = established::follow(tables, segment, entry, flow)?;
-    if led.is_some() {
-        shortcut.leave_trace(tables, segment, flow);
-    } else {
+    if flow.forwarding.sees_replies() {
         mark.keep(tables, segment, flow, settings.secret, now.tick());
+    } else if traces::may_have_trace(flow) && segment.is_one_of_many() {
+        *trace = Trace::new(segment, &settings, now);
+        trace.leave(tables, segment, flow);
     }
     let edits = Edits::NONE;
     Ok(transmit::send(packet, tables, segment, flow, backend, reason, edits)?)

@@ -99,7 +99,7 @@ fn reserve_port<A: Family, T: FamilyTables<A>>(
 /// Ports in a backend's pool: those of each address, one address after the other.
 #[inline(always)]
 const fn pool_ports(settings: &Settings, backend: &Backend) -> u32 {
-    settings.nat_port_count * backend.nat_sources
+    settings.nat_port_count * backend.nat_sources as u32
 }
 
 /// Takes the port of a half-open handshake or of a closed connection, or one that nobody has though its bit
@@ -239,7 +239,7 @@ pub(super) fn give_back<A: Family, T: FamilyTables<A>>(
     let port = u32::from(port.get()).wrapping_sub(settings.nat_port_first);
     let source = u32::from(flow.nat_source).wrapping_sub(backend.nat_source);
     // Range and addresses may be others by now.
-    if port < settings.nat_port_count && source < backend.nat_sources {
+    if port < settings.nat_port_count && source < u32::from(backend.nat_sources) {
         let number = source * settings.nat_port_count + port;
         give(tables, backend.ports, pool_ports(&settings, backend), number);
     }

@@ -8,9 +8,9 @@ use super::{
     choice::{self, Attempt},
     established, nat, options,
     parse::Segment,
-    rewrite, shortcut, source_rate,
+    rewrite, source_rate,
     tables::forget,
-    transmit,
+    traces, transmit,
 };
 use crate::{
     abi::{
@@ -44,7 +44,8 @@ pub(super) fn prepare<A: Family, T: FamilyTables<A>>(
         source_rate::admit(tables, &settings, segment.key.source)?;
     }
     if !flow.forwarding.sees_replies() {
-        shortcut::begin(tables, &segment.key, service, &settings, flow.backend);
+        // What may be left of a flow of the same key.
+        traces::erase(tables, &segment.key, &settings);
     }
     flow.finished = attempt.tries as u8;
     scratch.memory = [0; 2];

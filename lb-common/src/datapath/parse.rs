@@ -186,6 +186,12 @@ impl<A: Family> Segment<A> {
         self.is_udp() || (self.flags.has(TcpFlags::ACK) && !self.flags.has(others))
     }
 
+    /// Whether it is, and whole: what may go past the table of flows.
+    #[inline(always)]
+    pub(super) const fn is_one_of_many(&self) -> bool {
+        self.is_usual() && !self.part.is_fragment
+    }
+
     /// The hardware address that its frame was sent to.
     #[inline(always)]
     pub(super) const fn station(&self) -> LocalMac {

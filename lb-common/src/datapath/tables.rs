@@ -1,6 +1,6 @@
 //! Tables and time, as the packet logic sees them.
 
-use super::{Family, Traces, nat};
+use super::{Family, TraceSet, nat};
 use crate::{
     abi::{
         Access, AccessKey, Answer, Backend, Client, ClientKey, Direction, Entry, Flow, FlowKey,
@@ -39,20 +39,20 @@ pub trait Tables {
     /// What stands in a slot of the map of all rings.
     fn ring_slot(&self, slot: u32) -> Option<Slot>;
 
-    /// Makes it an unsettled one.
-    fn unsettle(&self, slot: u32);
-
     /// Which sets a port is in.
     fn port_sets(&self, port: u16) -> Membership;
 
     /// Whether a hardware address is ours, without telling of all that are.
     fn is_station(&self, mac: &LocalMac) -> bool;
 
-    /// The traces of flows at a place; none where there is no such place.
-    fn traces(&self, place: u32) -> Traces;
+    /// The traces of flows in a set; none where there is no such set.
+    fn traces(&self, set: u32) -> TraceSet;
 
-    /// Replaces them, whatever another CPU made of them meanwhile.
-    fn set_traces(&self, place: u32, traces: Traces);
+    /// The same. No earlier access comes after it.
+    fn confirmed_traces(&self, set: u32) -> TraceSet;
+
+    /// Replaces one of them, whatever another CPU made of it meanwhile. No later access comes before it.
+    fn set_trace(&self, set: u32, way: usize, word: u64);
 
     /// A backend by its index.
     fn backend(&self, index: u32) -> Option<&Backend>;

@@ -1,160 +1,217 @@
-//! Which flows were looked up lately.
+//! Where flows by direct return are that were looked up lately.
 //!
-//! A trace is a number of 18 bits at a place of the flow's, and holds for some seconds; the one after it is another
-//! number, so that a flow which has the same as a neighbour (one in 10^5) is looked up by then. Places and numbers depend on a
-//! secret, so that nobody can have the same as somebody else's on purpose.
+//! A trace is a word that says at which backend a flow is, and how it gets there; that is all that its packets need. It stands in a
+//! set of the flow's, and holds for some seconds, so that the flow's entry knows by and by that it lives. Which set, and 34 bits of
+//! the trace, depend on a secret, on all that identifies the flow, and on the station that its frames are for: nobody can have the
+//! same as somebody else's on purpose, and one among 10^10 has by chance.
+//!
+//! A trace that holds keeps its place: where more flows are busy than there are places, some leave none. What changes an entry, or
+//! removes it, erases its traces afterwards; and who leaves a trace looks at the entry once more, and erases it if that isn't the same any
+//! longer. So one of the two sees what the other has done.
 
 use bytemuck::Zeroable;
 
-use super::{Tables, hash};
+use super::{Family, FamilyTables, Table, Tables, hash, parse::Segment};
 use crate::{
-    abi::{FlowKey, Moment, Settings},
+    abi::{CHECK_SERVICE, Direction, Flow, FlowKey, FlowState, Forwarding, Link, Moment, Settings},
     wire::Address,
 };
 
-/// Three traces at one place, in one word, above them the number of the time that they hold for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traces(u64);
+/// Traces that stand together: half a line of a processor's cache.
+pub const TRACE_WAYS: usize = 4;
 
-/// Number of places that there are: enough for the traces of a million flows.
-pub const TRACES: u32 = 1 << 19;
+/// The traces of a set, in words; zero is none.
+pub type TraceSet = [u64; TRACE_WAYS];
+
+/// Number of sets that there are: enough for the traces of half a million flows, with one in thirty that finds no place.
+pub const TRACE_SETS: u32 = 1 << 18;
 /// Least number that is used.
-const LEAST_TRACES: u32 = 1 << 12;
+const LEAST_SETS: u32 = 1 << 11;
+/// Flows for each set.
+const FLOWS_A_SET: u32 = TRACE_WAYS as u32 / 2;
 
-/// How many of the places are best used for so many flows: the fewer there are, the better do they stay in a processor's cache.
+/// How many of the sets are best used for so many flows: the fewer there are, the better do they stay in a processor's cache.
 /// While the number of flows changes, it stays as it was (`before`; 0: there was none) as long as that does.
 #[inline(always)]
-pub const fn trace_places(flows: u32, before: u32) -> u32 {
-    // At most one flow for each place; then three in a hundred find theirs taken by three others.
-    let most = if flows > TRACES { TRACES } else { flows.next_power_of_two() };
-    let best = if most < LEAST_TRACES { LEAST_TRACES } else { most };
+pub const fn trace_sets(flows: u32, before: u32) -> u32 {
+    let sets = flows.div_ceil(FLOWS_A_SET);
+    let most = if sets > TRACE_SETS { TRACE_SETS } else { sets.next_power_of_two() };
+    let best = if most < LEAST_SETS { LEAST_SETS } else { most };
     if best > before || best < before / 4 { best } else { before }
 }
+
 /// For how long a trace, or a copy of a flow's entry, holds at most, in ticks. For so long a flow's entry may not know of its newest packet.
 pub const TRACE_TICKS: u32 = 8;
 
-impl Traces {
-    /// Bits of a trace. Zero is none.
-    const BITS: u32 = 18;
-    const ONE: u64 = (1 << Self::BITS) - 1;
-    /// Bits of all traces.
-    const ALL: u32 = 3 * Self::BITS;
+/// Bits of a trace that name the backend; above them are those of its forwarding, then those of the time, then the flow's own.
+const BACKEND_BITS: u32 = 20;
+const FORWARDING_BITS: u32 = 2;
+const TIME_SHIFT: u32 = BACKEND_BITS + FORWARDING_BITS;
+const TIME_BITS: u32 = 8;
+const OWN_SHIFT: u32 = TIME_SHIFT + TIME_BITS;
+/// Of the flow's own, the highest are of its key alone, and the others also of the station.
+const KEY_SHIFT: u32 = 48;
 
-    /// From its word.
-    #[inline(always)]
-    pub const fn from_word(word: u64) -> Self {
-        Self(word)
-    }
-
-    /// Its word.
-    #[inline(always)]
-    pub const fn word(self) -> u64 {
-        self.0
-    }
-
-    /// How far a trace has to be moved to be where it is; [`Self::ALL`]: it isn't there.
-    #[inline(always)]
-    const fn find(self, trace: Trace) -> u32 {
-        if self.0 >> Self::ALL != trace.time {
-            return Self::ALL;
-        }
-        self.find_now(trace.number)
-    }
-
-    /// The same of a number, whatever time it is.
-    #[inline(always)]
-    const fn find_now(self, number: u64) -> u32 {
-        if self.0 & Self::ONE == number {
-            0
-        } else if self.0 >> Self::BITS & Self::ONE == number {
-            Self::BITS
-        } else if self.0 >> (2 * Self::BITS) & Self::ONE == number {
-            2 * Self::BITS
-        } else {
-            Self::ALL
-        }
-    }
-
-    /// Whether one is there.
-    #[inline(always)]
-    pub(super) const fn have(self, trace: Trace) -> bool {
-        self.find(trace) != Self::ALL
-    }
-
-    /// The same with another one. Where there are three already, it takes the place of one.
-    #[inline(always)]
-    pub(super) const fn with(self, trace: Trace) -> Self {
-        let time = trace.time << Self::ALL;
-        if self.0 >> Self::ALL != trace.time {
-            return Self(time | trace.number);
-        }
-        if self.have(trace) {
-            return self;
-        }
-        let mut shift = self.find_now(0);
-        if shift == Self::ALL {
-            // The others keep theirs also where four take turns.
-            shift = match trace.number & 3 {
-                0 => 0,
-                1 => Self::BITS,
-                _ => 2 * Self::BITS,
-            };
-        }
-        Self((self.0 & !(Self::ONE << shift)) | (trace.number << shift))
-    }
-
-    /// The same without one.
-    #[inline(always)]
-    const fn without(self, trace: Trace) -> Self {
-        let shift = self.find(trace);
-        if shift == Self::ALL { self } else { Self(self.0 & !(Self::ONE << shift)) }
-    }
+/// Where a flow is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Home {
+    /// The backend's index.
+    pub(super) backend: u32,
+    /// How the flow gets there.
+    pub(super) forwarding: Forwarding,
 }
 
-/// What a flow leaves in [`Traces`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Zeroable)]
+/// What a flow's trace says beside where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Zeroable)]
 #[repr(C)]
 pub(super) struct Trace {
-    /// Its number.
-    number: u64,
-    /// The time's number.
-    time: u64,
-    /// Where it stands.
-    pub(super) place: u32,
+    /// Its time and its own bits, in their place.
+    upper: u64,
+    /// In which set it stands.
+    set: u32,
     reserved: u32,
 }
 
 impl Trace {
-    /// That of a flow at a moment.
+    /// That of a segment's flow at a moment.
     #[inline(always)]
-    pub(super) fn new<A: Address>(key: &FlowKey<A>, settings: &Settings, now: Moment) -> Self {
-        let flow = hash::keyed(key, settings.secret);
-        let place = (flow >> 32) as u32 & settings.trace_mask;
+    pub(super) fn new<A: Family>(segment: &Segment<A>, settings: &Settings, now: Moment) -> Self {
+        let hash = hash::keyed(&segment.key, settings.secret);
+        let TracePlace { set, key } = TracePlace::of_hash(hash, settings);
         // Not all at the same moment.
-        let time = now.tick().number().wrapping_add(place) / TRACE_TICKS;
-        let salt = u64::from(time).wrapping_mul(OTHER_MULTIPLIER);
-        let number = (flow ^ salt).wrapping_mul(MULTIPLIER) >> (64 - Traces::BITS);
-        Self {
-            number: if number == 0 { 1 } else { number },
-            time: u64::from(time) & (u64::MAX >> Traces::ALL),
-            place,
-            reserved: 0,
+        let time = u64::from(now.tick().number().wrapping_add(set) / TRACE_TICKS);
+        let time = (time << TIME_SHIFT) & !(u64::MAX << OWN_SHIFT);
+        let station = hash::mix_half(hash ^ number_of(&segment.link));
+        let station = (station >> (64 - KEY_SHIFT)) & (u64::MAX << OWN_SHIFT);
+        Self { upper: key | station | time, set, reserved: 0 }
+    }
+
+    /// Where the flow is, if its trace is there.
+    #[inline(always)]
+    pub(super) fn find<T: Tables>(&self, tables: &T) -> Option<Home> {
+        self.find_in(tables.traces(self.set))
+    }
+
+    #[inline(always)]
+    fn find_in(&self, words: TraceSet) -> Option<Home> {
+        for word in words {
+            if (word ^ self.upper) >> TIME_SHIFT == 0 {
+                return Some(Home {
+                    backend: word as u32 & ((1 << BACKEND_BITS) - 1),
+                    forwarding: Forwarding::direct((word >> BACKEND_BITS) as u8 & 3),
+                });
+            }
+        }
+        None
+    }
+
+    /// The word of a flow that is there.
+    #[inline(always)]
+    const fn word(&self, home: Home) -> u64 {
+        let forwarding = home.forwarding.number_of_direct() as u64;
+        self.upper | forwarding << BACKEND_BITS | home.backend as u64
+    }
+
+    /// Which way of a set it takes; [`TRACE_WAYS`]: there is no room.
+    #[inline(always)]
+    fn way(&self, words: TraceSet) -> usize {
+        let mut free = TRACE_WAYS;
+        for (way, word) in (0..).zip(words) {
+            let differing = word ^ self.upper;
+            if differing >> OWN_SHIFT == 0 {
+                return way;
+            }
+            if word == 0 || (differing >> TIME_SHIFT) & ((1 << TIME_BITS) - 1) != 0 {
+                free = way;
+            }
+        }
+        free
+    }
+
+    /// Leaves the trace of a flow that was looked up, if it may have one and there is room.
+    #[inline(always)]
+    pub(super) fn leave<A: Family, T: FamilyTables<A>>(
+        &self,
+        tables: &T,
+        segment: &Segment<A>,
+        flow: &Flow<A>,
+    ) {
+        let home = Home { backend: flow.backend, forwarding: flow.forwarding };
+        let way = self.way(tables.traces(self.set));
+        if way == TRACE_WAYS || !tables.is_station(&segment.station()) {
+            return;
+        }
+        tables.set_trace(self.set, way, self.word(home));
+        let is_same = match tables.find(Table::Established, &segment.key) {
+            Some(entry) => {
+                let entry = entry.read();
+                may_have_trace(&entry)
+                    && (entry.backend == home.backend) & (entry.forwarding == home.forwarding)
+            }
+            None => false,
+        };
+        // The controller, too, takes a station away before it erases all traces.
+        if !is_same || !tables.is_station(&segment.station()) {
+            tables.set_trace(self.set, way, 0);
         }
     }
 }
 
-/// Odd numbers with about as many ones as zeros.
-const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
-const OTHER_MULTIPLIER: u64 = 0xd6e8_feb8_6659_fd93;
-
-/// Takes a trace away, if it is there.
+/// Whether a flow's entry may have a trace.
 #[inline(always)]
-pub(super) fn erase<T: Tables>(tables: &T, trace: Trace) {
-    let traces = tables.traces(trace.place);
-    let without = traces.without(trace);
-    if without != traces {
-        tables.set_traces(trace.place, without);
+pub(super) fn may_have_trace<A: Family>(flow: &Flow<A>) -> bool {
+    flow.state == FlowState::ESTABLISHED
+        && flow.direction == Direction::ToBackend as u8
+        && !flow.forwarding.sees_replies()
+        && flow.service != CHECK_SERVICE
+        && flow.backend >> BACKEND_BITS == 0
+}
+
+/// Erases the traces of a flow whose entry has changed, or was removed, by whatever stations its frames came.
+#[inline(always)]
+pub(super) fn erase<A: Family, T: Tables>(tables: &T, key: &FlowKey<A>, settings: &Settings) {
+    let place = TracePlace::of(key, settings);
+    // What was left before is seen, and what comes after it finds the entry changed.
+    for (way, word) in (0..).zip(tables.confirmed_traces(place.set)) {
+        if place.has(word) {
+            tables.set_trace(place.set, way, 0);
+        }
     }
+}
+
+/// Where the traces of a flow are, by whatever stations its frames come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TracePlace {
+    /// The set's index.
+    pub set: u32,
+    key: u64,
+}
+
+impl TracePlace {
+    /// That of a key, where the data path has those settings.
+    #[inline(always)]
+    pub fn of<A: Address>(key: &FlowKey<A>, settings: &Settings) -> Self {
+        Self::of_hash(hash::keyed(key, settings.secret), settings)
+    }
+
+    #[inline(always)]
+    const fn of_hash(hash: u64, settings: &Settings) -> Self {
+        Self { set: (hash >> 32) as u32 & settings.trace_mask, key: hash << KEY_SHIFT }
+    }
+
+    /// Whether a word of the set's is a trace of that flow, but for one in 2^16 that is another's.
+    #[inline(always)]
+    pub const fn has(self, word: u64) -> bool {
+        word != 0 && (word ^ self.key) >> KEY_SHIFT == 0
+    }
+}
+
+/// A number of the station that frames are for.
+#[inline(always)]
+fn number_of(link: &Link) -> u64 {
+    let [interface, first, second, _, vlans]: [u32; 5] = bytemuck::cast(*link);
+    let own = u64::from(second & 0xffff) << 32 | u64::from(first);
+    hash::mix_half(own) ^ (u64::from(vlans) << 32 | u64::from(interface))
 }
 
 #[cfg(test)]
@@ -162,102 +219,132 @@ mod tests {
     use core::net::Ipv4Addr;
 
     use super::*;
-    use crate::wire::{Ipv4Address, NetworkU16, PROTOCOL_TCP};
+    use crate::wire::{Ipv4Address, MacAddress, NetworkU16, PROTOCOL_TCP};
 
-    fn trace(number: u32, tick: u64) -> Trace {
-        let key = FlowKey {
+    const HOME: Home = Home { backend: 0xf_fffe, forwarding: Forwarding::Gue };
+
+    fn segment(number: u32) -> Segment<Ipv4Address> {
+        let mut segment = Segment::zeroed();
+        segment.key = FlowKey {
             source: Ipv4Address::from(Ipv4Addr::from(0x0a00_0000 + (number >> 8))),
             destination: Ipv4Address::from(Ipv4Addr::new(192, 0, 2, 2)),
             source_port: NetworkU16::new(1000 + (number & 0xff) as u16),
             destination_port: NetworkU16::new(443),
             protocol: PROTOCOL_TCP.into(),
         };
-        let now = Moment::from_nanoseconds(tick << 30);
+        segment.link.own = MacAddress::new([2, 0, 0, 0, 0, 1]);
+        segment
+    }
+
+    fn trace_of(segment: &Segment<Ipv4Address>, tick: u64) -> Trace {
         let settings = Settings {
             secret: 0x0123_4567_89ab_cdef,
-            trace_mask: TRACES - 1,
+            trace_mask: TRACE_SETS - 1,
             ..Settings::default()
         };
-        Trace::new(&key, &settings, now)
+        Trace::new(segment, &settings, Moment::from_nanoseconds(tick << 30))
+    }
+
+    fn trace(number: u32, tick: u64) -> Trace {
+        trace_of(&segment(number), tick)
     }
 
     #[test]
-    fn a_trace_holds_for_its_time_and_is_another_number_then() {
+    fn a_trace_says_where_its_flow_is_for_its_time() {
         let mut changes = 0;
         for tick in 100..200 {
             let (now, next) = (trace(1, tick), trace(1, tick + 1));
-            assert_eq!(now.place, next.place);
-            let traces = Traces::default().with(now);
-            assert!(traces.have(now));
-            assert_eq!(traces.have(next), now == next);
-            // What is left of the time before goes with the first of the next.
-            assert!(now == next || traces.with(next) == Traces::default().with(next));
-            assert_eq!(now.number == next.number, now == next);
-            changes += u64::from(now != next);
+            assert_eq!(now.set, next.set);
+            for forwarding in [Forwarding::Dsr, Forwarding::Ipip, Forwarding::Gue] {
+                let home = Home { forwarding, ..HOME };
+                let words = [0, 0, now.word(home), 0];
+                assert_eq!(now.find_in(words), Some(home));
+                assert_eq!(next.find_in(words).is_some(), now == next);
+            }
+            changes += u32::from(now != next);
         }
-        assert!((100 / u64::from(TRACE_TICKS)).abs_diff(changes) <= 1, "{changes}");
+        assert!((100 / TRACE_TICKS).abs_diff(changes) <= 1, "{changes}");
     }
 
     #[test]
-    fn places_change_their_time_one_after_the_other() {
-        let changing = (0..1000).filter(|flow| trace(*flow, 100) != trace(*flow, 101)).count();
-        let share = 1000 / TRACE_TICKS as usize;
-        assert!((share / 2..share * 2).contains(&changing), "{changing}");
+    fn a_trace_is_that_of_frames_for_one_station() {
+        let mine = segment(1);
+        let words = [trace(1, 100).word(HOME), 0, 0, 0];
+        assert_eq!(trace(1, 100).find_in(words), Some(HOME));
+        let changes: [fn(&mut Link); 5] = [
+            |link| link.own = MacAddress::new([2, 0, 0, 0, 0, 2]),
+            |link| link.own = MacAddress::new([2, 0, 0, 1, 0, 1]),
+            |link| link.interface = 1,
+            |link| {
+                link.interface ^= 1;
+                link.own = MacAddress::new([2, 0, 0, 0, 0, 0]);
+            },
+            |link| link.vlans = bytemuck::cast(1_u32),
+        ];
+        for change in changes {
+            let mut other = mine;
+            change(&mut other.link);
+            let other = trace_of(&other, 100);
+            assert_eq!((other.set, other.find_in(words)), (trace(1, 100).set, None));
+        }
+        // Whoever sends it.
+        let mut other = mine;
+        other.link.station = MacAddress::new([2, 0, 0, 0, 0, 9]);
+        assert_eq!(trace_of(&other, 100), trace(1, 100));
     }
 
     #[test]
-    fn there_are_as_many_places_as_flows_within_bounds() {
-        for (flows, before, places) in [
-            (0, 0, 1 << 12),
-            (4097, 1 << 12, 1 << 13),
-            (65_536, 1 << 12, 1 << 16),
-            (60_000, 1 << 16, 1 << 16),
-            (16_384, 1 << 16, 1 << 16),
-            (8192, 1 << 16, 1 << 13),
-            (u32::MAX, 1 << 16, TRACES),
-            (400_000, TRACES, TRACES),
+    fn traces_that_hold_keep_their_places() {
+        let traces = [1, 2, 3, 4, 5].map(|number| Trace { set: 0, ..trace(number, 100) });
+        let same_time = |trace: Trace| Trace {
+            upper: trace.upper & (u64::MAX << OWN_SHIFT) | 7 << TIME_SHIFT,
+            ..trace
+        };
+        let traces = traces.map(same_time);
+        let mut words = TraceSet::default();
+        for trace in &traces[..TRACE_WAYS] {
+            let way = trace.way(words);
+            assert_eq!(words[way], 0);
+            words[way] = trace.word(HOME);
+        }
+        for trace in &traces[..TRACE_WAYS] {
+            assert_eq!(words[trace.way(words)], trace.word(HOME));
+        }
+        let last = traces[TRACE_WAYS];
+        assert_eq!(last.way(words), TRACE_WAYS);
+        // Of another time, one doesn't hold any longer.
+        words[2] ^= 1 << TIME_SHIFT;
+        assert_eq!(last.way(words), 2);
+    }
+
+    #[test]
+    fn there_is_room_for_as_many_flows_as_there_may_be() {
+        for (flows, before, sets) in [
+            (0, 0, 1 << 11),
+            (4097, 1 << 11, 1 << 12),
+            (65_536, 1 << 11, 1 << 15),
+            (60_000, 1 << 15, 1 << 15),
+            (16_384, 1 << 15, 1 << 15),
+            (8192, 1 << 15, 1 << 12),
+            (u32::MAX, 1 << 15, TRACE_SETS),
+            (400_000, TRACE_SETS, TRACE_SETS),
         ] {
-            assert_eq!(trace_places(flows, before), places, "{flows}, {before}");
+            assert_eq!(trace_sets(flows, before), sets, "{flows}, {before}");
         }
-    }
-
-    #[test]
-    fn three_stand_at_a_place_and_one_goes_without_the_others() {
-        let at = |number| Trace { number, time: 7, place: 0, reserved: 0 };
-        let mut traces = Traces::default();
-        for number in [5, 6, 7] {
-            traces = traces.with(at(number));
-        }
-        assert!([5, 6, 7].iter().all(|number| traces.have(at(*number))));
-        assert!(!traces.have(at(8)) && !traces.have(Trace { time: 8, ..at(5) }));
-        let fewer = traces.without(at(6));
-        assert_eq!([5, 6, 7].map(|number| fewer.have(at(number))), [true, false, true]);
-        assert_eq!(fewer.with(at(6)), traces);
-        assert_eq!(traces.without(at(8)), traces);
-        for number in 8..16 {
-            let more = traces.with(at(number));
-            assert!(more.have(at(number)));
-            assert_eq!([5, 6, 7].iter().filter(|number| more.have(at(**number))).count(), 2);
-        }
-    }
-
-    #[test]
-    fn hardly_a_flow_is_taken_for_another_however_many_there_are() {
-        let mut places = std::collections::HashMap::<u32, Traces>::new();
-        let (mut wrong, mut lost) = (0, 0);
-        let flows = 1 << 20;
+        let mut sets = std::collections::HashMap::<u32, TraceSet>::new();
+        let (mut wrong, mut without) = (0, 0);
+        let flows = TRACE_SETS * FLOWS_A_SET;
         for number in 0..flows {
             let trace = trace(number, 100);
-            let traces = places.entry(trace.place).or_default();
-            wrong += u32::from(traces.have(trace));
-            *traces = traces.with(trace);
+            let words = sets.entry(trace.set).or_default();
+            wrong += u32::from(trace.find_in(*words).is_some());
+            let way = trace.way(*words);
+            match words.get_mut(way) {
+                Some(word) => *word = trace.word(HOME),
+                None => without += 1,
+            }
         }
-        // Three in 2^18 at most.
-        assert!(wrong < 24, "{wrong}");
-        for number in 0..flows {
-            let trace = trace(number, 100);
-            lost += u32::from(!places[&trace.place].have(trace));
-        }
-        assert!(lost < flows / 8, "{lost}: there is no room for so many");
+        assert_eq!(wrong, 0, "taken for another");
+        assert!(without < flows / 25, "{without} have no place");
     }
 }

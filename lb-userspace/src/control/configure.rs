@@ -322,6 +322,7 @@ fn new_backend(service: u32, name: Text<64>, address: SocketAddr) -> BackendStat
     info.service = service;
     BackendState {
         backend: Backend {
+            service,
             address: words(address.ip()),
             port: NetworkU16::new(address.port()),
             family: if address.is_ipv6() { AddressFamily::Ipv6 } else { AddressFamily::Ipv4 },

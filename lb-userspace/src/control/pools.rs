@@ -30,7 +30,7 @@ impl PoolKey {
         backend.has_pool().then(|| Self {
             backend: backend.address(),
             protocol: service.protocol.number(),
-            sources: (backend.backend.nat_source, backend.backend.nat_sources),
+            sources: (backend.backend.nat_source, backend.backend.nat_sources.into()),
             ports: (state.settings.nat_port_first, state.settings.nat_port_count),
         })
     }
@@ -74,7 +74,7 @@ impl Protocols {
     fn share_pool(&self, wanted: &BackendState, there: &BackendState) -> bool {
         let key = |state: &BackendState| {
             let backend = &state.backend;
-            let sources = (backend.nat_source, backend.nat_sources);
+            let sources = (backend.nat_source, u32::from(backend.nat_sources));
             (state.info.service, backend.address, backend.port, sources)
         };
         let same_protocol = self.0.get(wanted.info.service as usize).copied().unwrap_or(false);

@@ -77,7 +77,7 @@ impl State {
                 state.backend.maximum_datagram = mtu;
                 if let Some(nat_source) = nat_source {
                     state.backend.nat_source = nat_source;
-                    state.backend.nat_sources = sources.len() as u32;
+                    state.backend.nat_sources = sources.len() as u16;
                 }
             }
         }

@@ -2,22 +2,13 @@
 //!
 //! Ports are never taken out of a set: what has been forwarded may go on, and a port too many costs no more than time.
 
-use lb_common::abi::{Forwarding, LocalMac, PortSet, Ring, Service, Settings, maps};
+use lb_common::abi::{Forwarding, LocalMac, PortSet, Settings, maps};
 
 use super::{
     state::{Bind, State},
     store::done,
 };
 use crate::dataplane::{DataplaneError, Maps};
-
-/// Whether what is known of the slots by which a service was reached holds for those of its present ring: it is the same
-/// one, or was written after it.
-pub(super) fn follows(service: &Service, before: &Service) -> bool {
-    let next = Ring::new(0, 0, before.ring.generation() + 1).generation();
-    service.leads_as(before)
-        && (service.ring == before.ring
-            || (service.ring.generation() == next && service.ring.size() == before.ring.size()))
-}
 
 /// Writes what may not have been written, when an earlier controller died between two steps, or is lost.
 ///
@@ -62,40 +53,5 @@ pub(super) fn add_reply_ports(maps: &Maps, settings: &Settings) {
     } else {
         let ports = *first..first.saturating_add(*count);
         maps.port_sets.add(PortSet::Ours, ports.filter_map(|port| u16::try_from(port).ok()));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use lb_common::abi::service_options;
-
-    use super::*;
-
-    #[test]
-    fn only_the_ring_before_says_what_is_known_of_slots() {
-        let service = |index, generation, options| Service {
-            ring: Ring::new(generation * 100, 61, generation),
-            index,
-            options,
-            ..Service::default()
-        };
-        let before = service(1, 4095, 0);
-        assert!(follows(&before, &before));
-        assert!(follows(&Service { access: 3, ..before }, &before));
-        assert!(follows(&Service { ring: Ring::new(0, 61, 0), ..before }, &before));
-        for other in [
-            service(1, 1, 0),
-            service(2, 4095, 0),
-            service(1, 4095, service_options::SOURCE),
-            service(1, 4095, service_options::LEAST),
-            Service { affinity: 10, ..before },
-            Service { most_load: 120, ..before },
-            Service { ring: Ring::new(0, 67, 0), ..before },
-        ] {
-            assert!(!follows(&other, &before), "{other:?}");
-            assert!(!follows(&before, &other), "{other:?}");
-        }
-        let by_load = Service { most_load: 120, ..before };
-        assert!(!follows(&by_load, &by_load));
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use lb_common::{
     abi::{self, pool_words},
-    datapath::trace_places,
+    datapath::trace_sets,
 };
 use sd_notify::NotifyState;
 use tokio::sync::{mpsc, watch};
@@ -238,6 +238,7 @@ async fn assemble(
     shortcuts::complete(&mut loaded.maps, &there)?;
     // Nobody has erased copies of what an earlier controller removed last.
     loaded.maps.copies.clear();
+    loaded.maps.traces.clear();
     let room = Room {
         services: loaded.maps.service_info.len(),
         binds: loaded.maps.most_binds()?,
@@ -250,7 +251,7 @@ async fn assemble(
     state.settings.abi_version = abi::VERSION;
     if state.settings.secret == 0 {
         state.settings.secret = fastrand::u64(1..);
-        state.settings.trace_mask = trace_places(0, 0) - 1;
+        state.settings.trace_mask = trace_sets(0, 0) - 1;
     }
     state.settings.controller = std::process::id();
     state.settings.namespace = demand_namespace(&pins, there.settings.namespace)?;

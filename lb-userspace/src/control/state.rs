@@ -176,12 +176,6 @@ impl State {
         Some(self.backends.get(first)?.backend.forwarding)
     }
 
-    /// The rings that are written, or that packets are still led to, each with its service.
-    pub(super) fn all_rings(&self) -> impl Iterator<Item = (u32, Ring)> {
-        let written = self.rings.iter().map(|(service, state)| (*service, state.ring));
-        written.chain(self.binds.values().map(|service| (service.index, service.ring)))
-    }
-
     /// Where the rings lie that are written, or that packets are still led to.
     pub fn ring_offsets(&self) -> BTreeSet<u32> {
         let written = self.rings.values().map(|state| state.ring);
@@ -198,7 +192,7 @@ impl State {
 
     /// Ports in the pool of a backend that has one.
     pub const fn pool_ports(&self, backend: &Backend) -> u32 {
-        self.settings.nat_port_count * backend.nat_sources
+        self.settings.nat_port_count * backend.nat_sources as u32
     }
 
     /// Lets the packet path know what the checks, operators and the configuration mean for flows.
@@ -218,10 +212,11 @@ impl State {
             state.backend.is_down = is_down.into();
             state.backend.takes_new_flows = takes_new_flows.into();
             let percent = self.warming.get(index).copied().unwrap_or(100);
-            state.backend.weight = if takes_new_flows { state.info.weight() * percent } else { 0 };
+            let weight = if takes_new_flows { state.info.weight() * percent } else { 0 };
+            state.backend.weight = u16::try_from(weight).unwrap_or(u16::MAX);
             state.backend.remembers_clients =
                 service.is_some_and(|service| service.affinity > 0).into();
-            *weights.entry(state.info.service).or_default() += state.backend.weight;
+            *weights.entry(state.info.service).or_default() += u32::from(state.backend.weight);
         }
         for service in self.binds.values_mut() {
             service.weights = weights.get(&service.index).copied().unwrap_or(0);

@@ -9,15 +9,15 @@ use aya::maps::{MapError, lpm_trie::Key};
 use ipnet::IpNet;
 use lb_common::{
     abi::{
-        AccessKey, Backend, BackendInfo, Counters, PORTS_A_WORD, PoolHead, Refusal, Ring,
-        ServiceInfo, ServiceKey, generation_start, maps, pool_words, port_words,
+        AccessKey, Backend, BackendInfo, Counters, PORTS_A_WORD, PoolHead, Refusal, ServiceInfo,
+        ServiceKey, generation_start, maps, pool_words, port_words,
     },
     wire::{Address, Ipv4Address, Ipv6Address, NetworkU16, words},
 };
 
 use super::{
     plan::Change,
-    shortcuts::{add_ports, add_reply_ports, follows, set_station},
+    shortcuts::{add_ports, add_reply_ports, set_station},
     state::{BackendState, Bind, RingState, State},
 };
 use crate::dataplane::{DataplaneError, Maps, PortMemory, nat_source_words, with_causes};
@@ -37,11 +37,12 @@ pub(super) fn apply(
 ) -> Result<(), DataplaneError> {
     match change {
         Change::Settings(settings) => {
-            if settings.hash_seed != there.settings.hash_seed {
-                there.all_rings().for_each(|(_, ring)| maps.rings.unsettle(ring));
-            }
             add_reply_ports(maps, settings);
             done(maps.settings.set(0, settings, 0), maps::SETTINGS)?;
+            if settings.trace_mask != there.settings.trace_mask {
+                // Should they soon be where they were, they won't say what was true then.
+                maps.traces.clear();
+            }
             there.settings = *settings;
         }
         Change::NatSource(index, address) => {
@@ -64,6 +65,7 @@ pub(super) fn apply(
             let mut others = there.local_macs.keys().filter(|other| *other != mac);
             set_station(maps, mac.place(), others.find(|other| other.place() == mac.place()))?;
             gone(maps.local_macs.remove(mac), maps::LOCAL_MACS)?;
+            maps.traces.clear();
             there.local_macs.remove(mac);
         }
         Change::AddEgress(interface) => {
@@ -99,8 +101,6 @@ pub(super) fn apply(
             let as_before = known.is_none_or(|it| it.backend.forwarding == backend.forwarding);
             if let Some(known) = known.filter(|_| !as_before) {
                 let service = known.info.service;
-                let rings = there.all_rings().filter(|(of, _)| *of == service);
-                rings.for_each(|(_, ring)| maps.rings.unsettle(ring));
                 let binds = there.binds.iter().filter(|(_, bound)| bound.index == service);
                 let binds: Vec<Bind> = binds.map(|(bind, _)| *bind).collect();
                 add_ports(maps, &binds, Some(backend.forwarding));
@@ -129,8 +129,7 @@ pub(super) fn apply(
         Change::WriteRing(service, state) => {
             let RingState { slots, members, ring } = state;
             if ring.size() > 0 {
-                let before = there.rings.get(service).map_or(Ring::default(), |known| known.ring);
-                maps.rings.write_after(before, *ring, slots);
+                maps.rings.write(ring.offset(), slots);
                 maps.rings.write(ring.members(), &[members.len() as u32]);
                 maps.rings.write(ring.members() + 1, members);
             }
@@ -168,10 +167,6 @@ pub(super) fn apply(
             there.access.retain(|_, networks| !networks.is_empty());
         }
         Change::Bind(bind, service) => {
-            let before = there.binds.get(bind).filter(|before| follows(service, before));
-            if before.is_none() {
-                maps.rings.unsettle(service.ring);
-            }
             add_ports(maps, &[*bind], there.forwarding(service.index));
             let done = match bind.address.ip() {
                 IpAddr::V4(ip) => maps.ipv4.services.insert(
@@ -186,12 +181,6 @@ pub(super) fn apply(
                 ),
             };
             done.map_err(DataplaneError::map(maps::SERVICES))?;
-            if let Some(before) = before
-                && before.ring != service.ring
-            {
-                // Packets may have unsettled slots meanwhile.
-                maps.rings.unsettle_after(before.ring, service.ring);
-            }
             there.binds.insert(*bind, *service);
         }
         Change::Unbind(bind) => {

@@ -6,7 +6,6 @@ mod affinity;
 mod expiry;
 mod loads;
 mod ports;
-mod strays;
 mod wake;
 
 use std::{
@@ -22,15 +21,9 @@ use lb_common::{
     wire::Address,
 };
 
-use self::{
-    affinity::Clients,
-    loads::Loads,
-    ports::PortAudit,
-    strays::{Led, Strays},
-    wake::Waker,
-};
+use self::{affinity::Clients, loads::Loads, ports::PortAudit, wake::Waker};
 use super::state::State;
-use crate::dataplane::{self, CopyMemory, DataplaneError, FamilyMaps, Maps, Pins, RingMemory};
+use crate::dataplane::{self, DataplaneError, FamilyMaps, Maps, Pins, Shortcuts};
 
 /// Least time between two rounds.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -86,7 +79,7 @@ impl Orders {
             let place = there.backends.get(index).filter(|there| there.has_pool());
             let pool = place.map(|there| {
                 let backend = &there.backend;
-                (backend.ports, backend.nat_source, backend.nat_sources)
+                (backend.ports, backend.nat_source, backend.nat_sources.into())
             });
             let known = Known {
                 service: state.info.service,
@@ -241,32 +234,30 @@ impl Thread {
     fn round(&mut self) -> Result<(Swept, bool), DataplaneError> {
         let Self { maps, orders, crowded, pause, audit, .. } = self;
         let mut swept = Swept::default();
-        let secret = secret(maps)?;
         audit.begin(orders);
         let now = dataplane::now();
         let pause = u32::try_from(pause.as_nanos() as u64 / Tick::NANOSECONDS).unwrap_or(u32::MAX);
         let (backends, services) = (orders.backends.keys(), orders.services.keys());
         let mut loads = Loads::begin(maps, backends.copied(), services.copied())?;
-        let (mut strays, led_ipv4, led_ipv6) = Strays::begin(maps, orders, now)?;
         let mut round = Round {
             orders,
             audit,
             swept: &mut swept,
             loads: &mut loads,
-            strays: &mut strays,
             now,
             pause,
             crowded: *crowded,
-            copies: (&maps.copies, secret),
+            shortcuts: Shortcuts {
+                copies: &maps.copies,
+                traces: &maps.traces,
+                settings: &maps.settings,
+            },
         };
-        let rings = &maps.rings;
-        round.family(&mut maps.ipv4, (rings, &led_ipv4), ["established", "embryonic"])?;
-        round.family(&mut maps.ipv6, (rings, &led_ipv6), ["established_ipv6", "embryonic_ipv6"])?;
-        let direct_flows = strays.end(rings);
+        round.family(&mut maps.ipv4, ["established", "embryonic"])?;
+        round.family(&mut maps.ipv6, ["established_ipv6", "embryonic_ipv6"])?;
         audit.end(&maps.ports);
         loads.end(maps)?;
         *crowded = is_crowded(&swept.usage, *crowded);
-        swept.direct_flows = direct_flows;
         let ended = self.end_flows()?;
         Ok((swept, ended))
     }
@@ -274,17 +265,12 @@ impl Thread {
     /// Ends the flows of backends that are down. Returns whether there were any.
     fn end_flows(&mut self) -> Result<bool, DataplaneError> {
         let Self { maps, orders, waker, .. } = self;
-        let copies = (&maps.copies, secret(maps)?);
-        let ipv4 = expiry::end_flows(&mut maps.ipv4, orders, waker, copies)?;
-        let ipv6 = expiry::end_flows(&mut maps.ipv6, orders, waker, copies)?;
+        let shortcuts =
+            Shortcuts { copies: &maps.copies, traces: &maps.traces, settings: &maps.settings };
+        let ipv4 = expiry::end_flows(&mut maps.ipv4, orders, waker, shortcuts)?;
+        let ipv6 = expiry::end_flows(&mut maps.ipv6, orders, waker, shortcuts)?;
         Ok(ipv4 || ipv6)
     }
-}
-
-/// What tells where the copies of flows are.
-fn secret(maps: &Maps) -> Result<u64, DataplaneError> {
-    let settings = maps.settings.get(&0, 0).map_err(DataplaneError::map(abi::maps::SETTINGS))?;
-    Ok(settings.secret)
 }
 
 /// Whether a table of established flows is nearly full, or was and isn't half empty yet.
@@ -300,19 +286,17 @@ struct Round<'a> {
     audit: &'a mut PortAudit,
     swept: &'a mut Swept,
     loads: &'a mut Loads,
-    strays: &'a mut Strays,
     now: Tick,
     /// Ticks between two rounds, as far as is known.
     pause: u32,
     crowded: bool,
-    copies: (&'a CopyMemory, u64),
+    shortcuts: Shortcuts<'a>,
 }
 
 impl Round<'_> {
     fn family<A: Address>(
         &mut self,
         maps: &mut FamilyMaps<A>,
-        (rings, led): (&RingMemory, &Led<A>),
         names: [&'static str; 2],
     ) -> Result<(), DataplaneError> {
         let mut clients = Clients::read(maps, self.orders, self.now, self.pause)?;
@@ -323,8 +307,10 @@ impl Round<'_> {
                 entries += 1;
                 self.swept.backends_in_use.insert(flow.backend);
                 self.audit.see(self.orders, key, flow);
-                self.strays.see(rings, led, key, flow);
                 if table == Table::Established {
+                    let is_direct =
+                        flow.service != CHECK_SERVICE && !flow.forwarding.sees_replies();
+                    self.swept.direct_flows += u32::from(is_direct);
                     clients.see(key, flow);
                 }
                 if expiry::is_over(self.orders, flow, self.now, self.crowded) {
@@ -336,7 +322,7 @@ impl Round<'_> {
             self.swept.usage.push((name, entries, maps.room(table)?));
             let when = (self.now, self.crowded);
             self.swept.removed +=
-                expiry::remove(maps, table, self.orders, &expired, when, self.copies);
+                expiry::remove(maps, table, self.orders, &expired, when, self.shortcuts);
         }
         clients.write(maps, &mut self.swept.backends_in_use)
     }

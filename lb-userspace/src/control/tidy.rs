@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use lb_common::{
     abi::{Lifecycle, maps},
-    datapath::trace_places,
+    datapath::trace_sets,
 };
 
 use super::{controller::Controller, sweep::Swept};
@@ -123,7 +123,7 @@ impl Controller {
         let is_changed = before != (backends.len(), self.wanted.services.len());
         let settings = &mut self.wanted.settings;
         let places = settings.trace_mask + 1;
-        settings.trace_mask = trace_places(swept.direct_flows, places) - 1;
+        settings.trace_mask = trace_sets(swept.direct_flows, places) - 1;
         let is_changed = is_changed || settings.trace_mask + 1 != places;
         if is_changed {
             self.follow_up();

@@ -41,11 +41,6 @@ impl CopyMemory {
 
     /// Erases all of them.
     pub fn clear(&self) {
-        for word in self.0.words() {
-            // Hardly any is in use.
-            if word.load(Ordering::Relaxed) != 0 {
-                word.store(0, Ordering::SeqCst);
-            }
-        }
+        self.0.clear();
     }
 }

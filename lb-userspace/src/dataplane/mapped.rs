@@ -5,7 +5,7 @@ use std::{
     num::NonZeroUsize,
     os::fd::AsFd,
     ptr::NonNull,
-    sync::atomic::{AtomicU32, AtomicU64},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use aya::maps::MapData;
@@ -84,6 +84,18 @@ impl<W: Word> Drop for Mapped<W> {
         let unmapped = unsafe { munmap(self.start.cast(), self.length.get()) };
         if let Err(error) = unmapped {
             tracing::warn!(%error, "unmapping a map");
+        }
+    }
+}
+
+impl Mapped<AtomicU64> {
+    /// Makes all of it zeros.
+    pub(super) fn clear(&self) {
+        for word in self.words() {
+            // Hardly any is in use.
+            if word.load(Ordering::Relaxed) != 0 {
+                word.store(0, Ordering::SeqCst);
+            }
         }
     }
 }

@@ -15,7 +15,10 @@ use lb_common::{
     wire::{Address, Ipv4Address, Ipv6Address, NetworkU32},
 };
 
-use super::{CopyMemory, DataplaneError, Pins, PortMemory, PortSets, RingMemory, batch};
+use super::{
+    CopyMemory, DataplaneError, Pins, PortMemory, PortSets, RingMemory, Shortcuts, TraceMemory,
+    batch,
+};
 
 /// The pinned maps that are keyed by addresses of a family.
 #[expect(missing_docs, reason = "lb_common::abi::maps describes each of them")]
@@ -45,17 +48,16 @@ impl<A: Address> FamilyMaps<A> {
         }
     }
 
-    /// Removes an entry of a table of flows, and its copy, which `secret` of [`Settings`] tells the place of. Returns whether
-    /// it was there.
+    /// Removes an entry of a table of flows, and its shortcuts. Returns whether it was there.
     pub fn remove_flow(
         &mut self,
         table: Table,
         key: &FlowKey<A>,
-        (copies, secret): (&CopyMemory, u64),
+        shortcuts: Shortcuts<'_>,
     ) -> bool {
         let was_there = self.flows_mut(table).remove(key).is_ok();
         if table == Table::Established {
-            copies.erase(key, secret);
+            shortcuts.erase(key);
         }
         was_there
     }
@@ -144,6 +146,7 @@ pub struct Maps {
     pub stations: Array<MapData, LocalMac>,
     pub port_sets: PortSets,
     pub copies: CopyMemory,
+    pub traces: TraceMemory,
     pub egress: DevMapHash<MapData>,
     pub service_counters: PerCpuArray<MapData, Counters>,
     pub backend_counters: PerCpuArray<MapData, Counters>,
@@ -192,6 +195,7 @@ impl Maps {
             stations: open(pins, maps::STATIONS)?,
             port_sets: PortSets::new(data(pins, maps::PORT_SETS)?)?,
             copies: CopyMemory::new(data(pins, maps::FLOW_CACHE)?)?,
+            traces: TraceMemory::new(data(pins, maps::TRACES)?)?,
             egress: open(pins, maps::EGRESS).map_err(|error| match error {
                 // Only who may make maps finds out how large its values are.
                 DataplaneError::Map { source: MapError::InvalidValueSize { .. }, .. } => {

@@ -11,6 +11,7 @@ mod mapped;
 mod maps;
 mod pins;
 mod rings;
+mod traces;
 
 pub use aya::programs::xdp::XdpLink;
 
@@ -22,6 +23,7 @@ pub use load::{Capacity, Loaded, OBJECT, load};
 pub use maps::{FamilyMaps, Maps, nat_source_words};
 pub use pins::Pins;
 pub use rings::{PortMemory, PortSets, RingMemory};
+pub use traces::{Shortcuts, TraceMemory};
 
 /// Why something with the program or its maps went wrong.
 #[derive(Debug, thiserror::Error)]

@@ -1,12 +1,9 @@
 //! The memory that holds all rings, and those that hold sets of ports and the pools of source ports.
 
-use std::{
-    collections::HashSet,
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
-};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use aya::maps::MapData;
-use lb_common::abi::{PortBits, PortSet, Ring, RingChunk, Slot, maps};
+use lb_common::abi::{PortBits, PortSet, RingChunk, Slot, maps};
 
 use super::{DataplaneError, mapped::Mapped};
 
@@ -28,109 +25,27 @@ impl RingMemory {
         self.0.words().len() as u32
     }
 
-    /// Writes backend indices, or other numbers, from slot `offset` on. The slots are settled.
+    /// Writes backend indices, or other numbers, from slot `offset` on.
     ///
     /// # Panics
     ///
     /// They don't all fit.
-    pub fn write(&self, offset: u32, numbers: &[u32]) {
+    pub fn write(&self, offset: u32, numbers: &[Slot]) {
         let slots = &self.0.words()[offset as usize..][..numbers.len()];
         for (slot, number) in slots.iter().zip(numbers) {
-            slot.store(Slot::new(*number).word(), Ordering::Relaxed);
+            slot.store(*number, Ordering::Relaxed);
         }
-    }
-
-    /// Writes the backend indices of a ring that comes in the place of another, which may be of any size. Where that led to
-    /// the same backend, this one is as settled, and elsewhere unsettled.
-    ///
-    /// # Panics
-    ///
-    /// They don't all fit.
-    pub fn write_after(&self, before: Ring, ring: Ring, backends: &[u32]) {
-        let old = if before.size() == ring.size() { self.slots_of(before) } else { &[] };
-        let mut old = old.iter().map(load);
-        let slots = &self.0.words()[ring.offset() as usize..][..backends.len()];
-        for (slot, backend) in slots.iter().zip(backends) {
-            let new = Slot::new(*backend).unsettled();
-            let same = old.next().filter(|old| old.number() == new.number());
-            slot.store(same.unwrap_or(new).word(), Ordering::Relaxed);
-        }
-    }
-
-    /// Unsettles all slots of a ring, also those that were about to settle.
-    pub fn unsettle(&self, ring: Ring) {
-        for slot in self.slots_of(ring) {
-            unsettle(slot, Slot::UNSETTLED);
-        }
-    }
-
-    /// Makes the slots of a ring as unsettled as those of the one of the same size that was there before, and those wholly that
-    /// lead elsewhere.
-    pub fn unsettle_after(&self, before: Ring, ring: Ring) {
-        for (old, slot) in self.slots_of(before).iter().zip(self.slots_of(ring)) {
-            let old = load(old);
-            let same = old.number() == load(slot).number();
-            unsettle(slot, if same { old.word() & Slot::UNSETTLED } else { Slot::UNSETTLED });
-        }
-    }
-
-    /// Looks at a ring's slots after a look through all flows. Those that `strays` names, by their places in the map, lead
-    /// elsewhere than to where all their flows are.
-    pub fn settle(&self, ring: Ring, strays: &HashSet<u32>) {
-        for (place, slot) in (ring.offset()..).zip(self.slots_of(ring)) {
-            if strays.contains(&place) {
-                continue;
-            }
-            let before = load(slot);
-            if !before.is_settled() {
-                let after = before.settling().word();
-                // A packet may just have unsettled it.
-                let _: Result<u32, u32> = slot.compare_exchange(
-                    before.word(),
-                    after,
-                    Ordering::Relaxed,
-                    Ordering::Relaxed,
-                );
-            }
-        }
-    }
-
-    /// Unsettles the slot at a place of the map.
-    pub fn unsettle_slot(&self, place: u32) {
-        if let Some(slot) = self.0.words().get(place as usize) {
-            unsettle(slot, Slot::UNSETTLED);
-        }
-    }
-
-    /// What stands at a place of the map.
-    pub fn slot(&self, place: u32) -> Slot {
-        self.0.words().get(place as usize).map_or(Slot::default(), load)
     }
 
     /// The backend indices, or other numbers, in `count` slots from `offset` on; none where that isn't within the map.
     pub fn read(&self, offset: u32, count: u32) -> Vec<u32> {
-        self.range(offset, count).iter().map(|slot| load(slot).number()).collect()
-    }
-
-    fn slots_of(&self, ring: Ring) -> &[AtomicU32] {
-        self.range(ring.offset(), ring.size())
+        self.range(offset, count).iter().map(|slot| slot.load(Ordering::Relaxed)).collect()
     }
 
     fn range(&self, offset: u32, count: u32) -> &[AtomicU32] {
         let rest = self.0.words().get(offset as usize..);
         rest.and_then(|rest| rest.get(..count as usize)).unwrap_or_default()
     }
-}
-
-/// Sets bits of [`Slot::UNSETTLED`].
-fn unsettle(slot: &AtomicU32, bits: u32) {
-    if load(slot).word() & bits != bits {
-        slot.fetch_or(bits, Ordering::Relaxed);
-    }
-}
-
-fn load(slot: &AtomicU32) -> Slot {
-    Slot::from_word(slot.load(Ordering::Relaxed))
 }
 
 /// The map of sets of ports, mapped into this process.

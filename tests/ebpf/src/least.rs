@@ -9,7 +9,7 @@ use aya_ebpf::{
 
 use crate::{place, run::WORDS};
 
-/// Words that are looked at, one for each flow: as many as there are places for traces of flows (4 MB).
+/// Words that are looked at, one for each flow (4 MB).
 #[map]
 static LOOKED_AT: Array<u64> = Array::with_max_entries(LOOKED_AT_WORDS, 0);
 

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use fastrand::Rng;
 use lb_common::{
     abi::Forwarding,
-    datapath::{LEAST_COPIED_AGE, trace_places},
+    datapath::{LEAST_COPIED_AGE, trace_sets},
 };
 use serde_json::json;
 
@@ -142,7 +142,7 @@ impl Bench {
     /// The kernel refuses, or a packet met another fate than it should.
     fn measure(&mut self, case: Case) -> Result<Measured> {
         // As the controller sets it.
-        self.world.settings.trace_mask = trace_places(case.flows, 0) - 1;
+        self.world.settings.trace_mask = trace_sets(case.flows, 0) - 1;
         self.kernel.reset(&self.world)?;
         let vip = case.service();
         let mut frames: Vec<Vec<u8>> = match case.packets {

@@ -7,7 +7,7 @@ use lb_common::{
 };
 
 use super::{Orders, wake::Waker};
-use crate::dataplane::{self, CopyMemory, DataplaneError, FamilyMaps};
+use crate::dataplane::{self, DataplaneError, FamilyMaps, Shortcuts};
 
 /// Removes those of the flows of `keys` whose both directions have been idle for longer than their state's
 /// timeout. Returns how many entries that were.
@@ -17,7 +17,7 @@ pub(super) fn remove<A: Address>(
     orders: &Orders,
     keys: &[FlowKey<A>],
     (now, crowded): (Tick, bool),
-    copies: (&CopyMemory, u64),
+    shortcuts: Shortcuts<'_>,
 ) -> usize {
     let mut removed = 0;
     for key in keys {
@@ -37,7 +37,7 @@ pub(super) fn remove<A: Address>(
         let peer_is_alive = other.is_some_and(|other| !is_over(orders, &other, now, crowded));
         if is_over(orders, &flow, now, crowded) && !peer_is_alive {
             for key in [Some(*key), peer].into_iter().flatten() {
-                removed += usize::from(maps.remove_flow(table, &key, copies));
+                removed += usize::from(maps.remove_flow(table, &key, shortcuts));
             }
         }
     }
@@ -50,7 +50,7 @@ pub(super) fn end_flows<A: Address>(
     maps: &mut FamilyMaps<A>,
     orders: &Orders,
     waker: &mut Waker,
-    copies: (&CopyMemory, u64),
+    shortcuts: Shortcuts<'_>,
 ) -> Result<bool, DataplaneError> {
     let mut any = false;
     if !orders.are_urgent() {
@@ -84,7 +84,7 @@ pub(super) fn end_flows<A: Address>(
         let peer = flow.forwarding.sees_replies().then(|| flow.peer_key(key.protocol));
         for key in [Some(key), peer].into_iter().flatten() {
             // What isn't there any longer is as good as removed.
-            let _: bool = maps.remove_flow(Table::Established, &key, copies);
+            let _: bool = maps.remove_flow(Table::Established, &key, shortcuts);
         }
     }
     Ok(any)
@@ -132,8 +132,7 @@ pub(super) fn is_over<A: Address>(
 }
 
 /// For how long an established flow may have packets that aren't noted, in seconds: as long as its trace or its copy holds.
-pub(super) const UNNOTED: u32 =
-    (TRACE_TICKS as u64 * Tick::NANOSECONDS).div_ceil(1_000_000_000) as u32;
+const UNNOTED: u32 = (TRACE_TICKS as u64 * Tick::NANOSECONDS).div_ceil(1_000_000_000) as u32;
 
 /// Least timeout of a connection that one end has closed, in seconds (RFC 5382, REQ-5).
 const HALF_CLOSED: u32 = 240;
