@@ -11,7 +11,7 @@ use lb_common::{
     abi::{AccessKey, Backend, Counters, PortSet, RING_CHUNK_SLOTS, Refusal},
     datapath::{Action, Reason},
 };
-use lb_userspace::dataplane::{Capacity, Loaded, Pins, RingMemory, load, nat_source_words};
+use lb_userspace::dataplane::{Capacity, Loaded, Pins, load, nat_source_words};
 use nix::{
     sched::{CpuSet, sched_getcpu, sched_setaffinity},
     unistd::Pid,
@@ -121,11 +121,6 @@ impl Kernel {
         clear_counters(&mut maps.reason_counters, 0)?;
         self.counted.fill(0);
         Ok(())
-    }
-
-    /// The map of all rings.
-    pub const fn rings(&self) -> &RingMemory {
-        &self.loaded.maps.rings
     }
 
     /// Writes what is known of a backend.

@@ -23,7 +23,7 @@ pub const TRACE_WAYS: usize = 4;
 /// The traces of a set, in words; zero is none.
 pub type TraceSet = [u64; TRACE_WAYS];
 
-/// Number of sets that there are: enough for the traces of half a million flows, with one in thirty that finds no place.
+/// Number of sets that there are: enough for the traces of half a million flows, with one in 27 that finds no place, by calculation.
 pub const TRACE_SETS: u32 = 1 << 18;
 /// Least number that is used.
 const LEAST_SETS: u32 = 1 << 11;

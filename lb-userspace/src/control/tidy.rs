@@ -122,9 +122,9 @@ impl Controller {
         });
         let is_changed = before != (backends.len(), self.wanted.services.len());
         let settings = &mut self.wanted.settings;
-        let places = settings.trace_mask + 1;
-        settings.trace_mask = trace_sets(swept.direct_flows, places) - 1;
-        let is_changed = is_changed || settings.trace_mask + 1 != places;
+        let sets = settings.trace_mask + 1;
+        settings.trace_mask = trace_sets(swept.direct_flows, sets) - 1;
+        let is_changed = is_changed || settings.trace_mask + 1 != sets;
         if is_changed {
             self.follow_up();
         }
