@@ -32,6 +32,8 @@ enum Part {
     Network,
     /// Rings, reloads, checks, lists, memory
     Control,
+    /// Frames a second through a virtual machine with network interfaces of several queues
+    Guest,
 }
 
 pub(crate) fn bench(arguments: &Arguments) -> Result<()> {
@@ -39,10 +41,10 @@ pub(crate) fn bench(arguments: &Arguments) -> Result<()> {
     install::tools(install::LAB)?;
     install::tools(install::TESTS)?;
     install::tools(install::BENCH)?;
-    // The balancer that is measured is a program of its own.
+    // What is measured are programs of their own.
     let mut build = cargo();
     build.args(["build", "--locked", "--release", "--package", "lb-tests"]);
-    succeed(build.args(["--bin", "lb-under-test"]))?;
+    succeed(build.args(["--bin", "lb-under-test", "--bin", "redirector"]))?;
     let mut command = cargo();
     command.args(["run", "--locked", "--release", "--package", "lb-tests", "--bin", "bench", "--"]);
     let directory = arguments.directory.clone().unwrap_or_else(|| root().join("bench"));

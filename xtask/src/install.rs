@@ -39,6 +39,12 @@ pub(crate) const TESTS: &[Tool] = &[
 
 /// What measuring needs beside that.
 pub(crate) const BENCH: &[Tool] = &[
+    ("busybox", "busybox-static"),
+    ("cpio", "cpio"),
+    ("depmod", "kmod"),
+    ("ldd", "libc-bin"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("strip", "binutils"),
     ("taskset", "util-linux"),
     ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
 ];

@@ -170,7 +170,7 @@ fn give_up(
     }
     become_user(identity.as_ref(), needs_vantage(config))?;
     let vantage = needs_vantage(config).then(Vantage::new).transpose().map_err(|source| {
-        let what = "a network namespace, from which backends of direct return are checked \
+        let what = "a network namespace with a cable to it (veth), from which backends of direct return are checked \
                     (CAP_SYS_ADMIN)";
         StartError::System { what: what.to_owned(), source }
     })?;

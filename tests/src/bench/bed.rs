@@ -5,43 +5,56 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Child, Stdio},
+    rc::Rc,
     sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
-};
 use tempfile::TempDir;
 use xtask::netns::Namespace;
 
-use crate::{nginx, wait::wait_until};
+use super::{
+    guest::{Cable, Guest},
+    processors::OTHERS,
+};
+use crate::{nginx, wait::wait_within};
 
 /// Where the backend listens.
 pub(super) const BACKEND: &str = "10.93.0.101:8080";
 /// Where whoever balances listens.
 pub(super) const VIP: &str = "10.92.0.100:8080";
-/// The processor of the balancer, and that of everything else.
-const BALANCERS: usize = 0;
-const OTHERS: usize = 1;
+/// How long a balancer may take to start: in a guest whose instructions are executed in software, the kernel takes its time to
+/// verify programs.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The network, with a web server at the backend.
 pub(super) struct Bed {
     pub(super) client: Namespace,
     pub(super) balancer: Namespace,
-    backend: Namespace,
+    /// The machine that the balancer is, unless it is just that namespace.
+    pub(super) guest: Option<Rc<Guest>>,
+    pub(super) backend: Namespace,
     directory: TempDir,
 }
 
-/// A process that ends with its guard.
-pub(super) struct Process(Child);
+/// A process of the balancer's, which ends with its guard.
+pub(super) enum Process {
+    Here(Child),
+    InGuest(Rc<Guest>, String),
+}
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended already.
-        let _: std::io::Result<()> = self.0.kill();
-        let _: std::io::Result<std::process::ExitStatus> = self.0.wait();
+        match self {
+            Self::Here(process) => {
+                // It may have ended already.
+                let _: std::io::Result<()> = process.kill();
+                let _: std::io::Result<std::process::ExitStatus> = process.wait();
+            }
+            // Neither can the guest's end be mended here.
+            Self::InGuest(guest, process) => drop(guest.kill(process)),
+        }
     }
 }
 
@@ -56,20 +69,48 @@ impl Bed {
     ///
     /// The user may not.
     pub(super) fn new() -> Result<Self> {
+        let bed = Self::without_cables()?;
+        let (balancer, client, backend) = (&bed.balancer, &bed.client, &bed.backend);
+        cable((balancer, "lb0", "10.92.0.10/24"), (client, "client0", "10.92.0.1/24"))?;
+        cable((balancer, "lb1", "10.93.0.10/24"), (backend, "backend0", "10.93.0.101/24"))?;
+        bed.finish()
+    }
+
+    /// Makes one whose balancer is a machine of its own, with these programs beside the system's.
+    ///
+    /// # Errors
+    ///
+    /// The user may not, or the machine doesn't start.
+    pub(super) fn with_guest(programs: &[&str]) -> Result<Self> {
+        let mut bed = Self::without_cables()?;
+        let cables = [
+            Cable { namespace: &bed.client, interface: "client0", address: "10.92.0.1/24" },
+            Cable { namespace: &bed.backend, interface: "backend0", address: "10.93.0.101/24" },
+        ];
+        let guest = Guest::start(&bed.balancer, bed.directory.path(), programs, &cables)?;
+        bed.guest = Some(Rc::new(guest));
+        for (interface, address) in [("lb0", "10.92.0.10/24"), ("lb1", "10.93.0.10/24")] {
+            bed.at_balancer("ip", &["address", "add", address, "dev", interface])?;
+        }
+        bed.finish()
+    }
+
+    fn without_cables() -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let prefix = format!("lbb{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let namespace = |role: &str| Namespace::create(&format!("{prefix}-{role}"));
-        let bed = Self {
+        Ok(Self {
+            guest: None,
             client: namespace("client")?,
             balancer: namespace("lb")?,
             backend: namespace("backend")?,
             directory: TempDir::new()?,
-        };
-        cable((&bed.balancer, "lb0", "10.92.0.10/24"), (&bed.client, "client0", "10.92.0.1/24"))?;
-        cable(
-            (&bed.balancer, "lb1", "10.93.0.10/24"),
-            (&bed.backend, "backend0", "10.93.0.101/24"),
-        )?;
+        })
+    }
+
+    /// All that doesn't depend on what the balancer is.
+    fn finish(self) -> Result<Self> {
+        let bed = self;
         for namespace in [&bed.client, &bed.backend] {
             // Answers come by another cable than that on which something was asked.
             for scope in ["all", "default"] {
@@ -77,13 +118,13 @@ impl Bed {
                 namespace.run("sysctl", &["-qw", &key])?;
             }
         }
-        bed.balancer.ip(&["address", "add", "10.92.0.100/32", "dev", "lb0"])?;
+        bed.at_balancer("ip", &["address", "add", "10.92.0.100/32", "dev", "lb0"])?;
         // Another cable, by which replies may go straight to the client.
         cable(
             (&bed.client, "client1", "10.94.0.1/24"),
             (&bed.backend, "backend1", "10.94.0.101/24"),
         )?;
-        bed.balancer.run("sysctl", &["-qw", "net.ipv4.ip_forward=1"])?;
+        bed.at_balancer("sysctl", &["-qw", "net.ipv4.ip_forward=1"])?;
         bed.client.ip(&["route", "add", "default", "via", "10.92.0.10"])?;
         bed.backend.ip(&["route", "add", "default", "via", "10.93.0.10"])?;
         let home = bed.file("backend");
@@ -96,9 +137,41 @@ impl Bed {
         Ok(bed)
     }
 
-    /// Where the backend is.
-    pub(super) const fn backend(&self) -> &Namespace {
-        &self.backend
+    /// Runs a program at the balancer to its end, and returns what it printed.
+    ///
+    /// # Errors
+    ///
+    /// It can't be started, or fails; then with what it printed as an error.
+    pub(super) fn at_balancer(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        match &self.guest {
+            Some(guest) => guest.run(program, arguments),
+            None => self.balancer.run(program, arguments),
+        }
+    }
+
+    /// Writes a file of the balancer's.
+    ///
+    /// # Errors
+    ///
+    /// It can't.
+    pub(super) fn write_at_balancer(&self, file: &Path, text: &str) -> Result<()> {
+        match &self.guest {
+            Some(guest) => guest.write(file, text),
+            None => Ok(fs::write(file, text)?),
+        }
+    }
+
+    /// What the balancer has said lately, if it is a machine of its own.
+    pub(super) fn last_words(&self) -> String {
+        self.guest.as_ref().map(|guest| guest.last_words()).unwrap_or_default()
+    }
+
+    /// Ends what the balancer's processes have left behind.
+    pub(super) fn end_processes(&self) {
+        // In the guest, each is the guard's; here there is the guest itself.
+        if self.guest.is_none() {
+            self.balancer.end_processes(Duration::from_secs(2));
+        }
     }
 
     /// Gives the backend the service's address and the short way to the client, or takes them away.
@@ -115,40 +188,20 @@ impl Bed {
 
     /// Waits until the client gets an answer.
     pub(super) fn wait_for(&self, url: &str) -> Result<()> {
-        wait_until(url, || Ok(self.client.run("curl", &["-sf", "--max-time", "1", url]).is_ok()))
+        wait_within(PATIENCE, url, || {
+            Ok(self.client.run("curl", &["-sf", "--max-time", "1", url]).is_ok())
+        })
     }
 
     /// Starts a process at the balancer.
     pub(super) fn start(&self, program: &str, arguments: &[&str]) -> Result<Process> {
+        if let Some(guest) = &self.guest {
+            let process = guest.spawn(program, arguments)?;
+            return Ok(Process::InGuest(Rc::clone(guest), process));
+        }
         let mut command = self.balancer.command(program);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        Ok(Process(command.spawn().with_context(|| program.to_owned())?))
-    }
-
-    /// Has the kernel handle what the interfaces receive in threads, which can be pinned and counted, or as usual.
-    pub(super) fn thread_interfaces(&self, threaded: bool) -> Result<()> {
-        for (namespace, interface) in self.ends() {
-            let number = u8::from(threaded);
-            let write = format!("echo {number} > /sys/class/net/{interface}/threaded");
-            // Only with a view of /sys of its own.
-            xtask::netns::run("ip", &["netns", "exec", namespace.name(), "sh", "-c", &write])?;
-        }
-        Ok(())
-    }
-
-    /// Pins what the balancer consists of to one processor, and all else to the other.
-    pub(super) fn pin(&self) -> Result<()> {
-        for pid in self.balancers()? {
-            set_processor(pid, BALANCERS)?;
-        }
-        let mut others = kernel_threads(&["napi/client0", "napi/backend0"])?;
-        for pid in self.backend.processes() {
-            others.push(pid);
-        }
-        for pid in others {
-            set_processor(pid, OTHERS)?;
-        }
-        Ok(())
+        Ok(Process::Here(command.spawn().with_context(|| program.to_owned())?))
     }
 
     /// Gives each interface on the way to the backend so many queues, while nobody has a program there.
@@ -161,55 +214,13 @@ impl Bed {
     }
 
     /// Both ends of both cables on the way to the backend.
-    const fn ends(&self) -> [(&Namespace, &'static str); 4] {
+    pub(super) const fn ends(&self) -> [(&Namespace, &'static str); 4] {
         [
             (&self.client, "client0"),
             (&self.backend, "backend0"),
             (&self.balancer, "lb0"),
             (&self.balancer, "lb1"),
         ]
-    }
-
-    /// Leaves one processor alone: all processes run on the other one. Returns that.
-    pub(super) fn gather(&self) -> Result<usize> {
-        for pid in self.balancer.processes().into_iter().chain(self.backend.processes()) {
-            set_processor(pid, OTHERS)?;
-        }
-        Ok(OTHERS)
-    }
-
-    /// Lets everything run anywhere.
-    pub(super) fn unpin(&self) -> Result<()> {
-        let own = self.balancer.processes().into_iter().chain(self.backend.processes());
-        for pid in own {
-            let mut all = CpuSet::new();
-            for processor in [BALANCERS, OTHERS] {
-                all.set(processor)?;
-            }
-            sched_setaffinity(pid, &all)?;
-        }
-        Ok(())
-    }
-
-    /// Processor time that the balancer has taken, in nanoseconds: its processes and its interfaces' threads.
-    pub(super) fn processor_time(&self) -> Result<u64> {
-        let mut sum = 0;
-        for pid in self.balancers()? {
-            let tasks = fs::read_dir(format!("/proc/{pid}/task"))?;
-            for task in tasks.flatten() {
-                let text = fs::read_to_string(task.path().join("schedstat"))?;
-                let first = text.split(' ').next().context("a number")?;
-                sum += first.parse::<u64>()?;
-            }
-        }
-        Ok(sum)
-    }
-
-    fn balancers(&self) -> Result<Vec<Pid>> {
-        let mut all = kernel_threads(&["napi/lb0", "napi/lb1"])?;
-        ensure!(all.len() == 2, "{} threads of the balancer's interfaces", all.len());
-        all.extend(self.balancer.processes());
-        Ok(all)
     }
 
     /// Runs wrk at the client for some seconds, pinned or not, and returns what it found.
@@ -286,15 +297,14 @@ impl Load {
     }
 }
 
-/// The hardware address of an interface in a namespace.
+/// The hardware address of the interface that `ip -o link show` has shown.
 ///
 /// # Errors
 ///
 /// There is none.
-pub(super) fn hardware_address(namespace: &Namespace, interface: &str) -> Result<[u8; 6]> {
-    let link = namespace.ip(&["-o", "link", "show", interface])?;
-    let text = link.split("link/ether ").nth(1).and_then(|rest| rest.split(' ').next());
-    hardware_address_of(text.context("a hardware address")?)
+pub(super) fn hardware_address_in(link: &str) -> Result<&str> {
+    let address = link.split("link/ether ").nth(1).and_then(|rest| rest.split(' ').next());
+    address.context("a hardware address")
 }
 
 /// A hardware address as it is written.
@@ -302,29 +312,4 @@ pub(super) fn hardware_address_of(text: &str) -> Result<[u8; 6]> {
     let bytes: Result<Vec<u8>, _> =
         text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect();
     bytes?.try_into().map_err(|_| anyhow::anyhow!("not a hardware address: {text}"))
-}
-
-fn set_processor(pid: Pid, processor: usize) -> Result<()> {
-    let mut only = CpuSet::new();
-    only.set(processor)?;
-    for task in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
-        let id: i32 = task.file_name().to_str().context("a number")?.parse()?;
-        sched_setaffinity(Pid::from_raw(id), &only)?;
-    }
-    Ok(())
-}
-
-/// Threads of the kernel whose names begin so.
-fn kernel_threads(beginnings: &[&str]) -> Result<Vec<Pid>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
-        let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-        if beginnings.iter().any(|beginning| name.starts_with(beginning)) {
-            found.push(Pid::from_raw(pid));
-        }
-    }
-    Ok(found)
 }

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::{
+    Programs,
     bed::Bed,
     report::{Bar, Report, number},
     systems::System,
@@ -58,7 +59,7 @@ const CLOSE: &str = "Connection: close";
 /// # Errors
 ///
 /// A system doesn't start, or a request fails.
-pub fn report(lb: &str, only: &str) -> Result<Report> {
+pub fn report(programs: &Programs, only: &str) -> Result<Report> {
     let bed = Bed::new()?;
     let mut systems: Vec<System> =
         System::ALL.into_iter().filter(|system| system.name().contains(only)).collect();
@@ -67,7 +68,7 @@ pub fn report(lb: &str, only: &str) -> Result<Report> {
     for round in 0..ROUNDS {
         for system in &systems {
             let name = system.name();
-            let running = system.set_up(&bed, lb)?;
+            let running = system.set_up(&bed, programs)?;
             let result = measure(&bed, system.address());
             running.remove(&bed)?;
             for (quantity, value) in result.with_context(|| name.clone())? {

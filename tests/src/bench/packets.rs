@@ -44,10 +44,12 @@ pub struct Measured {
 
 /// Rounds. Whoever shares the processor often does so for a second at a time.
 const ROUNDS: u32 = 161;
-/// The same of first packets, of which there aren't so many.
-const NEW_ROUNDS: u32 = 41;
-/// Packets of one round.
+/// The same of first packets, of which there aren't so many, and of so many flows that a round takes long.
+const FEW_ROUNDS: u32 = 41;
+/// Packets of one round, at least. Every flow has its turn twice, as in a stream: between rounds, others use the caches.
 const SAMPLE: u32 = 25_000;
+/// Most packets of one of many rounds.
+const LARGE_SAMPLE: u32 = 200_000;
 
 /// Loads lb's program and what it is measured with.
 pub struct Bench {
@@ -165,8 +167,12 @@ impl Bench {
             Packets::Least(yardstick) => repeater.aim_at(yardstick),
             _ => repeater.aim(&program),
         };
-        let (count, sample) =
-            if case.is_new() { (NEW_ROUNDS, case.flows / NEW_ROUNDS) } else { (ROUNDS, SAMPLE) };
+        let sample = SAMPLE.max(case.flows * 2);
+        let (count, sample) = match sample {
+            _ if case.is_new() => (FEW_ROUNDS, case.flows / FEW_ROUNDS),
+            LARGE_SAMPLE.. => (FEW_ROUNDS, sample),
+            _ => (ROUNDS, sample),
+        };
         let mut rounds = Vec::new();
         let mut sent = 0;
         if !case.is_new() {

@@ -7,32 +7,19 @@
 //! one queue, which both share, or two. In each round every system is set up, measured and removed again, in the one order and then in the other. What counts of each is the best tenth of its bursts: whoever else has the
 //! processor's other thread or its caches only makes it slower.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    net::{IpAddr, SocketAddr},
-    thread,
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result};
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
-};
 use serde_json::json;
 
 use super::{
-    bed::{Bed, hardware_address},
+    Programs,
+    bed::Bed,
     report::{Bar, Report, number},
-    systems::{Running, System, attach_at_backend},
+    senders::Senders,
+    systems::{Running, System},
 };
-use crate::{
-    client::{Connection, within},
-    frame::{Segment, flags},
-    repeat::{Generator, MARK, counted},
-    wait::wait_within,
-};
+use crate::wait::wait_within;
 
 /// What is measured.
 #[derive(Clone, Copy)]
@@ -45,7 +32,7 @@ struct Setting {
 }
 
 /// One processor.
-const SYSTEMS: [System; 7] = [
+pub(super) const SYSTEMS: [System; 7] = [
     System::Redirect,
     System::Lb("full-nat"),
     System::Lb("nat"),
@@ -100,7 +87,7 @@ struct Burst {
 /// # Errors
 ///
 /// A system doesn't start.
-pub fn report(lb: &str, only: &str) -> Result<Report> {
+pub fn report(programs: &Programs, only: &str) -> Result<Report> {
     let bed = Bed::new()?;
     let mut settings: Vec<Setting> =
         Setting::all().filter(|setting| setting.name().contains(only)).collect();
@@ -110,7 +97,7 @@ pub fn report(lb: &str, only: &str) -> Result<Report> {
         for setting in &settings {
             let name = setting.name();
             bed.set_queues(setting.queues)?;
-            let running = setting.system.set_up(&bed, lb)?;
+            let running = setting.system.set_up(&bed, programs)?;
             let bursts = measure(&bed, *setting, &running);
             running.remove(&bed)?;
             found.entry(name.clone()).or_default().extend(bursts.context(name.clone())?);
@@ -175,51 +162,16 @@ pub fn report(lb: &str, only: &str) -> Result<Report> {
 
 fn measure(bed: &Bed, setting: Setting, running: &Running) -> Result<Vec<Burst>> {
     let Setting { system, processors, .. } = setting;
-    let open = |_| -> Result<Connection> {
-        let mut connection = Connection::open(&bed.client, system.address())?;
-        connection.request()?;
-        Ok(connection)
-    };
-    let connections = (0..processors).map(open).collect::<Result<Vec<_>>>()?;
-    if system == System::Nftables {
-        // The frames say nothing new, whatever their numbers.
-        bed.balancer.run("sysctl", &["-qw", "net.netfilter.nf_conntrack_tcp_be_liberal=1"])?;
-    }
-    let counter = match running.decapsulator {
-        Some(_) => None,
-        None => Some(attach_at_backend(bed, "count")?),
-    };
-    let counter = counter.as_ref().or(running.decapsulator.as_ref()).context("a counter")?;
-    let mut generators = Vec::new();
-    for connection in &connections {
-        let frame = frame(bed, connection.local_address()?, system.address().parse()?)?;
-        generators.push(within(&bed.client, move || {
-            let interface = nix::net::if_::if_nametoindex("client0")?;
-            Generator::new(interface, frame).map_err(io::Error::other)
-        })?);
-    }
+    let mut senders = Senders::new(bed, system, running, processors)?;
     let places: Vec<usize> =
         if processors == 1 { vec![bed.gather()?] } else { (0..processors).collect() };
     let frames = FRAMES / processors as u32;
     let mut bursts = Vec::new();
     for burst in 0..=BURSTS {
-        let before = counted(counter)?;
-        let taken = thread::scope(|scope| {
-            let senders: Vec<_> = generators
-                .drain(..)
-                .zip(&places)
-                .map(|(generator, place)| scope.spawn(|| send(bed, generator, *place, frames)))
-                .collect();
-            let done = senders.into_iter().map(|sender| {
-                let sender = sender.join().map_err(|_| anyhow::anyhow!("a sender panicked"));
-                sender.flatten()
-            });
-            done.collect::<Result<Vec<_>>>()
-        })?;
-        let longest = taken.iter().map(|(_, taken)| *taken).max().context("a sender")?;
-        generators = taken.into_iter().map(|(generator, _)| generator).collect();
+        let before = senders.arrived(running)?;
+        let longest = senders.send(frames, &places)?;
         let sent = u64::from(frames) * processors as u64;
-        let arrived = || -> Result<u64> { Ok(counted(counter)? - before) };
+        let arrived = || -> Result<u64> { Ok(senders.arrived(running)? - before) };
         // Where some were lost, all will never be there.
         let _: Result<()> =
             wait_within(Duration::from_millis(500), "all arrive", || Ok(arrived()? >= sent));
@@ -231,31 +183,4 @@ fn measure(bed: &Bed, setting: Setting, running: &Running) -> Result<Vec<Burst>>
         }
     }
     Ok(bursts)
-}
-
-/// Sends so many frames from a processor, and returns the generator and how long it took.
-fn send(
-    bed: &Bed,
-    mut generator: Generator,
-    processor: usize,
-    frames: u32,
-) -> Result<(Generator, Duration)> {
-    within(&bed.client, move || {
-        let mut one = CpuSet::new();
-        one.set(processor)?;
-        sched_setaffinity(Pid::from_raw(0), &one)?;
-        let taken = generator.send(frames).map_err(io::Error::other)?;
-        Ok((generator, taken))
-    })
-}
-
-/// What the connection's client might send: an acknowledgement without data, 64 bytes with Ethernet's check sequence.
-fn frame(bed: &Bed, client: SocketAddr, service: SocketAddr) -> Result<Vec<u8>> {
-    let socket = |address: SocketAddr| -> (IpAddr, u16) { (address.ip(), address.port()) };
-    let mut segment = Segment::syn(socket(client), socket(service)).with_flags(flags::ACK);
-    segment.source_mac = hardware_address(&bed.client, "client0")?;
-    segment.destination_mac = hardware_address(&bed.balancer, "lb0")?;
-    segment.service = MARK;
-    segment.trailer = vec![0; 6];
-    Ok(segment.build())
 }

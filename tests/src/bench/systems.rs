@@ -1,6 +1,6 @@
 //! What stands between the client and the backend.
 
-use std::{fs, io};
+use std::{fs, io, str::FromStr};
 
 use anyhow::{Context, Result};
 use aya::{
@@ -8,10 +8,16 @@ use aya::{
     maps::{DevMap, HashMap},
     programs::{Xdp, XdpMode},
 };
-use xtask::netns::Namespace;
 
-use super::bed::{BACKEND, Bed, Process, VIP, hardware_address, hardware_address_of};
-use crate::{client::within, pins::pin_directory, wait::wait_until};
+use super::{
+    Programs,
+    bed::{BACKEND, Bed, PATIENCE, Process, VIP, hardware_address_in, hardware_address_of},
+};
+use crate::{
+    client::within,
+    pins::pin_directory,
+    wait::{wait_until, wait_within},
+};
 
 /// One of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,13 +72,12 @@ impl System {
     }
 
     /// Puts it there until the result is dropped.
-    pub(super) fn set_up(self, bed: &Bed, lb: &str) -> Result<Running> {
-        let mut running =
-            Running { process: None, _redirect: None, decapsulator: None, undo: Vec::new() };
+    pub(super) fn set_up(self, bed: &Bed, programs: &Programs) -> Result<Running> {
+        let mut running = Running { process: None, decapsulator: None, undo: Vec::new() };
         match self {
             Self::Routing => {}
-            Self::Redirect => running._redirect = Some(redirect(&bed.balancer)?),
-            Self::Lb(forwarding) => running.lb(bed, lb, forwarding)?,
+            Self::Redirect => running.process = Some(redirector(bed, &programs.redirector)?),
+            Self::Lb(forwarding) => running.lb(bed, &programs.lb, forwarding)?,
             Self::Nftables => running.nftables(bed)?,
             Self::Haproxy(mode) => running.process = Some(haproxy(bed, mode)?),
             Self::Nginx(module) => running.process = Some(nginx(bed, module)?),
@@ -85,8 +90,7 @@ impl System {
 /// What has to go before the next one comes.
 pub(super) struct Running {
     process: Option<Process>,
-    /// Programs that are attached as long as they are loaded: the balancer's, and that before the backend.
-    _redirect: Option<Ebpf>,
+    /// The program before the backend, which is attached as long as it is loaded.
     pub(super) decapsulator: Option<Ebpf>,
     undo: Vec<Undo>,
 }
@@ -97,7 +101,7 @@ impl Running {
     /// Removes it.
     pub(super) fn remove(mut self, bed: &Bed) -> Result<()> {
         self.process = None;
-        bed.balancer.end_processes(std::time::Duration::from_secs(2));
+        bed.end_processes();
         self.undo.drain(..).rev().try_for_each(|undo| undo(bed))
     }
 
@@ -112,7 +116,7 @@ impl Running {
             socket.display(),
             pins.display()
         );
-        fs::write(&config, text)?;
+        bed.write_at_balancer(&config, &text)?;
         let config = config.to_str().context("UTF-8")?.to_owned();
         if ["dsr", "ipip"].contains(&forwarding) {
             bed.return_directly(true)?;
@@ -121,11 +125,10 @@ impl Running {
         if forwarding == "ipip" {
             self.decapsulator = Some(attach_at_backend(bed, "decapsulate")?);
         }
-        self.undo.push(Box::new(move |_| {
-            lb_userspace::dataplane::Pins::new(&pins).remove()?;
-            Ok(())
-        }));
         self.process = Some(bed.start(lb, &["run", "-c", &config])?);
+        let lb = lb.to_owned();
+        self.undo
+            .push(Box::new(move |bed| bed.at_balancer(&lb, &["detach", "-c", &config]).map(drop)));
         Ok(())
     }
 
@@ -136,48 +139,71 @@ impl Running {
             "table ip nat {{ chain pre {{ type nat hook prerouting priority -100; ip daddr {vip} tcp dport {port} dnat to \
              {backend}; }}; chain post {{ type nat hook postrouting priority 100; ip daddr {backend} masquerade; }}; }}"
         );
-        bed.balancer.run("nft", &[&rules])?;
-        self.undo.push(Box::new(|bed| bed.balancer.run("nft", &["delete table ip nat"]).map(drop)));
+        bed.at_balancer("nft", &[&rules])?;
+        self.undo.push(Box::new(|bed| bed.at_balancer("nft", &["delete table ip nat"]).map(drop)));
         Ok(())
     }
 }
 
 /// Has frames redirected from each of the balancer's interfaces to the other one.
-fn redirect(balancer: &Namespace) -> Result<Ebpf> {
-    let ends = ["lb0", "lb1"];
-    let neighbours = [("10.92.0.1", "lb0"), ("10.93.0.101", "lb1")];
-    let stations: Result<Vec<u64>> = neighbours
-        .into_iter()
-        .map(|(address, interface)| {
-            wait_until("a neighbour is known", || {
-                balancer.run("ping", &["-c1", "-W1", address]).map(|_| true)
-            })?;
-            let neighbour = balancer.ip(&["neigh", "show", address, "dev", interface])?;
-            let text = neighbour.split("lladdr ").nth(1).and_then(|rest| rest.split(' ').next());
-            hardware_address_of(text.context("a hardware address")?).map(number)
-        })
-        .collect();
-    let stations = stations?;
-    let own: Result<Vec<u64>> =
-        ends.iter().map(|interface| hardware_address(balancer, interface).map(number)).collect();
-    let own = own?;
-    let attach_both = move || -> Result<Ebpf> {
-        let mut ebpf = attach("redirect", &["lb0", "lb1"])?;
-        let indices: Result<Vec<u32>, _> =
-            ends.iter().map(|name| nix::net::if_::if_nametoindex(*name)).collect();
-        let indices = indices?;
+fn redirector(bed: &Bed, program: &str) -> Result<Process> {
+    let side = |interface: &str, neighbour: &str| -> Result<String> {
+        wait_until("a neighbour is known", || {
+            bed.at_balancer("ping", &["-c1", "-W1", neighbour]).map(|_| true)
+        })?;
+        let text = bed.at_balancer("ip", &["neigh", "show", neighbour, "dev", interface])?;
+        let station = text.split("lladdr ").nth(1).and_then(|rest| rest.split(' ').next());
+        let station = station.context("a hardware address")?;
+        let link = bed.at_balancer("ip", &["-o", "link", "show", interface])?;
+        Ok(format!("{interface},{},{station}", hardware_address_in(&link)?))
+    };
+    let (one, other) = (side("lb0", "10.92.0.1")?, side("lb1", "10.93.0.101")?);
+    let process = bed.start(program, &[&one, &other])?;
+    for interface in ["lb0", "lb1"] {
+        wait_within(PATIENCE, "the program is attached", || {
+            let link = bed.at_balancer("ip", &["-o", "link", "show", interface])?;
+            Ok(link.contains("xdp"))
+        })?;
+    }
+    Ok(process)
+}
+
+/// An interface between which and another one frames are redirected, as a program is told of it.
+#[derive(Clone, Debug)]
+pub struct Side {
+    name: String,
+    own: u64,
+    station: u64,
+}
+
+impl FromStr for Side {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let mut parts = text.split(',');
+        let mut next = || parts.next().context("name,own,station");
+        let name = next()?.to_owned();
+        let mut address = || -> Result<u64> { Ok(number(hardware_address_of(next()?)?)) };
+        Ok(Self { name, own: address()?, station: address()? })
+    }
+}
+
+/// Redirects frames from each of two interfaces of this thread's namespace to the other one, as long as the result is kept.
+///
+/// # Errors
+///
+/// There is no such interface, or the kernel refuses.
+pub fn redirect(one: &Side, other: &Side) -> Result<Ebpf> {
+    let mut ebpf = attach("redirect", &[&one.name, &other.name])?;
+    for (from, to) in [(one, other), (other, one)] {
+        let [from, egress] = [from, to].map(|side| nix::net::if_::if_nametoindex(&*side.name));
         let mut routes: HashMap<_, u32, [u64; 2]> =
             HashMap::try_from(ebpf.map_mut("ROUTES").context("ROUTES")?)?;
-        for (from, to) in [(0, 1), (1, 0)] {
-            routes.insert(indices[from], [stations[to], own[to]], 0)?;
-        }
+        routes.insert(from?, [to.station, to.own], 0)?;
         let mut others: DevMap<_> = DevMap::try_from(ebpf.map_mut("OTHERS").context("OTHERS")?)?;
-        for (from, to) in [(0, 1), (1, 0)] {
-            others.set(indices[from], indices[to], None, 0)?;
-        }
-        Ok(ebpf)
-    };
-    within(balancer, move || attach_both().map_err(io::Error::other))
+        others.set(from?, egress?, None, 0)?;
+    }
+    Ok(ebpf)
 }
 
 /// A hardware address as a number whose low bytes come first on the wire.
@@ -187,7 +213,7 @@ fn number([one, two, three, four, five, six]: [u8; 6]) -> u64 {
 
 /// Attaches one of our programs to the backend's interface, as long as the result is kept.
 pub(super) fn attach_at_backend(bed: &Bed, name: &'static str) -> Result<Ebpf> {
-    within(bed.backend(), move || attach(name, &["backend0"]).map_err(io::Error::other))
+    within(&bed.backend, move || attach(name, &["backend0"]).map_err(io::Error::other))
 }
 
 /// Attaches one of our programs to interfaces of this thread's namespace, as long as the result is kept.

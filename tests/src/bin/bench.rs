@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use clap::{Parser, ValueEnum};
-use lb_tests::bench::{apart, control, network, packets, rate};
+use lb_tests::bench::{Programs, apart, control, network, packets, rate, virtio};
 
 #[derive(Parser)]
 struct Arguments {
@@ -28,25 +28,22 @@ enum Part {
     Network,
     /// Rings, reloads, checks, lists, memory
     Control,
+    /// Frames a second through a virtual machine with network interfaces of several queues
+    Guest,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    let programs = Programs::beside_this_one()?;
     for part in &arguments.parts {
         let report = match part {
             Part::Packets => apart(|| packets::Bench::new()?.report(&arguments.only))?,
-            Part::Control => control::report(&own_lb()?, &arguments.only)?,
-            Part::Rate => rate::report(&own_lb()?, &arguments.only)?,
-            Part::Network => network::report(&own_lb()?, &arguments.only)?,
+            Part::Control => control::report(&programs.lb, &arguments.only)?,
+            Part::Rate => rate::report(&programs, &arguments.only)?,
+            Part::Network => network::report(&programs, &arguments.only)?,
+            Part::Guest => virtio::report(&programs, &arguments.only)?,
         };
         report.publish(&arguments.directory)?;
     }
     Ok(())
-}
-
-/// The program under test, which is built beside this one.
-fn own_lb() -> Result<String> {
-    let path = std::env::current_exe()?.with_file_name("lb-under-test");
-    ensure!(path.exists(), "{} isn't there: `cargo xtask bench` builds it", path.display());
-    Ok(path.to_str().context("UTF-8")?.to_owned())
 }

@@ -1,0 +1,171 @@
+//! Frames a second through lb and through others in a guest, whose interfaces hand programs the frames as they came.
+//!
+//! The frames of one connection, or of two, wait for the guest in its interface's queue, or in two; how fast it takes them, forwards
+//! them and hands them on is what is measured. Nobody sends meanwhile. Since QEMU executes the guest's instructions in software, and its one thread for devices copies
+//! each frame twice, only ratios within one run say something.
+
+use std::{
+    collections::BTreeMap,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+
+use super::{
+    Programs,
+    bed::Bed,
+    rate::SYSTEMS,
+    report::{Bar, Report, number},
+    senders::Senders,
+    systems::{Running, System},
+};
+
+/// How many queues frames come by.
+const QUEUES: [usize; 2] = [1, 2];
+/// Rounds, bursts of a round, and frames of a burst in each queue, which has room for them.
+const ROUNDS: usize = 3;
+const BURSTS: usize = 8;
+const FRAMES: u32 = 30_000;
+/// When no more frames will come.
+const SILENCE: Duration = Duration::from_millis(500);
+
+/// What was found of a burst.
+#[derive(Clone, Copy, Debug)]
+struct Burst {
+    /// Thousands of frames that arrived in a second.
+    rate: f64,
+    /// What the guest's processors took for a frame, in microseconds.
+    taken: f64,
+    /// The part of the frames that didn't arrive.
+    lost: f64,
+}
+
+/// Measures every system whose name has that in it.
+///
+/// # Errors
+///
+/// The guest or a system doesn't start.
+pub fn report(programs: &Programs, only: &str) -> Result<Report> {
+    let bed = Bed::with_guest(&[&programs.lb, &programs.redirector])?;
+    let mut systems: Vec<System> =
+        SYSTEMS.into_iter().filter(|system| system.name().contains(only)).collect();
+    let names: Vec<String> = systems.iter().map(|system| system.name()).collect();
+    let mut found: BTreeMap<(String, usize), Vec<Burst>> = BTreeMap::new();
+    for round in 0..ROUNDS {
+        for system in &systems {
+            let name = system.name();
+            let running = system
+                .set_up(&bed, programs)
+                .with_context(|| format!("{name}: {}", bed.last_words()))?;
+            let bursts = measure(&bed, *system, &running);
+            running.remove(&bed)?;
+            for (queues, burst) in bursts.with_context(|| name.clone())? {
+                found.entry((name.clone(), queues)).or_default().push(burst);
+            }
+            eprintln!("round {} of {ROUNDS}: {name}", round + 1);
+        }
+        systems.reverse();
+    }
+    let middle = |name: &str, queues: usize, value: fn(&Burst) -> f64| {
+        let bursts = found.get(&(name.to_owned(), queues)).map_or(&[][..], Vec::as_slice);
+        let mut values: Vec<f64> = bursts.iter().map(value).collect();
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    };
+    let rate = |name: &str, queues| middle(name, queues, |burst| burst.rate);
+    let against = |name: &str, other: &str, queues| {
+        let ratio = rate(name, queues) / rate(other, queues);
+        if ratio.is_nan() { String::new() } else { number(ratio) }
+    };
+    let redirect = System::Redirect.name();
+    let row = |name: &String| {
+        let mut row = vec![name.clone()];
+        for queues in QUEUES {
+            let taken = |name: &str| middle(name, queues, |burst| burst.taken);
+            row.extend([
+                number(rate(name, queues)),
+                against(name, &redirect, queues),
+                number(taken(name)),
+                number(taken(name) / taken(&redirect)),
+            ]);
+        }
+        let lost = QUEUES.map(|queues| middle(name, queues, |burst| burst.lost));
+        row.push(format!("{:.2}%", lost[1] * 100.0));
+        row
+    };
+    let result = |((name, queues), bursts): (&(String, usize), &Vec<Burst>)| {
+        let all = |value: fn(&Burst) -> f64| bursts.iter().map(value).collect::<Vec<f64>>();
+        json!({
+            "system": name,
+            "queues": queues,
+            "thousand_frames_a_second": all(|burst| burst.rate),
+            "processor_microseconds_a_frame": all(|burst| burst.taken),
+            "lost": all(|burst| burst.lost),
+        })
+    };
+    let bars = QUEUES.into_iter().flat_map(|queues| {
+        let bar = move |name: &String| Bar {
+            group: format!("frames of 64 bytes, by {queues} of the interface's queues"),
+            label: name.clone(),
+            value: rate(name, queues),
+        };
+        names.iter().map(bar).collect::<Vec<_>>()
+    });
+    Ok(Report {
+        name: "guest",
+        title: "Frames a second through a guest executed in software".to_owned(),
+        unit: "thousands",
+        bars: bars.collect(),
+        scaled_by_group: false,
+        headings: vec![
+            "system",
+            "1 queue, kpps",
+            "× XDP redirect",
+            "CPU µs/frame",
+            "× XDP redirect",
+            "2 queues, kpps",
+            "× XDP redirect",
+            "CPU µs/frame",
+            "× XDP redirect",
+            "lost by 2",
+        ],
+        rows: names.iter().map(row).collect(),
+        results: found.iter().map(result).collect(),
+    })
+}
+
+fn measure(bed: &Bed, system: System, running: &Running) -> Result<Vec<(usize, Burst)>> {
+    let mut senders = Senders::new(bed, system, running, QUEUES.len())?;
+    let mut bursts = Vec::new();
+    for burst in 0..=BURSTS {
+        for queues in QUEUES {
+            // The processor that sends says which queue.
+            let processors: Vec<usize> = (0..queues).collect();
+            let before = senders.arrived(running)?;
+            senders.send(FRAMES, &processors)?;
+            let start = Instant::now();
+            let (early, busy) = (senders.arrived(running)?, bed.processor_time()?);
+            let sent = u64::from(FRAMES) * queues as u64;
+            let (mut last, mut at) = (early, start);
+            while last - before < sent && at.elapsed() < SILENCE {
+                thread::sleep(Duration::from_millis(1));
+                let arrived = senders.arrived(running)?;
+                if arrived > last {
+                    (last, at) = (arrived, Instant::now());
+                }
+            }
+            let waited = last - early;
+            ensure!(waited > sent / 4, "of {sent} frames, {waited} were left when all were sent");
+            // The first one finds everything cold.
+            if burst > 0 {
+                let rate = waited as f64 / (at - start).as_secs_f64() / 1e3;
+                let taken = (bed.processor_time()? - busy) as f64 / waited as f64 / 1e3;
+                let lost = 1.0 - (last - before) as f64 / sent as f64;
+                bursts.push((queues, Burst { rate, taken, lost }));
+            }
+        }
+    }
+    Ok(bursts)
+}
