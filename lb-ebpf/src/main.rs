@@ -162,7 +162,7 @@ fn finish(context: &XdpContext, decision: Decision) -> u32 {
     };
     let ingress = Frame::new(context, VlanTags::NONE).ingress();
     let (action, reason) = act(verdict, ingress);
-    tables::count_reason(reason);
+    count_reason(reason);
     action
 }
 
@@ -179,6 +179,15 @@ fn act(verdict: Verdict, ingress: u32) -> (u32, Reason) {
             Ok(action) => (action, verdict.reason),
             Err(_) => (xdp_action::XDP_DROP, Reason::NoEgress),
         },
+    }
+}
+
+/// Counts a packet under its reason, on this CPU.
+#[inline(always)]
+fn count_reason(reason: Reason) {
+    if let Some(count) = maps::REASON_COUNTERS.get_ptr_mut(reason as u32) {
+        // SAFETY: the map's value is valid, and this CPU's alone while the program runs.
+        unsafe { *count += 1 };
     }
 }
 

@@ -12,7 +12,7 @@ use lb_common::{
         FlowKey, Fragment, FragmentKey, LocalMac, PortBits, Refusal, RingChunk, Service,
         ServiceInfo, ServiceKey, Settings,
     },
-    datapath::{ErrorScratch, Note, Stage, TRACE_SETS, TraceSet},
+    datapath::{ErrorScratch, NatTraceSet, Note, Stage, TRACE_SETS, TraceSet},
     wire::{Ipv4Address, Ipv6Address, NetworkU32},
 };
 
@@ -125,6 +125,9 @@ pub(crate) static PORT_SETS: Array<PortBits> = Array::pinned(1, BPF_F_MMAPABLE);
 // Pinned, so that a new program finds what the one before left.
 #[map]
 pub(crate) static TRACES: Array<TraceSet> = Array::pinned(TRACE_SETS, BPF_F_MMAPABLE);
+
+#[map]
+pub(crate) static NAT_TRACES: Array<NatTraceSet> = Array::pinned(TRACE_SETS, BPF_F_MMAPABLE);
 
 // The controller erases what is in it through a mapping of its memory.
 #[map]

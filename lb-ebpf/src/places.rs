@@ -4,7 +4,7 @@ use core::intrinsics;
 
 use lb_common::{
     abi::{Flow, RING_CHUNK_SLOTS, Slot},
-    datapath::{Family, copy_ways, copy_word},
+    datapath::{Family, TraceSet, copy_ways, copy_word},
 };
 
 use crate::maps;
@@ -33,6 +33,39 @@ pub(crate) unsafe fn exchange(place: *mut u64, number: u64) {
     // SAFETY: the caller says that it is valid and aligned.
     unsafe {
         intrinsics::atomic_xchg::<u64, { intrinsics::AtomicOrdering::SeqCst }>(place, number);
+    }
+}
+
+/// Reads such a number, after all that came before. An addition that returns what was there is ordered, in Linux since 5.12
+/// (commit 5ca419f2864a).
+#[inline(always)]
+pub(crate) unsafe fn confirmed(place: *mut u64) -> u64 {
+    // SAFETY: the caller says that it is valid and aligned.
+    unsafe { intrinsics::atomic_xadd::<u64, u64, { intrinsics::AtomicOrdering::SeqCst }>(place, 0) }
+}
+
+/// Reads a set of traces after all that came before.
+#[inline(always)]
+pub(crate) unsafe fn confirmed_set(words: *mut TraceSet) -> TraceSet {
+    // SAFETY: the caller says that it is valid and aligned.
+    let (first, words) = unsafe { (confirmed(words.cast()), words.read_volatile()) };
+    let [_, second, third, fourth] = words;
+    [first, second, third, fourth]
+}
+
+/// Reads how many connections there are.
+#[inline(always)]
+pub(crate) fn read_load(load: Option<*const i64>) -> i64 {
+    // SAFETY: the map's value is valid and aligned.
+    load.map_or(0, |load| unsafe { load.read_volatile() })
+}
+
+/// Adds to a number that other CPUs add to as well.
+#[inline(always)]
+pub(crate) unsafe fn add(place: *mut i64, number: i64) {
+    // SAFETY: the caller says that it is valid and aligned.
+    unsafe {
+        intrinsics::atomic_xadd::<i64, i64, { intrinsics::AtomicOrdering::Relaxed }>(place, number);
     }
 }
 

@@ -11,26 +11,19 @@ use lb_common::{
         FlowKey, Fragment, FragmentKey, LocalMac, Membership, Moment, Refusal, Service, ServiceKey,
         Settings, Slot,
     },
-    datapath::{FamilyTables, InsertError, Reason, TRACE_WAYS, Table, Tables, TraceSet},
+    datapath::{FamilyTables, InsertError, NatTraceSet, TRACE_WAYS, Table, Tables, TraceSet},
     wire::{Ipv4Address, Ipv6Address, NetworkU32},
 };
 
 use crate::{
     maps,
-    places::{copy_place, exchange, ring_place, seal_place},
+    places::{
+        add, confirmed, confirmed_set, copy_place, exchange, read_load, ring_place, seal_place,
+    },
 };
 
 /// The pinned maps.
 pub(crate) struct MapTables;
-
-/// Counts a packet under its reason, on this CPU.
-#[inline(always)]
-pub(crate) fn count_reason(reason: Reason) {
-    if let Some(count) = maps::REASON_COUNTERS.get_ptr_mut(reason as u32) {
-        // SAFETY: the map's value is valid, and this CPU's alone while the program runs.
-        unsafe { *count += 1 };
-    }
-}
 
 const EEXIST: i32 = 17;
 
@@ -72,17 +65,9 @@ impl Tables for MapTables {
 
     #[inline(always)]
     fn confirmed_traces(&self, set: u32) -> TraceSet {
-        let Some(words) = maps::TRACES.get_ptr_mut(set) else { return TraceSet::default() };
-        // SAFETY: as above. An addition that returns what was there is ordered, in Linux since 5.12 (commit 5ca419f2864a).
-        let first = unsafe {
-            intrinsics::atomic_xadd::<u64, u64, { intrinsics::AtomicOrdering::SeqCst }>(
-                words.cast(),
-                0,
-            )
-        };
-        let [_, others @ ..] = self.traces(set);
-        let [second, third, fourth] = others;
-        [first, second, third, fourth]
+        // SAFETY: as above.
+        let read = |words| unsafe { confirmed_set(words) };
+        maps::TRACES.get_ptr_mut(set).map_or(TraceSet::default(), read)
     }
 
     #[inline(always)]
@@ -90,6 +75,41 @@ impl Tables for MapTables {
         if let Some(words) = maps::TRACES.get_ptr_mut(set) {
             // SAFETY: as above; it is one of the words.
             unsafe { exchange(words.cast::<u64>().add(way % TRACE_WAYS), word) };
+        }
+    }
+
+    #[inline(always)]
+    fn nat_traces(&self, set: u32) -> TraceSet {
+        // SAFETY: as above; they are the first half of it.
+        let read = |words: *const NatTraceSet| unsafe { words.cast::<TraceSet>().read_volatile() };
+        maps::NAT_TRACES.get_ptr(set).map_or(TraceSet::default(), read)
+    }
+
+    #[inline(always)]
+    fn confirmed_nat_traces(&self, set: u32) -> TraceSet {
+        // SAFETY: as above.
+        let read = |words: *mut NatTraceSet| unsafe { confirmed_set(words.cast()) };
+        maps::NAT_TRACES.get_ptr_mut(set).map_or(TraceSet::default(), read)
+    }
+
+    #[inline(always)]
+    fn nat_rest(&self, set: u32, way: usize) -> u64 {
+        // SAFETY: as above; it is one of the second half.
+        let read = |words: *const NatTraceSet| unsafe {
+            words.cast::<u64>().add(TRACE_WAYS + way % TRACE_WAYS).read_volatile()
+        };
+        maps::NAT_TRACES.get_ptr(set).map_or(0, read)
+    }
+
+    #[inline(always)]
+    fn set_nat_trace(&self, set: u32, way: usize, word: u64, rest: u64) {
+        if let Some(words) = maps::NAT_TRACES.get_ptr_mut(set) {
+            // SAFETY: as above; both are of the set.
+            unsafe {
+                let place = words.cast::<u64>().add(way % TRACE_WAYS);
+                place.add(TRACE_WAYS).write_volatile(rest);
+                exchange(place, word);
+            }
         }
     }
 
@@ -268,12 +288,8 @@ macro_rules! family_tables {
             #[inline(always)]
             fn confirmed_seal(&self, pair: u32, way: u32) -> u64 {
                 let seal = seal_place::<$address>(pair, way);
-                // SAFETY: as above. An addition that returns what was there is ordered, in Linux since 5.12 (commit 5ca419f2864a).
-                seal.map_or(0, |seal| unsafe {
-                    intrinsics::atomic_xadd::<u64, u64, { intrinsics::AtomicOrdering::SeqCst }>(
-                        seal, 0,
-                    )
-                })
+                // SAFETY: as above.
+                seal.map_or(0, |seal| unsafe { confirmed(seal) })
             }
 
             #[inline(always)]
@@ -371,21 +387,6 @@ family_tables!(
     CLIENTS_IPV6,
     SOURCES_IPV6
 );
-
-#[inline(always)]
-fn read_load(load: Option<*const i64>) -> i64 {
-    // SAFETY: the map's value is valid and aligned.
-    load.map_or(0, |load| unsafe { load.read_volatile() })
-}
-
-/// Adds to a number that other CPUs add to as well.
-#[inline(always)]
-unsafe fn add(place: *mut i64, number: i64) {
-    // SAFETY: the caller says that it is valid and aligned.
-    unsafe {
-        intrinsics::atomic_xadd::<i64, i64, { intrinsics::AtomicOrdering::Relaxed }>(place, number);
-    }
-}
 
 #[inline(always)]
 fn update(counters: Option<*mut Counters>, change: impl FnOnce(&mut Counters)) {

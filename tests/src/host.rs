@@ -9,7 +9,8 @@ use bytemuck::Zeroable as _;
 use lb_common::{
     abi::{CHECK_SERVICE, Counters, Moment, PortBits, Refusal},
     datapath::{
-        self, Action, Decision, ErrorScratch, Family, Note, Reason, Scratch, Stage, Table, TraceSet,
+        self, Action, Decision, ErrorScratch, Family, NatTraceSet, Note, Reason, Scratch, Stage,
+        Table, TraceSet,
     },
     wire::{Ipv4Address, Ipv6Address},
 };
@@ -52,6 +53,7 @@ pub struct Host {
     pub(crate) ipv6: FamilyMemory<Ipv6Address>,
     pub(crate) ports: RefCell<Vec<u64>>,
     pub(crate) traces: RefCell<HashMap<u32, TraceSet>>,
+    pub(crate) nat_traces: RefCell<HashMap<u32, NatTraceSet>>,
     pub(crate) refusals: RefCell<HashMap<u32, Refusal>>,
     /// Connections under way by service, then by backend.
     pub loads: RefCell<[HashMap<u32, i64>; 2]>,
@@ -73,6 +75,7 @@ impl Host {
             ipv6: FamilyMemory::new(world.services_ipv6(), most_entries),
             ports: RefCell::new(world.port_words()),
             traces: RefCell::default(),
+            nat_traces: RefCell::default(),
             refusals: RefCell::default(),
             loads: RefCell::default(),
             ports_in: world.ports(),
@@ -170,6 +173,7 @@ impl Host {
         self.remove_entries();
         self.ipv4.copies.borrow_mut().clear();
         self.ipv6.copies.borrow_mut().clear();
+        self.nat_traces.borrow_mut().clear();
     }
 
     /// Removes the entries of all flows, as nobody does who knows of their copies.
@@ -188,6 +192,12 @@ impl Host {
     /// How many copies of flows there are.
     pub fn copies(&self) -> usize {
         self.ipv4.copies.borrow().len() + self.ipv6.copies.borrow().len()
+    }
+
+    /// How many traces there are of flows whose replies pass through us.
+    pub fn nat_traces(&self) -> usize {
+        let sets = self.nat_traces.borrow();
+        sets.values().flat_map(|[words, _]| words).filter(|word| **word != 0).count()
     }
 
     /// Makes established flows older by so many ticks.

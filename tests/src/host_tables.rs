@@ -55,6 +55,32 @@ impl Tables for Host {
         self.traces.borrow_mut().entry(set).or_default()[way] = word;
     }
 
+    fn nat_traces(&self, set: u32) -> TraceSet {
+        self.note_array();
+        self.nat_traces.borrow().get(&set).map_or_else(TraceSet::default, |[words, _]| *words)
+    }
+
+    fn confirmed_nat_traces(&self, set: u32) -> TraceSet {
+        Tables::nat_traces(self, set)
+    }
+
+    fn nat_rest(&self, set: u32, way: usize) -> u64 {
+        self.note_array();
+        self.nat_traces.borrow().get(&set).map_or(0, |[_, rests]| rests[way])
+    }
+
+    fn set_nat_trace(&self, set: u32, way: usize, word: u64, rest: u64) {
+        self.note_array();
+        let mut sets = self.nat_traces.borrow_mut();
+        let [words, rests] = sets.entry(set).or_default();
+        (words[way], rests[way]) = (word, rest);
+        drop(sets);
+        if word != 0 {
+            self.ipv4.reset_if_wanted();
+            self.ipv6.reset_if_wanted();
+        }
+    }
+
     fn backend(&self, index: u32) -> Option<&Backend> {
         self.note_array();
         self.world.backends.get(index as usize - 1)

@@ -276,6 +276,7 @@ impl Kernel {
         let all = || 0..=u16::MAX;
         maps.port_sets.add(PortSet::Direct, all().filter(|port| ports.of(*port).direct));
         maps.port_sets.add(PortSet::Ours, all().filter(|port| ports.of(*port).ours));
+        maps.port_sets.add(PortSet::Nat, all().filter(|port| ports.of(*port).nat));
         maps.rings.write(0, &world.ring);
         for (word, free) in maps.ports.words().iter().zip(world.port_words()) {
             word.store(free, Ordering::Relaxed);

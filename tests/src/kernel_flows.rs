@@ -17,7 +17,9 @@ impl Kernel {
     /// The maps can't be changed.
     pub fn forget_flows(&mut self) -> Result<()> {
         self.remove_entries()?;
-        self.loaded.maps.copies.clear();
+        let shortcuts = &self.loaded.maps.shortcuts;
+        shortcuts.copies.clear();
+        shortcuts.nat_traces.clear();
         Ok(())
     }
 
@@ -42,10 +44,8 @@ impl Kernel {
     /// The maps can't be read.
     pub fn sweep_flows(&mut self) -> Result<()> {
         let maps = &mut self.loaded.maps;
-        let shortcuts =
-            Shortcuts { copies: &maps.copies, traces: &maps.traces, settings: &maps.settings };
-        sweep(&mut maps.ipv4, shortcuts)?;
-        sweep(&mut maps.ipv6, shortcuts)
+        sweep(&mut maps.ipv4, &maps.shortcuts)?;
+        sweep(&mut maps.ipv6, &maps.shortcuts)
     }
 
     /// Makes established flows older by so many ticks.
@@ -106,7 +106,7 @@ fn clear_flows<A: Address>(maps: &mut FamilyMaps<A>, table: Table) -> Result<()>
     Ok(())
 }
 
-fn sweep<A: Address>(maps: &mut FamilyMaps<A>, shortcuts: Shortcuts<'_>) -> Result<()> {
+fn sweep<A: Address>(maps: &mut FamilyMaps<A>, shortcuts: &Shortcuts) -> Result<()> {
     let mut keys = Vec::new();
     maps.for_each(Table::Established, |key, _| keys.push(*key))?;
     for key in keys {

@@ -78,7 +78,7 @@ pub(crate) struct FamilyMemory<A: Family> {
     pub(crate) sources: RefCell<HashMap<A, u64>>,
     /// Copies of entries, by pair and way.
     pub(crate) copies: RefCell<HashMap<(u32, u32), Flow<A>>>,
-    /// Whether every established flow is reset by its backend, on another CPU, whenever a copy is left.
+    /// Whether every established flow is reset by its backend, on another CPU, whenever a copy or a trace is left.
     pub(crate) resets: Cell<bool>,
     /// Removed entries; the packet that removed them may still hold their place.
     pub(crate) removed: RefCell<Vec<Box<UnsafeCell<Flow<A>>>>>,
@@ -125,6 +125,11 @@ where
         let (opened, last_seen) = (seal as u32, (seal >> 32) as u32);
         let (opened, last_seen) = (Tick::of_number(opened), Tick::of_number(last_seen));
         self.copies.borrow_mut().insert(place, Flow { opened, last_seen, ..*flow });
+        self.reset_if_wanted();
+    }
+
+    /// Resets every established flow, if another CPU is to do so.
+    pub(crate) fn reset_if_wanted(&self) {
         if self.resets.get() {
             for key in self.established.borrow().keys() {
                 let entry = self.find(Table::Established, key);

@@ -154,6 +154,8 @@ pub fn backend_mac(index: u32) -> [u8; 6] {
     [0x02, 0, 0, 0, 1, index as u8]
 }
 
+/// Index of the service on IPv6.
+const SERVICE_IPV6: u32 = 4;
 /// Index of the first of the services of [`OTHER_FORWARDINGS`].
 const FIRST_OTHER_SERVICE: u32 = 5;
 
@@ -176,7 +178,11 @@ fn backend(index: u32) -> Backend {
         port: NetworkU16::new(port),
         maximum_datagram: 1500,
         forwarding: other_service.map_or(Forwarding::FullNat, |((forwarding, ..), _)| *forwarding),
-        service: other_service.map_or(0, |(_, service)| service),
+        service: match other_service {
+            Some((_, service)) => service,
+            None if BACKENDS_IPV6.contains(&index) => SERVICE_IPV6,
+            None => 0,
+        },
         family: if address.is_ipv6() { AddressFamily::Ipv6 } else { AddressFamily::Ipv4 },
         maximum_segment: 0,
         ports: index * POOL_ROOM,
@@ -320,6 +326,7 @@ impl Default for World {
             (UNRESOLVED_VIP, ring_of(UNRESOLVED)),
             (VIP_IPV6, Ring::new(512, 251, 1)),
         ];
+        assert_eq!(rings[SERVICE_IPV6 as usize].0, VIP_IPV6);
         assert_eq!(rings.len(), FIRST_OTHER_SERVICE as usize);
         rings.extend(OTHER_FORWARDINGS.map(|(_, vip, index)| (vip, ring_of(index))));
         rings.push((SILENT_VIP, Ring::new(0, 0, 1)));
@@ -349,7 +356,7 @@ impl Default for World {
                 namespace: 0,
                 secret: 1,
                 trace_mask: 0xfff,
-                reserved: 0,
+                nat_trace_mask: 0xfff,
             },
             services: (0..).zip(rings).map(service).collect(),
             backends: (1..=18).map(backend).collect(),

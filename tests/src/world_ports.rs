@@ -20,8 +20,9 @@ impl World {
             let led = self.ring.get(service.ring.offset() as usize);
             let backend =
                 led.and_then(|index| self.backends.get((*index as usize).wrapping_sub(1)));
-            if backend.is_some_and(|backend| !backend.forwarding.sees_replies()) {
-                ports.add(PortSet::Direct, *port);
+            if let Some(backend) = backend {
+                let is_nat = backend.forwarding.sees_replies();
+                ports.add(if is_nat { PortSet::Nat } else { PortSet::Direct }, *port);
             }
         }
         ports

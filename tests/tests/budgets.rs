@@ -50,14 +50,14 @@ fn demand_of_full_nat(pair: &mut Pair) -> Result<()> {
     let syn_ack = connection.syn_ack().build();
     demand(pair, "full NAT: SYN-ACK", &syn_ack, Reason::ToClient, [4, 10])?;
     let ack = connection.ack().build();
-    demand(pair, "full NAT: its ACK", &ack, Reason::ToBackend, [8, 13])?;
-    demand(pair, "full NAT: a request", &ack, Reason::ToBackend, [1, 9])?;
+    demand(pair, "full NAT: its ACK", &ack, Reason::ToBackend, [8, 14])?;
+    demand(pair, "full NAT: a request", &ack, Reason::ToBackend, [1, 10])?;
     let reply = connection.from_backend(flags::ACK).build();
     demand(pair, "full NAT: a reply", &reply, Reason::ToClient, [1, 8])?;
 
     pair.age_flows(LEAST_COPIED_AGE)?;
-    demand(pair, "full NAT: looked up", &ack, Reason::ToBackend, [2, 12])?;
-    demand(pair, "full NAT: steady", &ack, Reason::ToBackend, [0, 7])?;
+    demand(pair, "full NAT: looked up", &ack, Reason::ToBackend, [2, 14])?;
+    demand(pair, "full NAT: steady", &ack, Reason::ToBackend, [0, 8])?;
     demand(pair, "full NAT: a reply looked up", &reply, Reason::ToClient, [2, 11])?;
     demand(pair, "full NAT: a steady reply", &reply, Reason::ToClient, [0, 6])
 }

@@ -46,13 +46,19 @@ impl Forwarding {
         self.0 >= Self::Ipip.0
     }
 
-    /// Where replies don't pass through us: the way by its number, from zero on.
+    /// The way by its number, from zero on, among those where replies pass through us, or among those where they don't.
     #[inline(always)]
-    pub const fn number_of_direct(self) -> u8 {
-        self.0.wrapping_sub(Self::Dsr.0)
+    pub const fn number_of_way(self) -> u8 {
+        if self.sees_replies() { self.0 } else { self.0.wrapping_sub(Self::Dsr.0) }
     }
 
-    /// The reverse of [`Self::number_of_direct`].
+    /// The way of a number from [`Self::number_of_way`], where replies pass through us.
+    #[inline(always)]
+    pub const fn through(number: u8) -> Self {
+        Self(number)
+    }
+
+    /// The same where they don't.
     #[inline(always)]
     pub const fn direct(number: u8) -> Self {
         Self(number + Self::Dsr.0)

@@ -56,7 +56,7 @@ fn same_words<const WORDS: usize>(these: &[u32; WORDS], others: &[u32; WORDS]) -
 }
 
 /// Version of everything in this module.
-pub const VERSION: u32 = 14;
+pub const VERSION: u32 = 15;
 /// Two of the lines that copies of flows are in: see [`crate::datapath::CACHE_PAIRS`].
 pub type CachePair = [u64; 16];
 /// Room for counts of packets by reason.
@@ -119,6 +119,8 @@ pub mod maps {
     pub const PORT_SETS: &str = "PORT_SETS";
     /// Which flows by direct return were looked up lately: [`crate::datapath::TraceSet`]s.
     pub const TRACES: &str = "TRACES";
+    /// The same of flows whose replies pass through us: [`crate::datapath::NatTraceSet`]s.
+    pub const NAT_TRACES: &str = "NAT_TRACES";
     /// Copies of established flows, as [`super::CachePair`]s.
     pub const FLOW_CACHE: &str = "FLOW_CACHE";
     /// Interfaces that frames may be redirected to, by interface index.
@@ -135,7 +137,7 @@ pub mod maps {
     pub const BACKEND_INFO: &str = "BACKEND_INFO";
 
     /// Every map.
-    pub const ALL: [&str; 34] = [
+    pub const ALL: [&str; 35] = [
         SETTINGS,
         SERVICES,
         BACKENDS,
@@ -163,6 +165,7 @@ pub mod maps {
         STATIONS,
         PORT_SETS,
         TRACES,
+        NAT_TRACES,
         FLOW_CACHE,
         EGRESS,
         SERVICE_COUNTERS,
@@ -192,7 +195,7 @@ plain_data! {
     Counters: 72,
     Fragment: 12,
     LocalMac: 16,
-    PortBits: 16_384,
+    PortBits: 24_576,
     Refusal: 8,
     Service: 32,
     ServiceInfo: 96,

@@ -36,8 +36,8 @@ pub struct Settings {
     pub secret: u64,
     /// Number of sets of traces of flows, a power of two, less one: see [`crate::datapath::trace_sets`].
     pub trace_mask: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// The same of flows whose replies pass through us.
+    pub nat_trace_mask: u32,
 }
 
 /// A hardware address that an interface takes frames for: its own, and those of interfaces on top

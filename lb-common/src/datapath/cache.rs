@@ -1,7 +1,8 @@
-//! Copies of established flows: where a packet finds one, it needs one line of memory instead of three or more.
+//! Copies of established flows: where a reply finds one, it needs one line of memory instead of three or more.
 //!
 //! A flow's entry lies behind a bucket and a key, somewhere in a table that may be much larger than a processor's caches. So a
-//! flow whose replies pass through us leaves a copy of its entry where a hash of its key says. In the copy, a seal stands in the
+//! flow whose replies pass through us leaves a copy of their entry where a hash of its key says. (The other direction leaves
+//! [`super::nat_traces`], since less has to be known there.) In the copy, a seal stands in the
 //! place of the entry's times: a number that depends on a secret, on the key, on the time and on all that the copy says. Who
 //! finds the seal that belongs to its own key has found its own flow, whole, however many others write to the same place.
 //!
@@ -12,7 +13,7 @@
 
 use bytemuck::Zeroable;
 
-use super::{Family, FamilyTables, TRACE_TICKS, Table, hash, parse::Segment, traces};
+use super::{Family, FamilyTables, TRACE_TICKS, Table, hash, nat_traces, parse::Segment, traces};
 use crate::{
     abi::{CHECK_SERVICE, Direction, Flow, FlowKey, FlowState, Tick, finished},
     wire::Address,
@@ -119,7 +120,7 @@ impl Mark {
         seal == 0 || ((seal ^ self.upper) >> TIME_SHIFT) & 0xff != 0
     }
 
-    /// Whether the flow's copy is there, and says all that has to be known of the segment. Then `flow` becomes what it says,
+    /// Whether the copy of a reply's entry is there, and says all that has to be known of it. Then `flow` becomes what it says,
     /// without its times.
     #[inline(always)]
     pub(super) fn take<A: Family, T: FamilyTables<A>>(
@@ -138,16 +139,13 @@ impl Mark {
         if !tables.read_copy(self.pair, way, flow) || flow.seal() != self.seal(&segment.key, flow) {
             return false;
         }
-        if flow.direction == Direction::ToBackend as u8 {
-            return segment.link.same(flow.link);
-        }
         // To the client's own address: it may also have been flooded to us.
         flow.forwarding.hides_client() || tables.is_station(&segment.station())
     }
 
-    /// Leaves a copy of a flow that was looked up, if it may have one and there is room. Becomes the flow's, if need be.
+    /// Leaves a copy of the entry of a reply that was looked up, if there is room. Becomes the flow's.
     #[inline(always)]
-    pub(super) fn keep<A: Family, T: FamilyTables<A>>(
+    pub(super) fn leave<A: Family, T: FamilyTables<A>>(
         &mut self,
         tables: &T,
         segment: &Segment<A>,
@@ -155,14 +153,7 @@ impl Mark {
         secret: u64,
         now: Tick,
     ) {
-        // Once a tick has to do, where it isn't found afterwards.
-        if flow.last_seen == now || !may_have_copy(flow, now) || !segment.is_one_of_many() {
-            return;
-        }
         self.set(&segment.key, secret, now);
-        if flow.direction == Direction::ToBackend as u8 && !segment.link.same(flow.link) {
-            return;
-        }
         let way = self.way(tables);
         if way == NOWHERE {
             return;
@@ -195,9 +186,9 @@ impl Mark {
     }
 }
 
-/// Whether a flow's entry may have a copy.
+/// Whether a flow's entry may have a copy, or a trace where its replies pass through us.
 #[inline(always)]
-fn may_have_copy<A: Family>(flow: &Flow<A>, now: Tick) -> bool {
+pub(super) fn may_have_copy<A: Family>(flow: &Flow<A>, now: Tick) -> bool {
     flow.finished == 0
         && flow.state == FlowState::ESTABLISHED
         && flow.forwarding.sees_replies()
@@ -205,7 +196,7 @@ fn may_have_copy<A: Family>(flow: &Flow<A>, now: Tick) -> bool {
         && now.since(flow.opened) >= LEAST_COPIED_AGE
 }
 
-/// Erases the trace, or the copies of both directions' entries, whose values have changed or which have been removed: `flow` is what the
+/// Erases the traces and the copies of both directions' entries, whose values have changed or which have been removed: `flow` is what the
 /// one of `key` was before. When it was `opened`, the direction to the client may no longer know.
 #[inline(always)]
 pub(super) fn erase<A: Family, T: FamilyTables<A>>(
@@ -231,8 +222,13 @@ pub(super) fn erase<A: Family, T: FamilyTables<A>>(
         return;
     }
     let Some(settings) = tables.settings() else { return };
-    erase_at(tables, CopyPlace::of(key, settings.secret));
-    erase_at(tables, CopyPlace::of(&flow.peer_key(key.protocol), settings.secret));
+    let peer = &flow.peer_key(key.protocol);
+    let (request, reply) = match Direction::from_u8(flow.direction) {
+        Direction::ToBackend => (key, peer),
+        Direction::ToClient => (peer, key),
+    };
+    nat_traces::erase(tables, request, &settings);
+    erase_at(tables, CopyPlace::of(reply, settings.secret));
 }
 
 #[inline(always)]

@@ -8,6 +8,7 @@ use bytemuck::Zeroable;
 use super::{
     Decision, Edits, Family, FamilyTables, Packet, Reason, Verdict,
     cache::Mark,
+    nat_traces,
     parse::{self, Segment},
     traces::Trace,
     transmit,
@@ -55,17 +56,21 @@ fn hasten<A: Family, P: Packet, T: FamilyTables<A>>(
         flow.forwarding = home.forwarding;
         return forward(packet, tables, settings, segment, flow, Some(backend));
     }
+    if ports.nat
+        && let Some(backend) = nat_traces::find(tables, segment, settings, now, flow)
+    {
+        return forward(packet, tables, settings, segment, flow, Some(backend));
+    }
     let mark = &mut Mark::zeroed();
     mark.set(&segment.key, settings.secret, now.tick());
     // No others leave copies, which the compiler doesn't know.
-    if !mark.take(tables, segment, flow) || !flow.forwarding.sees_replies() {
+    if !mark.take(tables, segment, flow)
+        || !flow.forwarding.sees_replies()
+        || flow.direction == Direction::ToBackend as u8
+    {
         return None;
     }
-    let backend = match Direction::from_u8(flow.direction) {
-        Direction::ToBackend => Some(tables.backend(flow.backend)?),
-        Direction::ToClient => None,
-    };
-    forward(packet, tables, settings, segment, flow, backend)
+    forward(packet, tables, settings, segment, flow, None)
 }
 
 /// Forwards a segment against which there is nothing.

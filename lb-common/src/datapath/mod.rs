@@ -29,6 +29,7 @@ mod fragments;
 mod handshake;
 mod hash;
 mod nat;
+mod nat_traces;
 mod network;
 mod opening;
 mod options;
@@ -48,6 +49,7 @@ pub use cache::{CACHE_PAIRS, CopyPlace, LEAST_COPIED_AGE, copy_ways, copy_word};
 pub use errors::ErrorScratch;
 pub use express::express;
 pub use nat::NAT_TRIES;
+pub use nat_traces::NatTraceSet;
 pub use network::{Datagram, Family};
 pub use packet::Packet;
 pub use stage::{Decision, Note, Stage};
@@ -57,7 +59,7 @@ pub use verdict::{Action, Edits, Kind, Reason, Verdict};
 
 use self::{cache::Mark, choice::Attempt, handshake::Found, parse::Segment, traces::Trace};
 use crate::{
-    abi::{Entry, Flow, FlowKey, Service},
+    abi::{Direction, Entry, Flow, FlowKey, Service},
     wire::{EtherType, EthernetHeader},
 };
 use bytemuck::Zeroable;
@@ -343,7 +345,16 @@ fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     let backend = transmit::backend(tables, segment, flow, longest)?;
     let reason = established::follow(tables, segment, entry, flow)?;
     if flow.forwarding.sees_replies() {
-        mark.keep(tables, segment, flow, settings.secret, now.tick());
+        // Once a tick has to do, where it isn't found afterwards.
+        let is_due = flow.last_seen != now.tick() && cache::may_have_copy(flow, now.tick());
+        if is_due && segment.is_one_of_many() {
+            match Direction::from_u8(flow.direction) {
+                Direction::ToBackend => nat_traces::leave(tables, segment, &settings, now, flow),
+                Direction::ToClient => {
+                    mark.leave(tables, segment, flow, settings.secret, now.tick());
+                }
+            }
+        }
     } else if traces::may_have_trace(flow) && segment.is_one_of_many() {
         *trace = Trace::new(segment, &settings, now);
         trace.leave(tables, segment, flow);

@@ -54,6 +54,18 @@ pub trait Tables {
     /// Replaces one of them, whatever another CPU made of it meanwhile. No later access comes before it.
     fn set_trace(&self, set: u32, way: usize, word: u64);
 
+    /// The first halves of the traces in a set of those of flows whose replies pass through us; none where there is no such set.
+    fn nat_traces(&self, set: u32) -> TraceSet;
+
+    /// The same. No earlier access comes after it.
+    fn confirmed_nat_traces(&self, set: u32) -> TraceSet;
+
+    /// The other half of such a trace.
+    fn nat_rest(&self, set: u32, way: usize) -> u64;
+
+    /// Replaces both, the second one first, whatever another CPU made of them meanwhile. No later access comes before it.
+    fn set_nat_trace(&self, set: u32, way: usize, word: u64, rest: u64);
+
     /// A backend by its index.
     fn backend(&self, index: u32) -> Option<&Backend>;
 

@@ -23,7 +23,7 @@ pub const TRACE_WAYS: usize = 4;
 /// The traces of a set, in words; zero is none.
 pub type TraceSet = [u64; TRACE_WAYS];
 
-/// Number of sets that there are: enough for the traces of half a million flows, with one in 27 that finds no place, by calculation.
+/// Number of sets that there are, of each kind: enough for the traces of half a million flows, with one in 27 that finds no place, by calculation.
 pub const TRACE_SETS: u32 = 1 << 18;
 /// Least number that is used.
 const LEAST_SETS: u32 = 1 << 11;
@@ -46,11 +46,14 @@ pub const TRACE_TICKS: u32 = 8;
 /// Bits of a trace that name the backend; above them are those of its forwarding, then those of the time, then the flow's own.
 const BACKEND_BITS: u32 = 20;
 const FORWARDING_BITS: u32 = 2;
-const TIME_SHIFT: u32 = BACKEND_BITS + FORWARDING_BITS;
+pub(super) const TIME_SHIFT: u32 = BACKEND_BITS + FORWARDING_BITS;
 const TIME_BITS: u32 = 8;
 const OWN_SHIFT: u32 = TIME_SHIFT + TIME_BITS;
 /// Of the flow's own, the highest are of its key alone, and the others also of the station.
 const KEY_SHIFT: u32 = 48;
+/// All that are the flow's own, and those of its key alone.
+pub(super) const OWN_BITS: u64 = u64::MAX << OWN_SHIFT;
+pub(super) const KEY_BITS: u64 = u64::MAX << KEY_SHIFT;
 
 /// Where a flow is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,14 +64,31 @@ pub(super) struct Home {
     pub(super) forwarding: Forwarding,
 }
 
+impl Home {
+    /// What a trace says, of a flow by direct return or of others.
+    #[inline(always)]
+    pub(super) const fn of_word(word: u64, is_direct: bool) -> Self {
+        let number = (word >> BACKEND_BITS) as u8 & 3;
+        let forwarding =
+            if is_direct { Forwarding::direct(number) } else { Forwarding::through(number) };
+        Self { backend: word as u32 & ((1 << BACKEND_BITS) - 1), forwarding }
+    }
+
+    /// Whether a trace can say so.
+    #[inline(always)]
+    pub(super) const fn has_room(self) -> bool {
+        self.backend >> BACKEND_BITS == 0
+    }
+}
+
 /// What a flow's trace says beside where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Zeroable)]
 #[repr(C)]
 pub(super) struct Trace {
     /// Its time and its own bits, in their place.
-    upper: u64,
+    pub(super) upper: u64,
     /// In which set it stands.
-    set: u32,
+    pub(super) set: u32,
     reserved: u32,
 }
 
@@ -77,11 +97,17 @@ impl Trace {
     #[inline(always)]
     pub(super) fn new<A: Family>(segment: &Segment<A>, settings: &Settings, now: Moment) -> Self {
         let hash = hash::keyed(&segment.key, settings.secret);
-        let TracePlace { set, key } = TracePlace::of_hash(hash, settings);
+        let place = TracePlace::of_hash(hash, settings.trace_mask);
+        Self::at(place, hash ^ number_of(&segment.link), now)
+    }
+
+    /// That of a flow whose traces have that place, where its other bits depend on `station`.
+    #[inline(always)]
+    pub(super) fn at(TracePlace { set, key }: TracePlace, station: u64, now: Moment) -> Self {
         // Not all at the same moment.
         let time = u64::from(now.tick().number().wrapping_add(set) / TRACE_TICKS);
         let time = (time << TIME_SHIFT) & !(u64::MAX << OWN_SHIFT);
-        let station = hash::mix_half(hash ^ number_of(&segment.link));
+        let station = hash::mix_half(station);
         let station = (station >> (64 - KEY_SHIFT)) & (u64::MAX << OWN_SHIFT);
         Self { upper: key | station | time, set, reserved: 0 }
     }
@@ -96,10 +122,7 @@ impl Trace {
     fn find_in(&self, words: TraceSet) -> Option<Home> {
         for word in words {
             if (word ^ self.upper) >> TIME_SHIFT == 0 {
-                return Some(Home {
-                    backend: word as u32 & ((1 << BACKEND_BITS) - 1),
-                    forwarding: Forwarding::direct((word >> BACKEND_BITS) as u8 & 3),
-                });
+                return Some(Home::of_word(word, true));
             }
         }
         None
@@ -107,14 +130,14 @@ impl Trace {
 
     /// The word of a flow that is there.
     #[inline(always)]
-    const fn word(&self, home: Home) -> u64 {
-        let forwarding = home.forwarding.number_of_direct() as u64;
+    pub(super) const fn word(&self, home: Home) -> u64 {
+        let forwarding = home.forwarding.number_of_way() as u64;
         self.upper | forwarding << BACKEND_BITS | home.backend as u64
     }
 
     /// Which way of a set it takes; [`TRACE_WAYS`]: there is no room.
     #[inline(always)]
-    fn way(&self, words: TraceSet) -> usize {
+    pub(super) fn way(&self, words: TraceSet) -> usize {
         let mut free = TRACE_WAYS;
         for (way, word) in (0..).zip(words) {
             let differing = word ^ self.upper;
@@ -164,7 +187,7 @@ pub(super) fn may_have_trace<A: Family>(flow: &Flow<A>) -> bool {
         && flow.direction == Direction::ToBackend as u8
         && !flow.forwarding.sees_replies()
         && flow.service != CHECK_SERVICE
-        && flow.backend >> BACKEND_BITS == 0
+        && Home { backend: flow.backend, forwarding: flow.forwarding }.has_room()
 }
 
 /// Erases the traces of a flow whose entry has changed, or was removed, by whatever stations its frames came.
@@ -191,12 +214,18 @@ impl TracePlace {
     /// That of a key, where the data path has those settings.
     #[inline(always)]
     pub fn of<A: Address>(key: &FlowKey<A>, settings: &Settings) -> Self {
-        Self::of_hash(hash::keyed(key, settings.secret), settings)
+        Self::of_hash(hash::keyed(key, settings.secret), settings.trace_mask)
+    }
+
+    /// The same of a flow whose replies pass through us: see [`super::NatTraceSet`].
+    #[inline(always)]
+    pub fn of_nat<A: Address>(key: &FlowKey<A>, settings: &Settings) -> Self {
+        Self::of_hash(hash::keyed(key, settings.secret), settings.nat_trace_mask)
     }
 
     #[inline(always)]
-    const fn of_hash(hash: u64, settings: &Settings) -> Self {
-        Self { set: (hash >> 32) as u32 & settings.trace_mask, key: hash << KEY_SHIFT }
+    pub(super) const fn of_hash(hash: u64, mask: u32) -> Self {
+        Self { set: (hash >> 32) as u32 & mask, key: hash << KEY_SHIFT }
     }
 
     /// Whether a word of the set's is a trace of that flow, but for one in 2^16 that is another's.

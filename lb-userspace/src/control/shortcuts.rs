@@ -40,8 +40,9 @@ pub(super) fn set_station(
 pub(super) fn add_ports(maps: &Maps, binds: &[Bind], forwarding: Option<Forwarding>) {
     let ports = || binds.iter().map(|bind| bind.address.port());
     maps.port_sets.add(PortSet::Ours, ports());
-    if forwarding.is_some_and(|forwarding| !forwarding.sees_replies()) {
-        maps.port_sets.add(PortSet::Direct, ports());
+    if let Some(forwarding) = forwarding {
+        let set = if forwarding.sees_replies() { PortSet::Nat } else { PortSet::Direct };
+        maps.port_sets.add(set, ports());
     }
 }
 

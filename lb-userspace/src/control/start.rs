@@ -237,8 +237,7 @@ async fn assemble(
     let (there, spaces) = read::observe(&loaded.maps)?;
     shortcuts::complete(&mut loaded.maps, &there)?;
     // Nobody has erased copies of what an earlier controller removed last.
-    loaded.maps.copies.clear();
-    loaded.maps.traces.clear();
+    loaded.maps.shortcuts.clear();
     let room = Room {
         services: loaded.maps.service_info.len(),
         binds: loaded.maps.most_binds()?,
@@ -252,6 +251,7 @@ async fn assemble(
     if state.settings.secret == 0 {
         state.settings.secret = fastrand::u64(1..);
         state.settings.trace_mask = trace_sets(0, 0) - 1;
+        state.settings.nat_trace_mask = trace_sets(0, 0) - 1;
     }
     state.settings.controller = std::process::id();
     state.settings.namespace = demand_namespace(&pins, there.settings.namespace)?;

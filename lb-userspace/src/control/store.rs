@@ -41,13 +41,18 @@ pub(super) fn apply(
             done(maps.settings.set(0, settings, 0), maps::SETTINGS)?;
             if settings.trace_mask != there.settings.trace_mask {
                 // Should they soon be where they were, they won't say what was true then.
-                maps.traces.clear();
+                maps.shortcuts.traces.clear();
+            }
+            if settings.nat_trace_mask != there.settings.nat_trace_mask {
+                maps.shortcuts.nat_traces.clear();
             }
             there.settings = *settings;
         }
         Change::NatSource(index, address) => {
             let words = nat_source_words(words(*address));
             done(maps.nat_sources.set(*index, words, 0), maps::NAT_SOURCES)?;
+            // Flows that are sent from another address by then have entries, but their traces named that by its index.
+            maps.shortcuts.nat_traces.clear();
             let index = *index as usize;
             if there.nat_sources.len() <= index {
                 there.nat_sources.resize(index + 1, Ipv4Addr::UNSPECIFIED.into());
@@ -65,7 +70,7 @@ pub(super) fn apply(
             let mut others = there.local_macs.keys().filter(|other| *other != mac);
             set_station(maps, mac.place(), others.find(|other| other.place() == mac.place()))?;
             gone(maps.local_macs.remove(mac), maps::LOCAL_MACS)?;
-            maps.traces.clear();
+            maps.shortcuts.traces.clear();
             there.local_macs.remove(mac);
         }
         Change::AddEgress(interface) => {
@@ -106,6 +111,10 @@ pub(super) fn apply(
                 add_ports(maps, &binds, Some(backend.forwarding));
             }
             done(maps.backends.set(*index, backend, 0), maps::BACKENDS)?;
+            if known.is_some_and(|it| it.backend.socket_address() != backend.socket_address()) {
+                // As above.
+                maps.shortcuts.nat_traces.clear();
+            }
             if let Some(known) = there.backends.get_mut(index) {
                 known.backend = *backend;
             }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{self, CHECK_SERVICE, Fate, Flow, FlowKey, Forwarding, ServiceInfo, Tick},
+    abi::{self, CHECK_SERVICE, Direction, Fate, Flow, FlowKey, Forwarding, ServiceInfo, Tick},
     datapath::Table,
     wire::Address,
 };
@@ -69,6 +69,8 @@ pub(super) struct Swept {
     pub(super) backends_in_use: BTreeSet<u32>,
     /// Flows by direct return.
     pub(super) direct_flows: u32,
+    /// Flows whose replies pass through us.
+    pub(super) nat_flows: u32,
     /// Entries in each table, and how many there is room for.
     pub(super) usage: Vec<(&'static str, u32, u32)>,
 }
@@ -247,11 +249,7 @@ impl Thread {
             now,
             pause,
             crowded: *crowded,
-            shortcuts: Shortcuts {
-                copies: &maps.copies,
-                traces: &maps.traces,
-                settings: &maps.settings,
-            },
+            shortcuts: &maps.shortcuts,
         };
         round.family(&mut maps.ipv4, ["established", "embryonic"])?;
         round.family(&mut maps.ipv6, ["established_ipv6", "embryonic_ipv6"])?;
@@ -265,8 +263,7 @@ impl Thread {
     /// Ends the flows of backends that are down. Returns whether there were any.
     fn end_flows(&mut self) -> Result<bool, DataplaneError> {
         let Self { maps, orders, waker, .. } = self;
-        let shortcuts =
-            Shortcuts { copies: &maps.copies, traces: &maps.traces, settings: &maps.settings };
+        let shortcuts = &maps.shortcuts;
         let ipv4 = expiry::end_flows(&mut maps.ipv4, orders, waker, shortcuts)?;
         let ipv6 = expiry::end_flows(&mut maps.ipv6, orders, waker, shortcuts)?;
         Ok(ipv4 || ipv6)
@@ -290,7 +287,7 @@ struct Round<'a> {
     /// Ticks between two rounds, as far as is known.
     pause: u32,
     crowded: bool,
-    shortcuts: Shortcuts<'a>,
+    shortcuts: &'a Shortcuts,
 }
 
 impl Round<'_> {
@@ -308,9 +305,14 @@ impl Round<'_> {
                 self.swept.backends_in_use.insert(flow.backend);
                 self.audit.see(self.orders, key, flow);
                 if table == Table::Established {
-                    let is_direct =
-                        flow.service != CHECK_SERVICE && !flow.forwarding.sees_replies();
-                    self.swept.direct_flows += u32::from(is_direct);
+                    if flow.service != CHECK_SERVICE && flow.direction == Direction::ToBackend as u8
+                    {
+                        let flows = match flow.forwarding.sees_replies() {
+                            true => &mut self.swept.nat_flows,
+                            false => &mut self.swept.direct_flows,
+                        };
+                        *flows += 1;
+                    }
                     clients.see(key, flow);
                 }
                 if expiry::is_over(self.orders, flow, self.now, self.crowded) {

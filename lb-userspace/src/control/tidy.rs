@@ -122,9 +122,10 @@ impl Controller {
         });
         let is_changed = before != (backends.len(), self.wanted.services.len());
         let settings = &mut self.wanted.settings;
-        let sets = settings.trace_mask + 1;
-        settings.trace_mask = trace_sets(swept.direct_flows, sets) - 1;
-        let is_changed = is_changed || settings.trace_mask + 1 != sets;
+        let before = *settings;
+        settings.trace_mask = trace_sets(swept.direct_flows, before.trace_mask + 1) - 1;
+        settings.nat_trace_mask = trace_sets(swept.nat_flows, before.nat_trace_mask + 1) - 1;
+        let is_changed = is_changed || *settings != before;
         if is_changed {
             self.follow_up();
         }

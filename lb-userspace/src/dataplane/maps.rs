@@ -49,12 +49,7 @@ impl<A: Address> FamilyMaps<A> {
     }
 
     /// Removes an entry of a table of flows, and its shortcuts. Returns whether it was there.
-    pub fn remove_flow(
-        &mut self,
-        table: Table,
-        key: &FlowKey<A>,
-        shortcuts: Shortcuts<'_>,
-    ) -> bool {
+    pub fn remove_flow(&mut self, table: Table, key: &FlowKey<A>, shortcuts: &Shortcuts) -> bool {
         let was_there = self.flows_mut(table).remove(key).is_ok();
         if table == Table::Established {
             shortcuts.erase(key);
@@ -145,8 +140,7 @@ pub struct Maps {
     pub local_macs: HashMap<MapData, LocalMac, u32>,
     pub stations: Array<MapData, LocalMac>,
     pub port_sets: PortSets,
-    pub copies: CopyMemory,
-    pub traces: TraceMemory,
+    pub shortcuts: Shortcuts,
     pub egress: DevMapHash<MapData>,
     pub service_counters: PerCpuArray<MapData, Counters>,
     pub backend_counters: PerCpuArray<MapData, Counters>,
@@ -194,8 +188,12 @@ impl Maps {
             local_macs: open(pins, maps::LOCAL_MACS)?,
             stations: open(pins, maps::STATIONS)?,
             port_sets: PortSets::new(data(pins, maps::PORT_SETS)?)?,
-            copies: CopyMemory::new(data(pins, maps::FLOW_CACHE)?)?,
-            traces: TraceMemory::new(data(pins, maps::TRACES)?)?,
+            shortcuts: Shortcuts {
+                copies: CopyMemory::new(data(pins, maps::FLOW_CACHE)?)?,
+                traces: TraceMemory::new(data(pins, maps::TRACES)?)?,
+                nat_traces: TraceMemory::of_nat(data(pins, maps::NAT_TRACES)?)?,
+                settings: open(pins, maps::SETTINGS)?,
+            },
             egress: open(pins, maps::EGRESS).map_err(|error| match error {
                 // Only who may make maps finds out how large its values are.
                 DataplaneError::Map { source: MapError::InvalidValueSize { .. }, .. } => {

@@ -144,7 +144,8 @@ impl Bench {
     /// The kernel refuses, or a packet met another fate than it should.
     fn measure(&mut self, case: Case) -> Result<Measured> {
         // As the controller sets it.
-        self.world.settings.trace_mask = trace_sets(case.flows, 0) - 1;
+        let mask = trace_sets(case.flows, 0) - 1;
+        (self.world.settings.trace_mask, self.world.settings.nat_trace_mask) = (mask, mask);
         self.kernel.reset(&self.world)?;
         let vip = case.service();
         let mut frames: Vec<Vec<u8>> = match case.packets {

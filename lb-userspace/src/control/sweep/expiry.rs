@@ -17,7 +17,7 @@ pub(super) fn remove<A: Address>(
     orders: &Orders,
     keys: &[FlowKey<A>],
     (now, crowded): (Tick, bool),
-    shortcuts: Shortcuts<'_>,
+    shortcuts: &Shortcuts,
 ) -> usize {
     let mut removed = 0;
     for key in keys {
@@ -50,7 +50,7 @@ pub(super) fn end_flows<A: Address>(
     maps: &mut FamilyMaps<A>,
     orders: &Orders,
     waker: &mut Waker,
-    shortcuts: Shortcuts<'_>,
+    shortcuts: &Shortcuts,
 ) -> Result<bool, DataplaneError> {
     let mut any = false;
     if !orders.are_urgent() {

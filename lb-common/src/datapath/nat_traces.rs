@@ -1,0 +1,189 @@
+//! Traces of flows whose replies pass through us: by one, a steady packet to its backend needs a part of one line of memory.
+//!
+//! Such a trace is one of [`super::traces`], of which [`Rest`] is the other half: where the flow is sent from. The trace's own bits
+//! also depend on that, and on where the client is, so that who finds both halves has found those of one flow, whoever writes
+//! there at the same time. Addresses and ports that its backend and full NAT's addresses have themselves aren't in it: who
+//! leaves a trace looks whether it says what the flow's entry does, after it is there. Whatever changes them later erases all
+//! traces.
+
+use super::{
+    Family, FamilyTables, TRACE_WAYS, Table, Tables, TraceSet,
+    cache::may_have_copy,
+    hash,
+    parse::Segment,
+    rewrite,
+    traces::{Home, KEY_BITS, OWN_BITS, TIME_SHIFT, Trace, TracePlace},
+};
+use crate::{
+    abi::{Backend, Direction, Flow, FlowKey, Link, Moment, Settings},
+    wire::NetworkU16,
+};
+
+/// A set of such traces, a line of a processor's cache: first the one half of each, then the other.
+pub type NatTraceSet = [TraceSet; 2];
+
+/// Where a flow's packets to the backend are sent from, as half a trace: what full NAT adds to TCP's timestamps, the port, and the
+/// address by its index.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Rest(u64);
+
+impl Rest {
+    #[inline(always)]
+    fn of<A: Family>(flow: &Flow<A>) -> Self {
+        let port = u64::from(flow.source_port.raw());
+        Self(u64::from(flow.timestamp_shift()) << 32 | port << 16 | u64::from(flow.nat_source))
+    }
+
+    #[inline(always)]
+    const fn number(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    #[inline(always)]
+    fn port(self) -> NetworkU16 {
+        bytemuck::cast((self.0 >> 16) as u16)
+    }
+
+    #[inline(always)]
+    const fn nat_source(self) -> u32 {
+        self.0 as u32 & 0xffff
+    }
+}
+
+/// Bits that tell, without the other half, whether a trace is that of a key and holds.
+const APART: u64 = u64::MAX << TIME_SHIFT & !BOUND_BITS;
+/// Bits that also depend on the other half.
+const BOUND_BITS: u64 = OWN_BITS & !KEY_BITS;
+
+/// The trace that a segment's flow has, if it has one.
+#[inline(always)]
+fn trace<A: Family>(segment: &Segment<A>, settings: &Settings, now: Moment) -> Trace {
+    let hash = hash::keyed(&segment.key, settings.secret);
+    let place = TracePlace::of_hash(hash, settings.nat_trace_mask);
+    Trace::at(place, hash ^ number_of(&segment.link), now)
+}
+
+/// What the trace's own bits become with its other half.
+#[inline(always)]
+const fn bound(trace: &Trace, rest: Rest) -> u64 {
+    trace.upper ^ (hash::mix_half(rest.0) >> 16 & BOUND_BITS)
+}
+
+/// Makes `flow` what the trace of a segment's flow says, if there is one, and returns its backend.
+#[inline(always)]
+pub(super) fn find<'t, A: Family, T: FamilyTables<A>>(
+    tables: &'t T,
+    segment: &Segment<A>,
+    settings: &Settings,
+    now: Moment,
+    flow: &mut Flow<A>,
+) -> Option<&'t Backend> {
+    let trace = &trace(segment, settings, now);
+    let mut way = TRACE_WAYS;
+    let mut found = 0;
+    for (number, word) in (0..).zip(tables.nat_traces(trace.set)) {
+        if (word ^ trace.upper) & APART == 0 {
+            (way, found) = (number, word);
+        }
+    }
+    if way == TRACE_WAYS {
+        return None;
+    }
+    let rest = Rest(tables.nat_rest(trace.set, way));
+    if (found ^ bound(trace, rest)) >> TIME_SHIFT != 0 {
+        return None;
+    }
+    let home = Home::of_word(found, false);
+    let backend = tables.backend(home.backend)?;
+    flow.forwarding = home.forwarding;
+    (flow.backend, flow.service) = (home.backend, backend.service);
+    flow.direction = Direction::ToBackend as u8;
+    flow.source = source(tables, &segment.key, flow, rest)?;
+    flow.destination = A::from_words(backend.address);
+    (flow.source_port, flow.destination_port) = (rest.port(), backend.port);
+    flow.number = rest.number();
+    rewrite::prepare(flow, &segment.key);
+    Some(backend)
+}
+
+/// The address that a flow is sent from.
+#[inline(always)]
+fn source<A: Family, T: Tables>(
+    tables: &T,
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+    rest: Rest,
+) -> Option<A> {
+    if !flow.forwarding.hides_client() {
+        return Some(key.source);
+    }
+    tables.nat_source(rest.nat_source()).map(A::from_words)
+}
+
+/// Leaves the trace of a flow that was looked up, if there is room and it would say what is so.
+#[inline(always)]
+pub(super) fn leave<A: Family, T: FamilyTables<A>>(
+    tables: &T,
+    segment: &Segment<A>,
+    settings: &Settings,
+    now: Moment,
+    flow: &Flow<A>,
+) {
+    let home = Home { backend: flow.backend, forwarding: flow.forwarding };
+    let rest = Rest::of(flow);
+    let mut trace = trace(segment, settings, now);
+    let way = trace.way(tables.nat_traces(trace.set));
+    if way == TRACE_WAYS || !home.has_room() {
+        return;
+    }
+    trace.upper = bound(&trace, rest);
+    tables.set_nat_trace(trace.set, way, trace.word(home), rest.0);
+    if !says_what_is_so(tables, segment, now, home, rest) {
+        tables.set_nat_trace(trace.set, way, 0, 0);
+    }
+}
+
+/// Whether the flow's entry, its backend and full NAT's addresses are what a trace says.
+#[inline(always)]
+fn says_what_is_so<A: Family, T: FamilyTables<A>>(
+    tables: &T,
+    segment: &Segment<A>,
+    now: Moment,
+    home: Home,
+    rest: Rest,
+) -> bool {
+    let (Some(entry), Some(backend)) =
+        (tables.find(Table::Established, &segment.key), tables.backend(home.backend))
+    else {
+        return false;
+    };
+    let entry = &entry.read();
+    let Some(source) = source(tables, &segment.key, entry, rest) else { return false };
+    may_have_copy(entry, now.tick())
+        && Rest::of(entry) == rest
+        && (entry.backend == home.backend) & (entry.forwarding == home.forwarding)
+        && entry.service == backend.service
+        && (entry.source == source) & (entry.destination == A::from_words(backend.address))
+        && entry.destination_port == backend.port
+        && segment.link.same(entry.link)
+}
+
+/// Erases the traces of a flow whose entry has changed, or was removed, by whatever stations its frames came.
+#[inline(always)]
+pub(super) fn erase<A: Family, T: Tables>(tables: &T, key: &FlowKey<A>, settings: &Settings) {
+    let place = TracePlace::of_nat(key, settings);
+    // What was left before is seen, and what comes after it finds the entry changed.
+    for (way, word) in (0..).zip(tables.confirmed_nat_traces(place.set)) {
+        if place.has(word) {
+            tables.set_nat_trace(place.set, way, 0, 0);
+        }
+    }
+}
+
+/// A number of both stations of a link.
+#[inline(always)]
+fn number_of(link: &Link) -> u64 {
+    let [interface, first, second, third, vlans]: [u32; 5] = bytemuck::cast(*link);
+    let stations = hash::mix_half(u64::from(second) << 32 | u64::from(first));
+    hash::mix_half(stations ^ (u64::from(vlans) << 32 | u64::from(third))) ^ u64::from(interface)
+}

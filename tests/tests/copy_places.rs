@@ -1,0 +1,181 @@
+//! Copies and traces of flows whose replies pass through us: who has a place, for how long, and what is seen of others' changes.
+
+use std::{collections::HashMap, net::IpAddr};
+
+use anyhow::{Context, Result, ensure};
+use lb_common::{
+    abi::{FlowKey, Moment, Tick},
+    datapath::{CopyPlace, LEAST_COPIED_AGE, Reason, TRACE_TICKS, TRACE_WAYS, TracePlace},
+    wire::{Ipv4Address, NetworkU16, PROTOCOL_TCP},
+};
+use lb_tests::{
+    connection::Connection,
+    frame::{Segment, flags},
+    host::Host,
+    seen::Seen,
+    world::{BACKENDS, Socket, VIP, World, backend_address, client_of},
+};
+
+/// What becomes of a client's packet that belongs to no flow, and of a backend's.
+const UNKNOWN: Reason = Reason::NoFlow;
+const UNKNOWN_REPLY: Reason = Reason::NoService;
+
+/// Opens a connection by a host's tables alone, at a tick.
+fn open_alone(host: &Host, client: Socket, tick: u32) -> Result<Connection> {
+    host.set_now(at(tick));
+    let mut connection = Connection { client, vip: VIP, backend: BACKENDS[0], nat: VIP };
+    let outcome = host.run(&Segment::syn(connection.client, VIP).build());
+    ensure!(outcome.reason == Reason::Opened, "{outcome:?}");
+    let seen = Seen::new(&outcome.frame);
+    let mut backends = BACKENDS.into_iter();
+    let backend = backends.find(|index| backend_address(*index) == seen.destination);
+    (connection.backend, connection.nat) = (backend.context("a backend")?, seen.source);
+    for (segment, reason) in
+        [(connection.syn_ack(), Reason::ToClient), (connection.ack(), Reason::ToBackend)]
+    {
+        let outcome = host.run(&segment.build());
+        ensure!(outcome.reason == reason, "{outcome:?}");
+    }
+    Ok(connection)
+}
+
+fn at(tick: u32) -> Moment {
+    Moment::from_nanoseconds(u64::from(tick) * Tick::NANOSECONDS)
+}
+
+#[test]
+fn who_leaves_a_copy_sees_what_another_cpu_has_changed() -> Result<()> {
+    let host = Host::new(&World::default());
+    let connection = open_alone(&host, client_of(VIP.0), 100)?;
+    host.set_now(at(100 + LEAST_COPIED_AGE));
+    for segment in [connection.from_client(flags::ACK), connection.from_backend(flags::ACK)] {
+        host.run(&segment.build());
+    }
+    ensure!((host.nat_traces(), host.copies()) == (1, 1), "as many as directions");
+
+    for (is_reply, reason) in [(false, Reason::ToBackend), (true, Reason::ToClient)] {
+        let host = Host::new(&World::default());
+        let connection = open_alone(&host, client_of(VIP.0), 100)?;
+        host.set_now(at(100 + LEAST_COPIED_AGE));
+        host.reset_flows_when_copied();
+        let segment = match is_reply {
+            true => connection.from_backend(flags::ACK),
+            false => connection.from_client(flags::ACK),
+        };
+        let outcome = host.run(&segment.build());
+        ensure!(outcome.reason == reason, "{outcome:?}");
+        ensure!((host.nat_traces(), host.copies()) == (0, 0), "what was there before: {reason:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_copy_holds_for_eight_ticks_at_most() -> Result<()> {
+    let host = Host::new(&World::default());
+    let connection = open_alone(&host, client_of(VIP.0), 100)?;
+    let request = connection.from_client(flags::ACK).build();
+    host.set_now(at(100 + LEAST_COPIED_AGE));
+    ensure!(host.run(&request).reason == Reason::ToBackend);
+    host.remove_entries();
+    let mut held = 0;
+    for tick in 100 + LEAST_COPIED_AGE.. {
+        host.set_now(at(tick));
+        match host.run(&request).reason {
+            Reason::ToBackend => held += 1,
+            UNKNOWN => break,
+            other => anyhow::bail!("{other:?}"),
+        }
+    }
+    ensure!((1..=8).contains(&held), "for {held} ticks");
+    Ok(())
+}
+
+/// Opens connections from one port after the other until so many lie at one place, and returns those.
+fn crowd(
+    host: &Host,
+    most: usize,
+    place: impl Fn(&Connection) -> u32,
+) -> Result<(u32, Vec<Connection>)> {
+    let (address, _) = client_of(VIP.0);
+    let mut places: HashMap<u32, Vec<Connection>> = HashMap::new();
+    for port in 1024..u16::MAX {
+        let connection = open_alone(host, (address, port), 100)?;
+        let place = place(&connection);
+        let there = places.entry(place).or_default();
+        there.push(connection);
+        if there.len() == most {
+            return Ok((place, there.clone()));
+        }
+    }
+    anyhow::bail!("never {most} at one place")
+}
+
+/// Demands that, of flows at a place where there is room for all but one, those that come first keep their room as long as it holds.
+fn demand_order(host: &Host, place: u32, segments: &[Vec<u8>], reasons: [Reason; 2]) -> Result<()> {
+    let [found, unknown] = reasons;
+    let begin = (200..208_u32).find(|tick| (tick + place).is_multiple_of(TRACE_TICKS));
+    let begin = begin.context("a tick at which they cease to hold")?;
+    let orders: [Vec<usize>; 2] = [
+        (0..segments.len()).collect(),
+        [segments.len() - 1].into_iter().chain(0..segments.len() - 1).collect(),
+    ];
+    for (tick, order) in [begin, begin + TRACE_TICKS].into_iter().zip(orders) {
+        for later in [0, TRACE_TICKS - 1] {
+            host.set_now(at(tick + later));
+            for number in &order {
+                ensure!(host.run(&segments[*number]).reason == found);
+            }
+        }
+        let host = host.clone();
+        host.remove_entries();
+        for (place, number) in order.into_iter().enumerate() {
+            let wanted = if place + 1 < segments.len() { found } else { unknown };
+            let reason = host.run(&segments[number]).reason;
+            ensure!(reason == wanted, "{tick}, {number}: {reason:?}");
+        }
+    }
+    Ok(())
+}
+
+fn key(source: Socket, destination: Socket) -> FlowKey<Ipv4Address> {
+    FlowKey {
+        source: ipv4(source.0),
+        destination: ipv4(destination.0),
+        source_port: NetworkU16::new(source.1),
+        destination_port: NetworkU16::new(destination.1),
+        protocol: PROTOCOL_TCP.into(),
+    }
+}
+
+#[test]
+fn a_copy_keeps_its_place_as_long_as_it_holds() -> Result<()> {
+    let host = Host::new(&World { flows: 65_536, ..World::default() });
+    let secret = host.world.settings.secret;
+    // A pair has room for two.
+    let (pair, crowded) = crowd(&host, 3, |connection| {
+        let backend = backend_address(connection.backend);
+        CopyPlace::of(&key(backend, connection.nat), secret).pair
+    })?;
+    let reply = |connection: &Connection| connection.from_backend(flags::ACK).build();
+    let replies: Vec<Vec<u8>> = crowded.iter().map(reply).collect();
+    demand_order(&host, pair, &replies, [Reason::ToClient, UNKNOWN_REPLY])
+}
+
+#[test]
+fn a_trace_keeps_its_place_as_long_as_it_holds() -> Result<()> {
+    let host = Host::new(&World { flows: 65_536, ..World::default() });
+    let settings = host.world.settings;
+    let (set, crowded) = crowd(&host, TRACE_WAYS + 1, |connection| {
+        TracePlace::of_nat(&key(connection.client, connection.vip), &settings).set
+    })?;
+    let request = |connection: &Connection| connection.from_client(flags::ACK).build();
+    let requests: Vec<Vec<u8>> = crowded.iter().map(request).collect();
+    demand_order(&host, set, &requests, [Reason::ToBackend, UNKNOWN])
+}
+
+fn ipv4(address: IpAddr) -> Ipv4Address {
+    match address {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => unreachable!("{address}"),
+    }
+}
