@@ -4,7 +4,7 @@
 use anyhow::{Result, ensure};
 use lb_common::{
     abi::{FlowState, Moment},
-    datapath::{Reason, Table},
+    datapath::{LEAST_COPIED_AGE, Reason, Table},
 };
 use lb_tests::{
     connection::Connection,
@@ -121,7 +121,11 @@ fn timestamps_follow_one_clock_to_the_backend_and_the_clients_own_back() -> Resu
             let answer = with_timestamps(again.syn_ack(), 99, clock, lead);
             let outcome = pair.expect("SYN-ACK", &answer, Reason::ToClient)?;
             ensure!(said(&outcome.frame) == [99, own], "{lead}: {:?}", said(&outcome.frame));
-            for step in [1, 1000] {
+            for step in [1, 1000, 2000, 3000] {
+                if step == 2000 {
+                    // From here on by a trace and a copy.
+                    pair.age_flows(LEAST_COPIED_AGE)?;
+                }
                 let later = own.wrapping_add(step);
                 let data = with_timestamps(again.ack(), later, 99, lead);
                 let outcome = pair.expect("data", &data, Reason::ToBackend)?;

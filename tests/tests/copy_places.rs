@@ -70,6 +70,22 @@ fn who_leaves_a_copy_sees_what_another_cpu_has_changed() -> Result<()> {
 }
 
 #[test]
+fn a_flow_that_is_looked_up_time_and_again_has_one_trace() -> Result<()> {
+    let host = Host::new(&World::default());
+    let connection = open_alone(&host, client_of(VIP.0), 100)?;
+    let mut request = connection.from_client(flags::ACK);
+    // No operation, four times (RFC 791, section 3.1).
+    request.ip_options = vec![1; 4];
+    let request = request.build();
+    for tick in 0..TRACE_TICKS {
+        host.set_now(at(100 + LEAST_COPIED_AGE + tick));
+        ensure!(host.run(&request).reason == Reason::ToBackend);
+    }
+    ensure!(host.nat_traces() == 1, "{} traces", host.nat_traces());
+    Ok(())
+}
+
+#[test]
 fn a_copy_holds_for_eight_ticks_at_most() -> Result<()> {
     let host = Host::new(&World::default());
     let connection = open_alone(&host, client_of(VIP.0), 100)?;

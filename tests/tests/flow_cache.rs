@@ -229,6 +229,28 @@ fn where_only_the_backends_address_is_put_in_copies_do_as_well() -> Result<()> {
 }
 
 #[test]
+fn datagrams_to_backends_need_no_entry_either() -> Result<()> {
+    let mut pair = Pair::new(&World::default())?;
+    for vip in [VIP, VIP_IPV6] {
+        pair.within_one_tick(|pair| {
+            let request = Segment::udp(client_of(vip.0), vip).build();
+            let first = Seen::new(&pair.expect("first", &request, Reason::Opened)?.frame);
+            let mut answer = Segment::udp(first.destination, first.source);
+            answer.source_mac = first.destination_mac;
+            pair.expect("its answer", &answer.build(), Reason::ToClient)?;
+            pair.expect("second", &request, Reason::ToBackend)?;
+            pair.age_flows(AGE)?;
+            let looked_up = pair.expect("looked up", &request, Reason::ToBackend)?;
+            pair.remove_entries()?;
+            let steady = pair.expect("without an entry", &request, Reason::ToBackend)?;
+            ensure!(steady == looked_up, "{steady:?}, not {looked_up:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_trace_says_only_what_the_entry_does() -> Result<()> {
     type Change = fn(&mut Backend);
     let changes: [(Change, bool); 4] = [

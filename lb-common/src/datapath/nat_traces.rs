@@ -82,6 +82,7 @@ pub(super) fn find<'t, A: Family, T: FamilyTables<A>>(
     let mut way = TRACE_WAYS;
     let mut found = 0;
     for (number, word) in (0..).zip(tables.nat_traces(trace.set)) {
+        // Of two that seem to be, one isn't found.
         if (word ^ trace.upper) & APART == 0 {
             (way, found) = (number, word);
         }
@@ -132,11 +133,11 @@ pub(super) fn leave<A: Family, T: FamilyTables<A>>(
     let home = Home { backend: flow.backend, forwarding: flow.forwarding };
     let rest = Rest::of(flow);
     let mut trace = trace(segment, settings, now);
+    trace.upper = bound(&trace, rest);
     let way = trace.way(tables.nat_traces(trace.set));
     if way == TRACE_WAYS || !home.has_room() {
         return;
     }
-    trace.upper = bound(&trace, rest);
     tables.set_nat_trace(trace.set, way, trace.word(home), rest.0);
     if !says_what_is_so(tables, segment, now, home, rest) {
         tables.set_nat_trace(trace.set, way, 0, 0);
@@ -186,4 +187,43 @@ fn number_of(link: &Link) -> u64 {
     let [interface, first, second, third, vlans]: [u32; 5] = bytemuck::cast(*link);
     let stations = hash::mix_half(u64::from(second) << 32 | u64::from(first));
     hash::mix_half(stations ^ (u64::from(vlans) << 32 | u64::from(third))) ^ u64::from(interface)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytemuck::Zeroable;
+
+    use super::*;
+    use crate::wire::Ipv4Address;
+
+    fn trace_of(link: Link) -> Trace {
+        let mut segment: Segment<Ipv4Address> = Zeroable::zeroed();
+        segment.link = link;
+        let settings = Settings { secret: 7, nat_trace_mask: 0xfff, ..Settings::default() };
+        trace(&segment, &settings, Moment::default())
+    }
+
+    #[test]
+    fn a_traces_own_bits_depend_on_every_bit_of_the_link() {
+        let known = trace_of(Link::default());
+        for bit in 0..size_of::<Link>() * 8 {
+            let mut link = Link::default();
+            bytemuck::bytes_of_mut(&mut link)[bit / 8] ^= 1 << (bit % 8);
+            let other = trace_of(link);
+            assert_eq!(other.set, known.set);
+            assert_eq!((other.upper ^ known.upper) & !BOUND_BITS, 0, "bit {bit}");
+            assert_ne!(other.upper, known.upper, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_traces_own_bits_depend_on_every_bit_of_its_other_half() {
+        let trace = trace_of(Link::default());
+        let known = bound(&trace, Rest(0));
+        for bit in 0..64 {
+            let other = bound(&trace, Rest(1 << bit));
+            assert_eq!((other ^ known) & !BOUND_BITS, 0, "bit {bit}");
+            assert_ne!(other, known, "bit {bit}");
+        }
+    }
 }

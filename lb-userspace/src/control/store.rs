@@ -51,8 +51,10 @@ pub(super) fn apply(
         Change::NatSource(index, address) => {
             let words = nat_source_words(words(*address));
             done(maps.nat_sources.set(*index, words, 0), maps::NAT_SOURCES)?;
-            // Flows that are sent from another address by then have entries, but their traces named that by its index.
-            maps.shortcuts.nat_traces.clear();
+            if there.nat_sources.get(*index as usize).is_some() {
+                // Flows that are sent from the one before go on by their entries, but their traces name it by its index.
+                maps.shortcuts.nat_traces.clear();
+            }
             let index = *index as usize;
             if there.nat_sources.len() <= index {
                 there.nat_sources.resize(index + 1, Ipv4Addr::UNSPECIFIED.into());
