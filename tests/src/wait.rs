@@ -1,11 +1,15 @@
 //! Waiting for what another process does.
 
 use std::{
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 /// How long something may take that happens at once on a quiet machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -35,4 +39,23 @@ pub fn wait_within(
         thread::sleep(Duration::from_millis(20));
     }
     Ok(())
+}
+
+/// Stops a process until it gets SIGCONT, and waits until each of its threads has stopped: those on other processors go on
+/// for a moment.
+///
+/// # Errors
+///
+/// It isn't there, or the user may not.
+pub fn suspend(process: Pid) -> Result<()> {
+    kill(process, Signal::SIGSTOP)?;
+    wait_until("all threads have stopped", || {
+        for task in fs::read_dir(format!("/proc/{process}/task"))? {
+            let stat = fs::read_to_string(task?.path().join("stat"))?;
+            if !stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    })
 }

@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use lb_tests::{
     bed::{Bed, SERVICE},
     pins::pin_directory,
-    wait::wait_until,
+    wait::{suspend, wait_until},
 };
 use lb_userspace::dataplane::Pins;
 use nix::{
@@ -130,7 +130,7 @@ fn detach_is_refused_while_a_controller_runs_also_if_it_hangs() -> Result<()> {
     };
     let said = detach()?;
     ensure!(said.contains("controller runs on") && said.contains(&process.to_string()), "{said}");
-    kill(Pid::from_raw(i32::try_from(process)?), Signal::SIGSTOP)?;
+    suspend(Pid::from_raw(i32::try_from(process)?))?;
     let said = detach();
     kill(Pid::from_raw(i32::try_from(process)?), Signal::SIGCONT)?;
     ensure!(said?.contains("controller runs on"));

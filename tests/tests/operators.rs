@@ -3,7 +3,12 @@
 use std::{fs, io::Write as _, net::SocketAddr, os::unix::net::UnixStream, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use lb_tests::{bed::Bed, client, script::Scripted, wait::wait_until};
+use lb_tests::{
+    bed::Bed,
+    client,
+    script::Scripted,
+    wait::{suspend, wait_until},
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -123,7 +128,7 @@ fn what_operators_said_of_a_backend_holds_also_with_another_address() -> Result<
 fn what_is_asked_of_a_controller_that_hangs_is_not_done_later() -> Result<()> {
     let bed = Bed::new(LB, "native", 2)?;
     let process = Pid::from_raw(i32::try_from(bed.controller_pid()?)?);
-    kill(process, Signal::SIGSTOP)?;
+    suspend(process)?;
     let asked = (|| {
         let mut client = UnixStream::connect(bed.socket())?;
         let drain =

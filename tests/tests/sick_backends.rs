@@ -13,7 +13,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use lb_tests::{bed::Bed, client, wait::wait_until};
+use lb_tests::{
+    bed::Bed,
+    client,
+    wait::{suspend, wait_until},
+};
 use nix::sys::{
     signal::{Signal, kill},
     socket::{setsockopt, sockopt::Linger},
@@ -122,7 +126,7 @@ fn who_is_neither_dead_nor_alive_is_down_in_time_and_in_words() -> Result<()> {
     let processes = bed.backend_namespace("mgmt01")?.processes();
     ensure!(!processes.is_empty(), "nothing to freeze");
     for process in &processes {
-        kill(*process, Signal::SIGSTOP)?;
+        suspend(*process)?;
     }
     is_ill.store(true, Ordering::Relaxed);
     let start = Instant::now();

@@ -8,7 +8,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use lb_tests::{bed::Bed, client, wait::wait_until};
+use lb_tests::{
+    bed::Bed,
+    client,
+    wait::{suspend, wait_until},
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -37,7 +41,7 @@ fn what_the_kernel_had_no_room_to_tell_is_found_out() -> Result<()> {
     fs::write(&batch, lines.chain([last.to_owned()]).collect::<String>())?;
     bed.on_backend("mgmt01", "ip", &["link", "set", "eth0", "address", "02:5b:00:00:00:77"])?;
     let process = Pid::from_raw(i32::try_from(bed.controller_pid()?)?);
-    kill(process, Signal::SIGSTOP)?;
+    suspend(process)?;
     let told = bed.balancer.ip(&["-batch", batch.to_str().context("UTF-8")?]);
     kill(process, Signal::SIGCONT)?;
     told?;

@@ -11,7 +11,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use lb_common::abi::maps;
-use lb_tests::{bed::Bed, client, wait::wait_until};
+use lb_tests::{
+    bed::Bed,
+    client,
+    wait::{suspend, wait_until},
+};
 use lb_userspace::dataplane::{Pins, detach};
 use nix::{
     sys::signal::{Signal, kill},
@@ -145,7 +149,7 @@ fn a_log_that_nobody_reads_stops_nothing_and_its_lines_are_counted() -> Result<(
 fn a_controller_that_hangs_is_shown_as_such() -> Result<()> {
     let bed = Bed::new(LB, "native", 1)?;
     let process = Pid::from_raw(i32::try_from(bed.controller_pid()?)?);
-    kill(process, Signal::SIGSTOP)?;
+    suspend(process)?;
     let start = Instant::now();
     let shown = bed.lb_ok(&["status"]);
     let took = start.elapsed();
