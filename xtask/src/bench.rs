@@ -41,6 +41,11 @@ pub(crate) fn bench(arguments: &Arguments) -> Result<()> {
     install::tools(install::LAB)?;
     install::tools(install::TESTS)?;
     install::tools(install::BENCH)?;
+    let all = Part::value_variants();
+    let parts = if arguments.parts.is_empty() { all } else { &arguments.parts };
+    if parts.contains(&Part::Guest) {
+        install::tools(install::GUEST)?;
+    }
     // What is measured are programs of their own.
     let mut build = cargo();
     build.args(["build", "--locked", "--release", "--package", "lb-tests"]);
@@ -50,8 +55,6 @@ pub(crate) fn bench(arguments: &Arguments) -> Result<()> {
     let directory = arguments.directory.clone().unwrap_or_else(|| root().join("bench"));
     command.arg("--directory").arg(directory);
     command.args(arguments.only.iter().flat_map(|only| ["--only", only]));
-    let all = Part::value_variants();
-    let parts = if arguments.parts.is_empty() { all } else { &arguments.parts };
     for part in parts {
         command.args(part.to_possible_value().map(|value| value.get_name().to_owned()));
     }

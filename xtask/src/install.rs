@@ -39,14 +39,18 @@ pub(crate) const TESTS: &[Tool] = &[
 
 /// What measuring needs beside that.
 pub(crate) const BENCH: &[Tool] = &[
+    ("taskset", "util-linux"),
+    ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
+];
+
+/// What a virtual machine needs beside that.
+pub(crate) const GUEST: &[Tool] = &[
     ("busybox", "busybox-static"),
     ("cpio", "cpio"),
     ("depmod", "kmod"),
     ("ldd", "libc-bin"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("strip", "binutils"),
-    ("taskset", "util-linux"),
-    ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
 ];
 
 /// What making packages needs.

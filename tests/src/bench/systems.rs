@@ -82,8 +82,13 @@ impl System {
             Self::Haproxy(mode) => running.process = Some(haproxy(bed, mode)?),
             Self::Nginx(module) => running.process = Some(nginx(bed, module)?),
         }
-        bed.wait_for(&format!("http://{}/client/", self.address()))?;
-        Ok(running)
+        match bed.wait_for(&format!("http://{}/client/", self.address())) {
+            Ok(()) => Ok(running),
+            Err(error) => {
+                running.remove(bed)?;
+                Err(error)
+            }
+        }
     }
 }
 
@@ -149,7 +154,7 @@ impl Running {
 fn redirector(bed: &Bed, program: &str) -> Result<Process> {
     let side = |interface: &str, neighbour: &str| -> Result<String> {
         wait_until("a neighbour is known", || {
-            bed.at_balancer("ping", &["-c1", "-W1", neighbour]).map(|_| true)
+            Ok(bed.at_balancer("ping", &["-c1", "-W1", neighbour]).is_ok())
         })?;
         let text = bed.at_balancer("ip", &["neigh", "show", neighbour, "dev", interface])?;
         let station = text.split("lladdr ").nth(1).and_then(|rest| rest.split(' ').next());

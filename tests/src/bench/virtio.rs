@@ -1,8 +1,9 @@
 //! Frames a second through lb and through others in a guest, whose interfaces hand programs the frames as they came.
 //!
 //! The frames of one connection, or of two, wait for the guest in its interface's queue, or in two; how fast it takes them, forwards
-//! them and hands them on is what is measured. Nobody sends meanwhile. Since QEMU executes the guest's instructions in software, and its one thread for devices copies
-//! each frame twice, only ratios within one run say something.
+//! them and hands them on is what is measured, and how much of its processors' time that takes. Nobody sends meanwhile. Since QEMU
+//! executes the guest's instructions in software, and its one thread for devices copies each frame twice, only ratios within one run
+//! say something.
 
 use std::{
     collections::BTreeMap,
@@ -38,6 +39,8 @@ struct Burst {
     rate: f64,
     /// What the guest's processors took for a frame, in microseconds.
     taken: f64,
+    /// How many of them were at work.
+    busy: f64,
     /// The part of the frames that didn't arrive.
     lost: f64,
 }
@@ -60,41 +63,45 @@ pub fn report(programs: &Programs, only: &str) -> Result<Report> {
                 .set_up(&bed, programs)
                 .with_context(|| format!("{name}: {}", bed.last_words()))?;
             let bursts = measure(&bed, *system, &running);
-            running.remove(&bed)?;
+            let removed = running.remove(&bed);
             for (queues, burst) in bursts.with_context(|| name.clone())? {
                 found.entry((name.clone(), queues)).or_default().push(burst);
             }
+            removed?;
             eprintln!("round {} of {ROUNDS}: {name}", round + 1);
         }
         systems.reverse();
     }
-    let middle = |name: &str, queues: usize, value: fn(&Burst) -> f64| {
+    let sorted = |name: &str, queues: usize, value: fn(&Burst) -> f64| {
         let bursts = found.get(&(name.to_owned(), queues)).map_or(&[][..], Vec::as_slice);
         let mut values: Vec<f64> = bursts.iter().map(value).collect();
         values.sort_by(f64::total_cmp);
+        values
+    };
+    let middle = |name: &str, queues, value| {
+        let values = sorted(name, queues, value);
         values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
     };
-    let rate = |name: &str, queues| middle(name, queues, |burst| burst.rate);
-    let against = |name: &str, other: &str, queues| {
-        let ratio = rate(name, queues) / rate(other, queues);
-        if ratio.is_nan() { String::new() } else { number(ratio) }
-    };
     let redirect = System::Redirect.name();
-    let row = |name: &String| {
-        let mut row = vec![name.clone()];
-        for queues in QUEUES {
-            let taken = |name: &str| middle(name, queues, |burst| burst.taken);
-            row.extend([
-                number(rate(name, queues)),
-                against(name, &redirect, queues),
-                number(taken(name)),
-                number(taken(name) / taken(&redirect)),
-            ]);
-        }
-        let lost = QUEUES.map(|queues| middle(name, queues, |burst| burst.lost));
-        row.push(format!("{:.2}%", lost[1] * 100.0));
-        row
+    let row = |(name, queues): (&String, usize)| {
+        let against = |value| {
+            let ratio = middle(name, queues, value) / middle(&redirect, queues, value);
+            if ratio.is_nan() { String::new() } else { number(ratio) }
+        };
+        let worst = sorted(name, queues, |burst| burst.lost).last().copied().unwrap_or(f64::NAN);
+        vec![
+            name.clone(),
+            queues.to_string(),
+            number(middle(name, queues, |burst| burst.rate)),
+            against(|burst: &Burst| burst.rate),
+            number(middle(name, queues, |burst| burst.taken)),
+            against(|burst: &Burst| burst.taken),
+            number(middle(name, queues, |burst| burst.busy)),
+            format!("{:.2}%", worst * 100.0),
+        ]
     };
+    let all = QUEUES.into_iter().flat_map(|queues| names.iter().map(move |name| (name, queues)));
+    let kernel = bed.at_balancer("uname", &["-r"])?;
     let result = |((name, queues), bursts): (&(String, usize), &Vec<Burst>)| {
         let all = |value: fn(&Burst) -> f64| bursts.iter().map(value).collect::<Vec<f64>>();
         json!({
@@ -102,36 +109,35 @@ pub fn report(programs: &Programs, only: &str) -> Result<Report> {
             "queues": queues,
             "thousand_frames_a_second": all(|burst| burst.rate),
             "processor_microseconds_a_frame": all(|burst| burst.taken),
+            "processors_busy": all(|burst| burst.busy),
             "lost": all(|burst| burst.lost),
         })
     };
-    let bars = QUEUES.into_iter().flat_map(|queues| {
-        let bar = move |name: &String| Bar {
-            group: format!("frames of 64 bytes, by {queues} of the interface's queues"),
-            label: name.clone(),
-            value: rate(name, queues),
-        };
-        names.iter().map(bar).collect::<Vec<_>>()
-    });
+    let bar = |(name, queues): (&String, usize)| Bar {
+        group: format!("frames of 64 bytes, by {queues} of the interface's queues"),
+        label: name.clone(),
+        value: middle(name, queues, |burst| burst.rate),
+    };
     Ok(Report {
         name: "guest",
-        title: "Frames a second through a guest executed in software".to_owned(),
+        title: format!(
+            "Frames a second through a guest executed in software (Linux {})",
+            kernel.trim()
+        ),
         unit: "thousands",
-        bars: bars.collect(),
+        bars: all.clone().map(bar).collect(),
         scaled_by_group: false,
         headings: vec![
             "system",
-            "1 queue, kpps",
+            "queues",
+            "kpps",
             "× XDP redirect",
             "CPU µs/frame",
             "× XDP redirect",
-            "2 queues, kpps",
-            "× XDP redirect",
-            "CPU µs/frame",
-            "× XDP redirect",
-            "lost by 2",
+            "CPUs busy",
+            "lost at worst",
         ],
-        rows: names.iter().map(row).collect(),
+        rows: all.map(row).collect(),
         results: found.iter().map(result).collect(),
     })
 }
@@ -146,24 +152,28 @@ fn measure(bed: &Bed, system: System, running: &Running) -> Result<Vec<(usize, B
             let before = senders.arrived(running)?;
             senders.send(FRAMES, &processors)?;
             let start = Instant::now();
-            let (early, busy) = (senders.arrived(running)?, bed.processor_time()?);
+            let (early, idle) = (senders.arrived(running)?, bed.processor_time()?);
             let sent = u64::from(FRAMES) * queues as u64;
-            let (mut last, mut at) = (early, start);
+            let (mut last, mut at, mut busy) = (early, start, idle);
             while last - before < sent && at.elapsed() < SILENCE {
                 thread::sleep(Duration::from_millis(1));
                 let arrived = senders.arrived(running)?;
                 if arrived > last {
-                    (last, at) = (arrived, Instant::now());
+                    (last, at, busy) = (arrived, Instant::now(), bed.processor_time()?);
                 }
             }
             let waited = last - early;
-            ensure!(waited > sent / 4, "of {sent} frames, {waited} were left when all were sent");
+            ensure!(waited > sent / 4, "{waited} of {sent} frames came after all had been sent");
             // The first one finds everything cold.
             if burst > 0 {
-                let rate = waited as f64 / (at - start).as_secs_f64() / 1e3;
-                let taken = (bed.processor_time()? - busy) as f64 / waited as f64 / 1e3;
-                let lost = 1.0 - (last - before) as f64 / sent as f64;
-                bursts.push((queues, Burst { rate, taken, lost }));
+                let (taken, elapsed) = ((busy - idle) as f64, (at - start).as_secs_f64());
+                let found = Burst {
+                    rate: waited as f64 / elapsed / 1e3,
+                    taken: taken / waited as f64 / 1e3,
+                    busy: taken / elapsed / 1e9,
+                    lost: 1.0 - (last - before) as f64 / sent as f64,
+                };
+                bursts.push((queues, found));
             }
         }
     }
