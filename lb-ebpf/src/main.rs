@@ -92,12 +92,12 @@ stages! {
         };
         scratch(&maps::SCRATCH_IPV6).map_or(INCOMPLETE, process)
     };
-    lb_open: Open |frame, _| match segment(frame, &maps::SCRATCH) {
-        Ok(scratch) => datapath::open(frame, &MapTables, scratch),
+    lb_open: Open |frame, note| match segment(frame, &maps::SCRATCH) {
+        Ok(scratch) => datapath::open(frame, &MapTables, scratch, note),
         Err(decision) => decision,
     };
-    lb_open_ipv6: OpenIpv6 |frame, _| match segment(frame, &maps::SCRATCH_IPV6) {
-        Ok(scratch) => datapath::open(frame, &MapTables, scratch),
+    lb_open_ipv6: OpenIpv6 |frame, note| match segment(frame, &maps::SCRATCH_IPV6) {
+        Ok(scratch) => datapath::open(frame, &MapTables, scratch, note),
         Err(decision) => decision,
     };
     lb_trouble: Trouble |frame, _| match segment(frame, &maps::SCRATCH) {

@@ -134,12 +134,12 @@ impl Host {
             Stage::Fragment => datapath::process_fragment(packet, self, &mut ipv4.basic),
             Stage::FragmentIpv6 => datapath::process_fragment(packet, self, &mut ipv6.basic),
             Stage::Options => datapath::look_at_options(packet, &mut note),
-            Stage::Open => {
-                with_segment(packet, ipv4, |packet, scratch| datapath::open(packet, self, scratch))
-            }
-            Stage::OpenIpv6 => {
-                with_segment(packet, ipv6, |packet, scratch| datapath::open(packet, self, scratch))
-            }
+            Stage::Open => with_segment(packet, ipv4, |packet, scratch| {
+                datapath::open(packet, self, scratch, &note)
+            }),
+            Stage::OpenIpv6 => with_segment(packet, ipv6, |packet, scratch| {
+                datapath::open(packet, self, scratch, &note)
+            }),
             Stage::Record => datapath::record(packet, self, &mut ipv4.basic, &note),
             Stage::RecordIpv6 => datapath::record(packet, self, &mut ipv6.basic, &note),
             Stage::Trouble => with_segment(packet, ipv4, |packet, scratch| {

@@ -39,7 +39,7 @@ fn packets_look_at_no_more_tables_than_they_have_to() -> Result<()> {
     demand(&mut pair, "not ours, to a port of ours", &elsewhere, Reason::NoService, [4, 4])?;
 
     let syn = Segment::syn(client_of(VIP.0), VIP).build();
-    demand(&mut pair, "full NAT: SYN", &syn, Reason::Opened, [9, 19])?;
+    demand(&mut pair, "full NAT: SYN", &syn, Reason::Opened, [8, 19])?;
     // Traces and copies hold for some seconds, and what comes after one is looked up.
     pair.within_one_tick(demand_of_full_nat)?;
     pair.within_one_tick(demand_of_dsr)
@@ -70,7 +70,7 @@ fn demand_of_dsr(pair: &mut Pair) -> Result<()> {
         segment.sequence += u32::from(bits != flags::SYN);
         segment.build()
     };
-    demand(pair, "dsr: SYN", &segment(flags::SYN), Reason::Opened, [6, 15])?;
+    demand(pair, "dsr: SYN", &segment(flags::SYN), Reason::Opened, [5, 16])?;
     demand(pair, "dsr: its ACK", &segment(flags::ACK), Reason::ToBackend, [5, 14])?;
     demand(pair, "dsr: looked up", &segment(flags::ACK), Reason::ToBackend, [2, 14])?;
     demand(pair, "dsr: steady", &segment(flags::ACK), Reason::ToBackend, [0, 6])

@@ -4,7 +4,7 @@
 //! [`express`]. The others:
 //!
 //! 1. [`network`], [`parse`]: is it a TCP segment or a UDP datagram that could be ours?
-//! 2. [`locate`]: does it belong to a flow? If not, perhaps to a half-open handshake, or it opens one:
+//! 2. [`look_up`]: does it belong to a flow? If not, perhaps to a half-open handshake, or it opens one:
 //!    [`open`], a program of its own.
 //! 3. It may be sent on: [`Segment::admit`] and [`transmit::backend`] find nothing against it.
 //! 4. The tables follow it: [`established`] or [`handshake`]. What belongs to no flow is [`opening`]'s:
@@ -28,6 +28,7 @@ mod express;
 mod fragments;
 mod handshake;
 mod hash;
+mod look_up;
 mod nat;
 mod nat_traces;
 mod network;
@@ -59,7 +60,7 @@ pub use verdict::{Action, Edits, Kind, Reason, Verdict};
 
 use self::{cache::Mark, choice::Attempt, handshake::Found, parse::Segment, traces::Trace};
 use crate::{
-    abi::{Direction, Entry, Flow, FlowKey, Service},
+    abi::{Flow, FlowKey, Service},
     wire::{EtherType, EthernetHeader},
 };
 use bytemuck::Zeroable;
@@ -152,7 +153,7 @@ pub fn decide<A: Family, P: Packet, T: FamilyTables<A>>(
     tables: &T,
     scratch: &mut Scratch<A>,
 ) -> Decision {
-    let result = forward(packet, tables, scratch);
+    let result = look_up::forward(packet, tables, scratch);
     conclude(packet, tables, scratch, result)
 }
 
@@ -162,15 +163,23 @@ pub fn open<A: Family, P: Packet, T: FamilyTables<A>>(
     packet: &mut P,
     tables: &T,
     scratch: &mut Scratch<A>,
+    note: &Note,
 ) -> Decision {
-    let attempt = match handshake::find(tables, &scratch.segment, &mut scratch.flow) {
-        Found::HalfOpen(handshake) => {
-            let result = handshake::forward(packet, tables, scratch, handshake);
-            return conclude(packet, tables, scratch, result);
+    let mut attempt = Attempt::FIRST;
+    if !note.is_new() {
+        match handshake::find(tables, &scratch.segment, &mut scratch.flow) {
+            Found::HalfOpen(handshake) => {
+                let result = handshake::forward(packet, tables, scratch, handshake);
+                return conclude(packet, tables, scratch, result);
+            }
+            Found::Failed(failed) => attempt = failed,
+            Found::Nothing => {}
         }
-        Found::Failed(attempt) => attempt,
-        Found::Nothing => Attempt::FIRST,
-    };
+        let Some(service) = opening::service(tables, &scratch.segment.key) else {
+            return Decision::refusing(packet, Reason::NoService);
+        };
+        scratch.service = service;
+    }
     match opening::prepare(tables, scratch, attempt) {
         Ok(()) => {
             let [.., record, _] = A::STAGES;
@@ -204,7 +213,8 @@ fn conclude<A: Family, P: Packet, T: FamilyTables<A>>(
     let [_, _, too_big, _, trouble, record, _] = A::STAGES;
     match result {
         Ok(verdict) => Decision::made(packet, verdict),
-        Err(Stop::Open) => opening::leave(packet, &scratch.segment),
+        Err(Stop::Open) => opening::leave(packet, &scratch.segment, false),
+        Err(Stop::OpenNew) => opening::leave(packet, &scratch.segment, true),
         Err(Stop::Again) => Decision::Left(record),
         Err(Stop::Trouble | Stop::Refused(Reason::BackendDown)) => {
             Decision::leaving(packet, trouble)
@@ -312,6 +322,8 @@ enum Stop {
     Refused(Reason),
     /// It belongs to no established flow, but perhaps to a handshake, or opens one.
     Open,
+    /// The same where there is no handshake. Its service is known.
+    OpenNew,
     /// It belongs to a flow in trouble.
     Trouble,
     /// It opens a flow, and what was found for that is in use: it has to be looked once more.
@@ -323,71 +335,6 @@ impl From<Reason> for Stop {
     fn from(reason: Reason) -> Self {
         Self::Refused(reason)
     }
-}
-
-/// Forwards a segment of an established flow.
-#[inline(always)]
-fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
-    packet: &mut P,
-    tables: &T,
-    scratch: &mut Scratch<A>,
-) -> Result<Verdict, Stop> {
-    let Scratch { segment, flow, longest, trace, mark, .. } = scratch;
-    let segment = &*segment;
-    // Most of what isn't ours ends here.
-    if !tables.port_sets(segment.key.destination_port.get()).ours {
-        return Err(Reason::NoService.into());
-    }
-    let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
-    let now = tables.now();
-    let entry = locate(tables, segment, flow)?;
-    segment.admit(packet, &settings)?;
-    let backend = transmit::backend(tables, segment, flow, longest)?;
-    let reason = established::follow(tables, segment, entry, flow)?;
-    if flow.forwarding.sees_replies() {
-        // Once a tick has to do, where it isn't found afterwards.
-        let is_due = flow.last_seen != now.tick() && cache::may_have_copy(flow, now.tick());
-        if is_due && segment.is_one_of_many() {
-            match Direction::from_u8(flow.direction) {
-                Direction::ToBackend => nat_traces::leave(tables, segment, &settings, now, flow),
-                Direction::ToClient => {
-                    mark.leave(tables, segment, flow, settings.secret, now.tick());
-                }
-            }
-        }
-    } else if traces::may_have_trace(flow) && segment.is_one_of_many() {
-        *trace = Trace::new(segment, &settings, now);
-        trace.leave(tables, segment, flow);
-    }
-    let edits = Edits::NONE;
-    Ok(transmit::send(packet, tables, segment, flow, backend, reason, edits)?)
-}
-
-/// Finds the established flow that a segment belongs to, and copies what is known of it to `flow`.
-#[inline(always)]
-fn locate<'t, A: Family, T: FamilyTables<A>>(
-    tables: &'t T,
-    segment: &Segment<A>,
-    flow: &mut Flow<A>,
-) -> Result<Entry<'t, Flow<A>>, Stop> {
-    if let Some(entry) = tables.find(Table::Established, &segment.key) {
-        *flow = entry.read();
-        if !established::begins_anew(tables, segment, flow) {
-            return Ok(entry);
-        }
-        tables::forget(tables, Table::Established, &segment.key, flow);
-        cache::erase(tables, &segment.key, flow, None);
-        return Err(Stop::Open);
-    }
-    if opening::service(tables, &segment.key).is_none() {
-        // And the rest of it here, without a look at half-open handshakes.
-        let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
-        if settings.replies_anywhere == 0 && !nat::is_ours(&settings, segment.key.destination_port)
-        {
-            return Err(Reason::NoService.into());
-        }
-    }
-    Err(Stop::Open)
 }
 
 /// Offset of the network header in a frame without VLAN tags, in bytes.

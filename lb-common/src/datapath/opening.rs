@@ -4,7 +4,7 @@
 use core::hint;
 
 use super::{
-    Decision, Edits, Family, FamilyTables, Packet, Reason, Scratch, Stop, Table, Verdict,
+    Decision, Edits, Family, FamilyTables, Note, Packet, Reason, Scratch, Stop, Table, Verdict,
     choice::{self, Attempt},
     established, nat, options,
     parse::Segment,
@@ -20,18 +20,14 @@ use crate::{
     wire::TcpFlags,
 };
 
-/// Picks a backend for a segment that belongs to no flow, if it may open one, and writes down in `flow` what is
-/// known of that then.
+/// Picks a backend for a segment that belongs to no flow, if it may open one to the service, and writes down in `flow`
+/// what is known of that then.
 #[inline(always)]
 pub(super) fn prepare<A: Family, T: FamilyTables<A>>(
     tables: &T,
     scratch: &mut Scratch<A>,
     attempt: Attempt,
 ) -> Result<(), Reason> {
-    let Some(service) = service(tables, &scratch.segment.key) else {
-        return Err(Reason::NoService);
-    };
-    scratch.service = service;
     // The verifier forgets what was compared with what: else it would go on with one path for each outcome.
     scratch.memory = [attempt.tries, attempt.avoided];
     let Scratch { segment, flow, service, memory: [tries, avoided], .. } =
@@ -82,14 +78,21 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     Ok(transmit::send(packet, tables, segment, flow, Some(backend), reason, edits)?)
 }
 
-/// Leaves a segment of no established flow to the part for those, a SYN after a look at its options.
+/// Leaves a segment of no established flow to the part for those, a SYN after a look at its options. Of one that is new,
+/// there is no handshake either, and its service is known.
 #[inline(always)]
-pub(super) fn leave<A: Family, P: Packet>(packet: &mut P, segment: &Segment<A>) -> Decision {
+pub(super) fn leave<A: Family, P: Packet>(
+    packet: &mut P,
+    segment: &Segment<A>,
+    is_new: bool,
+) -> Decision {
     let [_, _, _, open, ..] = A::STAGES;
+    let note = Note::of_segment(packet.tags(), is_new);
     if segment.flags.opens() && segment.options_length > 0 {
-        Decision::surveying(packet, open, segment.transport_offset())
+        Decision::surveying(packet, open, note, segment.transport_offset())
     } else {
-        Decision::leaving(packet, open)
+        packet.leave(note);
+        Decision::Left(open)
     }
 }
 

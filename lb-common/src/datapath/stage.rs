@@ -85,6 +85,8 @@ pub struct Note {
     pub longest: u16,
     /// Number of the part that goes on after [`Stage::Options`]; zero: none.
     pub(super) next: u16,
+    /// Whether [`Stage::Open`] needn't look for a handshake, and finds the service in [`super::Scratch`].
+    is_new: u32,
     /// What became of it: for [`Stage::Finish`].
     pub verdict: Verdict,
 }
@@ -101,7 +103,19 @@ pub enum Decision {
 impl Note {
     #[inline(always)]
     pub(super) fn new(tags: VlanTags) -> Self {
-        Self { tags, longest: 0, next: 0, verdict: Verdict::zeroed() }
+        Self { tags, longest: 0, next: 0, is_new: 0, verdict: Verdict::zeroed() }
+    }
+
+    /// Of a segment of no flow, for [`Stage::Open`].
+    #[inline(always)]
+    pub(super) fn of_segment(tags: VlanTags, is_new: bool) -> Self {
+        Self { is_new: is_new.into(), ..Self::new(tags) }
+    }
+
+    /// Whether it is of a segment that is of no handshake either, and whose service is known.
+    #[inline(always)]
+    pub(super) const fn is_new(&self) -> bool {
+        self.is_new != 0
     }
 }
 
@@ -146,9 +160,10 @@ impl Decision {
     pub(super) fn surveying<P: Packet>(
         packet: &mut P,
         next: Stage,
+        note: Note,
         transport_offset: usize,
     ) -> Self {
-        let mut note = Note { next: next as u16, ..Note::new(packet.tags()) };
+        let mut note = Note { next: next as u16, ..note };
         note.verdict.edits.transport_offset = transport_offset as u16;
         packet.leave(note);
         Self::Left(Stage::Options)

@@ -190,6 +190,12 @@ pub(super) fn may_have_trace<A: Family>(flow: &Flow<A>) -> bool {
         && Home { backend: flow.backend, forwarding: flow.forwarding }.has_room()
 }
 
+/// Has the processor fetch what [`erase`] will look at, while it looks up the flow.
+#[inline(always)]
+pub(super) fn prefetch<A: Family, T: Tables>(tables: &T, key: &FlowKey<A>, settings: &Settings) {
+    let _: TraceSet = tables.traces(TracePlace::of(key, settings).set);
+}
+
 /// Erases the traces of a flow whose entry has changed, or was removed, by whatever stations its frames came.
 #[inline(always)]
 pub(super) fn erase<A: Family, T: Tables>(tables: &T, key: &FlowKey<A>, settings: &Settings) {

@@ -71,7 +71,7 @@ fn handle<A: Family, P: Packet, T: FamilyTables<A>>(
                 // It is taken for a packet of no flow.
                 _ => {
                     forget(tables, table, &segment.key, flow);
-                    return opening::leave(packet, segment);
+                    return opening::leave(packet, segment, false);
                 }
             }
         }
