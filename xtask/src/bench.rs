@@ -4,6 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use tokio::{
+    runtime::Builder,
+    signal::unix::{SignalKind, signal},
+};
 
 use crate::{
     build::{cargo, root, succeed},
@@ -59,5 +63,15 @@ pub(crate) fn bench(arguments: &Arguments) -> Result<()> {
         command.args(part.to_possible_value().map(|value| value.get_name().to_owned()));
     }
     privilege::run_as_root(&mut command);
+    outlive_interruptions()?;
     succeed(&mut command)
+}
+
+/// From here on Ctrl-C doesn't end this process: the one that it waits for gets it as well, and has something to remove.
+fn outlive_interruptions() -> Result<()> {
+    let runtime = Builder::new_current_thread().enable_io().build()?;
+    // What hears it stays for as long as the process, and in no other.
+    let _context = runtime.enter();
+    drop(signal(SignalKind::interrupt())?);
+    Ok(())
 }

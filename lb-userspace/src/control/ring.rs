@@ -10,6 +10,7 @@
 
 use std::{cmp::Reverse, collections::BinaryHeap, hash::Hasher, net::SocketAddr};
 
+use fixedbitset::FixedBitSet;
 use siphasher::sip::SipHasher13;
 
 /// A backend as its ring sees it.
@@ -59,7 +60,7 @@ pub fn build(members: &[Member], size: u32, seed: u32) -> Vec<u32> {
     let permutations =
         || identities.iter().map(|identity| Permutation::new(identity, size, seed)).collect();
     let mut present: Vec<Permutation> = permutations();
-    let mut owners: Vec<Option<usize>> = vec![None; size as usize];
+    let mut owners: Vec<Option<u32>> = vec![None; size as usize];
     let weights: Vec<u32> = members.iter().map(|member| member.weight).collect();
     fill(&mut owners, &mut present, &weights, &shares(&weights, size));
 
@@ -69,7 +70,7 @@ pub fn build(members: &[Member], size: u32, seed: u32) -> Vec<u32> {
     let shares = shares(&available, size);
     let mut kept = vec![0; members.len()];
     for slot in &mut owners {
-        let Some(owner) = *slot else { continue };
+        let Some(owner) = slot.map(|owner| owner as usize) else { continue };
         kept[owner] += 1;
         let is_warm = members[owner].percent >= 100;
         if !members[owner].available || !(is_warm || kept[owner] <= shares[owner]) {
@@ -78,7 +79,7 @@ pub fn build(members: &[Member], size: u32, seed: u32) -> Vec<u32> {
     }
     fill(&mut owners, &mut permutations(), &available, &shares);
 
-    owners.into_iter().flatten().map(|owner| members[owner].index).collect()
+    owners.into_iter().flatten().map(|owner| members[owner as usize].index).collect()
 }
 
 /// The order in which members get connections in turn: each as often as its weight says, and as evenly as can be. Where
@@ -132,15 +133,19 @@ fn shares(weights: &[u32], size: u32) -> Vec<u32> {
 /// Turns come in proportion to weights, and not to shares, which are rounded: as others come and go, those become others by one
 /// slot, and every later turn would be another. Who has its share waits.
 fn fill(
-    owners: &mut [Option<usize>],
+    owners: &mut [Option<u32>],
     permutations: &mut [Permutation],
     weights: &[u32],
     shares: &[u32],
 ) {
     let mut missing: Vec<u32> = shares.to_vec();
     let mut free = owners.len();
-    for owner in owners.iter().flatten() {
-        missing[*owner] = missing[*owner].saturating_sub(1);
+    // Most looks are at those, at one after the other all over the ring: so it is small.
+    let mut taken = FixedBitSet::with_capacity(owners.len());
+    for (slot, owner) in owners.iter().enumerate() {
+        let Some(owner) = *owner else { continue };
+        missing[owner as usize] = missing[owner as usize].saturating_sub(1);
+        taken.insert(slot);
         free -= 1;
     }
     let largest = weights.iter().copied().max().unwrap_or(0);
@@ -156,7 +161,9 @@ fn fill(
                 continue;
             }
             credit[index] -= largest;
-            owners[permutation.next_free(owners)] = Some(index);
+            let slot = permutation.next_free(&taken);
+            owners[slot] = Some(index as u32);
+            taken.insert(slot);
             missing[index] -= 1;
             free -= 1;
         }
@@ -165,8 +172,9 @@ fn fill(
 
 /// The order in which a backend wants slots: all of them, each once, since the size is prime.
 struct Permutation {
-    next: u64,
-    skip: u64,
+    next: usize,
+    skip: usize,
+    size: usize,
 }
 
 impl Permutation {
@@ -176,15 +184,20 @@ impl Permutation {
             hasher.write(identity.as_bytes());
             hasher.finish()
         };
-        let size = u64::from(size);
-        Self { next: hash(0) % size, skip: hash(1) % (size - 1) + 1 }
+        let wide = u64::from(size);
+        let [next, skip] = [hash(0) % wide, hash(1) % (wide - 1) + 1];
+        Self { next: next as usize, skip: skip as usize, size: size as usize }
     }
 
-    fn next_free(&mut self, owners: &[Option<usize>]) -> usize {
+    fn next_free(&mut self, taken: &FixedBitSet) -> usize {
         loop {
-            let slot = self.next as usize;
-            self.next = (self.next + self.skip) % owners.len() as u64;
-            if owners[slot].is_none() {
+            let slot = self.next;
+            self.next += self.skip;
+            // Without a division, which would be most of what a ring takes.
+            if self.next >= self.size {
+                self.next -= self.size;
+            }
+            if !taken.contains(slot) {
                 return slot;
             }
         }

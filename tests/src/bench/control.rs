@@ -17,7 +17,7 @@ use lb_userspace::control::ring::{Member, build};
 use serde_json::{Value, json};
 
 use super::{
-    apart,
+    apart, interruption,
     report::{Bar, Report, number},
 };
 use crate::{
@@ -60,6 +60,7 @@ pub fn report(lb: &str, only: &str) -> Result<Report> {
         ("list", list),
         ("memory", memory),
     ] {
+        interruption::demand_none()?;
         if name.contains(only) {
             found.extend(apart(|| measure(lb))?);
             eprintln!("{name}: done");

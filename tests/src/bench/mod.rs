@@ -8,6 +8,7 @@ mod bed;
 mod cases;
 pub mod control;
 mod guest;
+pub mod interruption;
 pub mod network;
 pub mod packets;
 mod processors;

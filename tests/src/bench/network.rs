@@ -12,6 +12,7 @@ use serde_json::json;
 use super::{
     Programs,
     bed::Bed,
+    interruption,
     report::{Bar, Report, number},
     systems::System,
 };
@@ -67,6 +68,7 @@ pub fn report(programs: &Programs, only: &str) -> Result<Report> {
     let mut found: BTreeMap<(String, Quantity), Vec<f64>> = BTreeMap::new();
     for round in 0..ROUNDS {
         for system in &systems {
+            interruption::demand_none()?;
             let name = system.name();
             let running = system.set_up(&bed, programs)?;
             let result = measure(&bed, system.address());

@@ -18,6 +18,7 @@ use serde_json::json;
 
 use super::{
     cases::{Case, MOST_FLOWS, Packets, cases, service_of},
+    interruption,
     report::{Bar, Report, number},
 };
 use crate::{
@@ -182,6 +183,7 @@ impl Bench {
             sent += all;
         }
         for _ in 0..count {
+            interruption::demand_none()?;
             // New flows come once, in their order: what isn't measured uses others.
             let start = self.repeater.next()?;
             let mut taken = [0.0; 3];

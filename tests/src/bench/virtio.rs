@@ -17,6 +17,7 @@ use serde_json::json;
 use super::{
     Programs,
     bed::Bed,
+    interruption,
     rate::SYSTEMS,
     report::{Bar, Report, number},
     senders::Senders,
@@ -58,6 +59,7 @@ pub fn report(programs: &Programs, only: &str) -> Result<Report> {
     let mut found: BTreeMap<(String, usize), Vec<Burst>> = BTreeMap::new();
     for round in 0..ROUNDS {
         for system in &systems {
+            interruption::demand_none()?;
             let name = system.name();
             let running = system
                 .set_up(&bed, programs)

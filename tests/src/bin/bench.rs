@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
-use lb_tests::bench::{Programs, apart, control, network, packets, rate, virtio};
+use lb_tests::bench::{Programs, apart, control, interruption, network, packets, rate, virtio};
 
 #[derive(Parser)]
 struct Arguments {
@@ -35,6 +35,7 @@ enum Part {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let programs = Programs::beside_this_one()?;
+    interruption::watch()?;
     for part in &arguments.parts {
         let report = match part {
             Part::Packets => apart(|| packets::Bench::new()?.report(&arguments.only))?,
