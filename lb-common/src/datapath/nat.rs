@@ -45,13 +45,15 @@ pub(super) fn reserve<A: Family, T: FamilyTables<A>>(
         return reserve_port(tables, settings, backend, key, reply, memory);
     }
     // A handshake that the backend hasn't answered has to give way.
-    let peer = tables.find(Table::Embryonic, key).map(|entry| entry.read().peer_key(key.protocol));
-    let request = peer.and_then(|peer| tables.find(Table::Embryonic, &peer));
-    if request.is_some_and(|request| request.read().state == FlowState::ANSWERED) {
-        return Err(Reason::TupleInUse.into());
+    if let Some(entry) = tables.find(Table::Embryonic, key) {
+        let peer = entry.read().peer_key(key.protocol);
+        let request = tables.find(Table::Embryonic, &peer);
+        if request.is_some_and(|request| request.read().state == FlowState::ANSWERED) {
+            return Err(Reason::TupleInUse.into());
+        }
+        tables.remove(Table::Embryonic, key);
     }
-    tables.remove(Table::Embryonic, key);
-    match claim(tables, key, reply) {
+    match claim_unshaken(tables, key, reply) {
         Ok(()) => Ok(()),
         Err(Claim::Full) => Err(Reason::EmbryonicTableFull.into()),
         Err(Claim::Taken) => Err(Reason::TupleInUse.into()),
@@ -260,6 +262,20 @@ fn claim<A: Family, T: FamilyTables<A>>(
     key: &FlowKey<A>,
     reply: &mut Flow<A>,
 ) -> Result<(), Claim> {
+    // Looked up before: the table makes room for an insertion even where it then fails.
+    if tables.find(Table::Embryonic, key).is_some() {
+        return Err(Claim::Taken);
+    }
+    claim_unshaken(tables, key, reply)
+}
+
+/// The same where no handshake has it.
+#[inline(always)]
+fn claim_unshaken<A: Family, T: FamilyTables<A>>(
+    tables: &T,
+    key: &FlowKey<A>,
+    reply: &mut Flow<A>,
+) -> Result<(), Claim> {
     if let Some(entry) = tables.find(Table::Established, key) {
         let flow = entry.read();
         if !flow.is_surely_over() {
@@ -267,10 +283,6 @@ fn claim<A: Family, T: FamilyTables<A>>(
         }
         tables.remove(Table::Established, &flow.peer_key(key.protocol));
         tables.remove(Table::Established, key);
-    }
-    // Looked up before: the table makes room for an insertion even where it then fails.
-    if tables.find(Table::Embryonic, key).is_some() {
-        return Err(Claim::Taken);
     }
     rewrite::prepare(reply, key);
     tables.insert(Table::Embryonic, key, reply).map_err(|error| match error {
