@@ -1,7 +1,13 @@
 //! A TCP connection through the balancer, played from both ends.
 
+use std::net::IpAddr;
+
 use anyhow::{Result, ensure};
-use lb_common::datapath::Reason;
+use lb_common::{
+    abi::FlowKey,
+    datapath::Reason,
+    wire::{Ipv4Address, NetworkU16, PROTOCOL_TCP},
+};
 
 use crate::{
     frame::{Segment, flags},
@@ -155,5 +161,27 @@ impl Connection {
         ensure!(seen.destination == self.client, "{what}: {seen:?}");
         ensure!(seen.source_mac == OWN_MAC, "{what}: {seen:?}");
         Ok(())
+    }
+}
+
+/// The key of a flow by TCP over IPv4.
+///
+/// # Panics
+///
+/// It is over IPv6.
+pub fn flow_key(source: Socket, destination: Socket) -> FlowKey<Ipv4Address> {
+    FlowKey {
+        source: ipv4(source.0),
+        destination: ipv4(destination.0),
+        source_port: NetworkU16::new(source.1),
+        destination_port: NetworkU16::new(destination.1),
+        protocol: PROTOCOL_TCP.into(),
+    }
+}
+
+fn ipv4(address: IpAddr) -> Ipv4Address {
+    match address {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => unreachable!("{address}"),
     }
 }

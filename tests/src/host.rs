@@ -194,6 +194,11 @@ impl Host {
         self.ipv4.copies.borrow().len() + self.ipv6.copies.borrow().len()
     }
 
+    /// Erases the traces of flows by direct return.
+    pub fn forget_traces(&self) {
+        self.traces.borrow_mut().clear();
+    }
+
     /// How many traces there are of flows whose replies pass through us.
     pub fn nat_traces(&self) -> usize {
         let sets = self.nat_traces.borrow();

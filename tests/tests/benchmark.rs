@@ -3,44 +3,56 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader},
+    os::unix::process::CommandExt as _,
+    path::Path,
     process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, ensure};
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::signal::{Signal, killpg},
     unistd::Pid,
 };
 use tempfile::TempDir;
+
+/// Files in a directory whose names begin so.
+fn count(directory: impl AsRef<Path>, prefix: &str) -> Result<usize> {
+    let names = fs::read_dir(directory)?.collect::<Result<Vec<_>, _>>()?;
+    let names = names.iter().filter_map(|name| name.file_name().into_string().ok());
+    Ok(names.filter(|name| name.starts_with(prefix)).count())
+}
 
 #[test]
 fn an_interrupted_benchmark_leaves_nothing_behind() -> Result<()> {
     let (reports, temporary) = (TempDir::new()?, TempDir::new()?);
     let mut bench = Command::new(env!("CARGO_BIN_EXE_bench"))
         .env("TMPDIR", temporary.path())
-        .args(["rate", "--only", "XDP redirect", "--directory"])
+        .args(["rate", "--only", "lb dsr", "--directory"])
         .arg(reports.path())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
+        .process_group(0)
         .spawn()?;
-    let prefix = format!("lbb{}-", bench.id());
-    let namespaces = || -> Result<usize> {
-        let names = fs::read_dir("/run/netns")?.collect::<Result<Vec<_>, _>>()?;
-        let names = names.iter().filter_map(|name| name.file_name().into_string().ok());
-        Ok(names.filter(|name| name.starts_with(&prefix)).count())
-    };
     let mut lines = BufReader::new(bench.stderr.take().context("its messages")?).lines();
     let first = lines.next().context("it measures something")??;
     ensure!(first.starts_with("round 1 of"), "{first}");
-    ensure!(namespaces()? == 3, "{} namespaces", namespaces()?);
-    kill(Pid::from_raw(bench.id().cast_signed()), Signal::SIGINT)?;
+    let id = bench.id();
+    // That which measures.
+    let child = fs::read_to_string(format!("/proc/{id}/task/{id}/children"))?;
+    let [namespaces, pins] = [("lbb", "/run/netns"), ("lb-test-", "/sys/fs/bpf")]
+        .map(|(name, directory)| (directory, format!("{name}{}-", child.trim())));
+    ensure!(count(namespaces.0, &namespaces.1)? == 3, "there are no {}", namespaces.1);
+    // As a terminal does it.
+    killpg(Pid::from_raw(id.cast_signed()), Signal::SIGINT)?;
     let said = lines.collect::<Result<Vec<_>, _>>()?.join("\n");
     let status = bench.wait()?;
     ensure!(status.code() == Some(1), "{status}: {said}");
     ensure!(said.contains("Error: interrupted"), "{said}");
-    ensure!(namespaces()? == 0, "{} namespaces are left", namespaces()?);
+    for (directory, prefix) in [namespaces, pins] {
+        ensure!(count(directory, &prefix)? == 0, "{prefix}: left in {directory}");
+    }
     for directory in [reports, temporary] {
-        let left = fs::read_dir(directory.path())?.count();
+        let left = count(directory.path(), "")?;
         ensure!(left == 0, "{left} files are left in {}", directory.path().display());
     }
     Ok(())

@@ -70,8 +70,8 @@ fn demand_of_dsr(pair: &mut Pair) -> Result<()> {
         segment.sequence += u32::from(bits != flags::SYN);
         segment.build()
     };
-    demand(pair, "dsr: SYN", &segment(flags::SYN), Reason::Opened, [5, 16])?;
-    demand(pair, "dsr: its ACK", &segment(flags::ACK), Reason::ToBackend, [5, 14])?;
-    demand(pair, "dsr: looked up", &segment(flags::ACK), Reason::ToBackend, [2, 14])?;
+    demand(pair, "dsr: SYN", &segment(flags::SYN), Reason::Opened, [5, 17])?;
+    demand(pair, "dsr: its ACK", &segment(flags::ACK), Reason::ToBackend, [5, 15])?;
+    demand(pair, "dsr: looked up", &segment(flags::ACK), Reason::ToBackend, [2, 15])?;
     demand(pair, "dsr: steady", &segment(flags::ACK), Reason::ToBackend, [0, 6])
 }

@@ -1,11 +1,14 @@
 //! By direct return, packets of flows that were looked up lately go past the table of flows.
 
+use std::collections::HashMap;
+
 use anyhow::{Context, Result, ensure};
 use lb_common::{
     abi::{Fate, Forwarding},
-    datapath::{Reason, Table},
+    datapath::{Reason, TRACE_WAYS, Table, TracePlace},
 };
 use lb_tests::{
+    connection::flow_key,
     frame::{Segment, flags},
     pair::Pair,
     seen::Seen,
@@ -231,4 +234,49 @@ fn a_flow_that_begins_elsewhere_is_found_there() -> Result<()> {
 #[test]
 fn a_flow_that_was_moved_is_found_where_it_is() -> Result<()> {
     demand_found(flags::ACK, flags::ACK, Reason::Adopted)
+}
+
+#[test]
+fn where_a_set_is_full_traces_stand_beside_it_and_go_from_there_as_well() -> Result<()> {
+    let mut pair = Pair::new(&World::default())?;
+    let (_, vip, _) = direct().next().context("a service")?;
+    let (address, _) = client_of(vip.0);
+    pair.within_one_tick(|pair| {
+        let settings = pair.host.world.settings;
+        let mut sets: HashMap<u32, Vec<Socket>> = HashMap::new();
+        let crowd = (1024..u16::MAX).find_map(|port| {
+            let there = sets
+                .entry(TracePlace::of(&flow_key((address, port), vip), &settings).set)
+                .or_default();
+            there.push((address, port));
+            (there.len() == TRACE_WAYS + 1).then(|| there.clone())
+        });
+        let crowd = crowd.context("more than a set has room for")?;
+        for client in &crowd {
+            open(pair, *client, vip)?;
+        }
+        forget(pair)?;
+        for client in &crowd {
+            send(pair, *client, vip, flags::ACK, Reason::ToBackend)?;
+        }
+        for client in &crowd {
+            send(pair, *client, vip, flags::SYN, Reason::Opened)?;
+        }
+        forget(pair)?;
+        for client in &crowd {
+            send(pair, *client, vip, flags::ACK, Reason::Adopted)?;
+        }
+        forget(pair)?;
+        // The controller's part, of what the sweep removes.
+        for client in &crowd {
+            open(pair, *client, vip)?;
+        }
+        pair.kernel.sweep_flows()?;
+        pair.host.forget_flows();
+        pair.host.forget_traces();
+        for client in &crowd {
+            send(pair, *client, vip, flags::ACK, Reason::Adopted)?;
+        }
+        Ok(())
+    })
 }

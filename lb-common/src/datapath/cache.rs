@@ -13,7 +13,9 @@
 
 use bytemuck::Zeroable;
 
-use super::{Family, FamilyTables, TRACE_TICKS, Table, hash, nat_traces, parse::Segment, traces};
+use super::{
+    Family, FamilyTables, TRACE_TICKS, Table, hash, nat_traces, parse::Segment, trace_places,
+};
 use crate::{
     abi::{CHECK_SERVICE, Direction, Flow, FlowKey, FlowState, Tick, finished},
     wire::Address,
@@ -210,7 +212,7 @@ pub(super) fn erase<A: Family, T: FamilyTables<A>>(
     }
     if !flow.forwarding.sees_replies() {
         if let Some(settings) = tables.settings() {
-            traces::erase(tables, key, &settings);
+            trace_places::erase(tables, key, &settings);
         }
         return;
     }

@@ -4,7 +4,7 @@ use super::{
     Edits, Family, FamilyTables, Packet, Reason, Scratch, Stop, Table, Verdict, cache, established,
     nat, nat_traces, opening,
     parse::Segment,
-    tables,
+    tables, trace_places,
     traces::{self, Trace},
     transmit,
 };
@@ -27,7 +27,7 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
     let now = tables.now();
     if ports.direct && segment.flags.opens() {
-        traces::prefetch(tables, &segment.key, &settings);
+        trace_places::prefetch(tables, &segment.key, &settings);
     }
     let entry = locate(tables, segment, flow, service)?;
     segment.admit(packet, &settings)?;

@@ -41,6 +41,7 @@ mod source_rate;
 mod stage;
 mod tables;
 mod tags;
+mod trace_places;
 mod traces;
 mod transmit;
 mod trouble;
@@ -55,7 +56,8 @@ pub use network::{Datagram, Family};
 pub use packet::Packet;
 pub use stage::{Decision, Note, Stage};
 pub use tables::{FamilyTables, InsertError, Table, Tables};
-pub use traces::{TRACE_SETS, TRACE_TICKS, TRACE_WAYS, TracePlace, TraceSet, trace_sets};
+pub use trace_places::{TRACE_SETS, TRACE_WAYS, TracePlace, TraceSet, trace_sets};
+pub use traces::TRACE_TICKS;
 pub use verdict::{Action, Edits, Kind, Reason, Verdict};
 
 use self::{cache::Mark, choice::Attempt, handshake::Found, parse::Segment, traces::Trace};

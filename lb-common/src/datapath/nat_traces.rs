@@ -12,7 +12,8 @@ use super::{
     hash,
     parse::Segment,
     rewrite,
-    traces::{Home, KEY_BITS, OWN_BITS, TIME_SHIFT, Trace, TracePlace},
+    trace_places::TracePlace,
+    traces::{Home, KEY_BITS, OWN_BITS, TIME_SHIFT, Trace},
 };
 use crate::{
     abi::{Backend, Direction, Flow, FlowKey, Link, Moment, Settings},

@@ -10,7 +10,7 @@ use super::{
     parse::Segment,
     rewrite, source_rate,
     tables::forget,
-    traces, transmit,
+    trace_places, transmit,
 };
 use crate::{
     abi::{
@@ -41,7 +41,7 @@ pub(super) fn prepare<A: Family, T: FamilyTables<A>>(
     }
     if !flow.forwarding.sees_replies() {
         // What may be left of a flow of the same key.
-        traces::erase(tables, &segment.key, &settings);
+        trace_places::erase(tables, &segment.key, &settings);
     }
     flow.finished = attempt.tries as u8;
     scratch.memory = [0; 2];

@@ -1,8 +1,8 @@
 //! Where flows by direct return are that were looked up lately.
 //!
 //! A trace is a word that says at which backend a flow is, and how it gets there; that is all that its packets need. It stands in a
-//! set of the flow's, and holds for some seconds, so that the flow's entry knows by and by that it lives. Which set, and 34 bits of
-//! the trace, depend on a secret, on all that identifies the flow, and on the station that its frames are for: nobody can have the
+//! set of the flow's, or in the one beside it where that is full, which is in the same line of a processor's cache ([`super::trace_places`]).
+//! It holds for some seconds, so that the flow's entry knows by and by that it lives. Which set, and 34 bits of the trace, depend on a secret, on all that identifies the flow, and on the station that its frames are for: nobody can have the
 //! same as somebody else's on purpose, and one among 10^10 has by chance.
 //!
 //! A trace that holds keeps its place: where more flows are busy than there are places, some leave none. What changes an entry, or
@@ -11,34 +11,12 @@
 
 use bytemuck::Zeroable;
 
-use super::{Family, FamilyTables, Table, Tables, hash, parse::Segment};
-use crate::{
-    abi::{CHECK_SERVICE, Direction, Flow, FlowKey, FlowState, Forwarding, Link, Moment, Settings},
-    wire::Address,
+use super::{
+    Family, FamilyTables, Table, Tables, hash,
+    parse::Segment,
+    trace_places::{KEY_SHIFT, TRACE_WAYS, TracePlace, TraceSet, beside},
 };
-
-/// Traces that stand together: half a line of a processor's cache.
-pub const TRACE_WAYS: usize = 4;
-
-/// The traces of a set, in words; zero is none.
-pub type TraceSet = [u64; TRACE_WAYS];
-
-/// Number of sets that there are, of each kind: enough for the traces of half a million flows, with one in 27 that finds no place, by calculation.
-pub const TRACE_SETS: u32 = 1 << 18;
-/// Least number that is used.
-const LEAST_SETS: u32 = 1 << 11;
-/// Flows for each set.
-const FLOWS_A_SET: u32 = TRACE_WAYS as u32 / 2;
-
-/// How many of the sets are best used for so many flows: the fewer there are, the better do they stay in a processor's cache.
-/// While the number of flows changes, it stays as it was (`before`; 0: there was none) as long as that does.
-#[inline(always)]
-pub const fn trace_sets(flows: u32, before: u32) -> u32 {
-    let sets = flows.div_ceil(FLOWS_A_SET);
-    let most = if sets > TRACE_SETS { TRACE_SETS } else { sets.next_power_of_two() };
-    let best = if most < LEAST_SETS { LEAST_SETS } else { most };
-    if best > before || best < before / 4 { best } else { before }
-}
+use crate::abi::{CHECK_SERVICE, Direction, Flow, FlowState, Forwarding, Link, Moment, Settings};
 
 /// For how long a trace, or a copy of a flow's entry, holds at most, in ticks. For so long a flow's entry may not know of its newest packet.
 pub const TRACE_TICKS: u32 = 8;
@@ -49,8 +27,6 @@ const FORWARDING_BITS: u32 = 2;
 pub(super) const TIME_SHIFT: u32 = BACKEND_BITS + FORWARDING_BITS;
 const TIME_BITS: u32 = 8;
 const OWN_SHIFT: u32 = TIME_SHIFT + TIME_BITS;
-/// Of the flow's own, the highest are of its key alone, and the others also of the station.
-const KEY_SHIFT: u32 = 48;
 /// All that are the flow's own, and those of its key alone.
 pub(super) const OWN_BITS: u64 = u64::MAX << OWN_SHIFT;
 pub(super) const KEY_BITS: u64 = u64::MAX << KEY_SHIFT;
@@ -104,8 +80,8 @@ impl Trace {
     /// That of a flow whose traces have that place, where its other bits depend on `station`.
     #[inline(always)]
     pub(super) fn at(TracePlace { set, key }: TracePlace, station: u64, now: Moment) -> Self {
-        // Not all at the same moment.
-        let time = u64::from(now.tick().number().wrapping_add(set) / TRACE_TICKS);
+        // Not all at the same moment, but for those that stand beside each other.
+        let time = u64::from(now.tick().number().wrapping_add(set >> 1) / TRACE_TICKS);
         let time = (time << TIME_SHIFT) & !(u64::MAX << OWN_SHIFT);
         let station = hash::mix_half(station);
         let station = (station >> (64 - KEY_SHIFT)) & (u64::MAX << OWN_SHIFT);
@@ -115,7 +91,8 @@ impl Trace {
     /// Where the flow is, if its trace is there.
     #[inline(always)]
     pub(super) fn find<T: Tables>(&self, tables: &T) -> Option<Home> {
-        self.find_in(tables.traces(self.set))
+        let found = self.find_in(tables.traces(self.set));
+        found.or_else(|| self.find_in(tables.traces(beside(self.set))))
     }
 
     #[inline(always)]
@@ -160,11 +137,16 @@ impl Trace {
         flow: &Flow<A>,
     ) {
         let home = Home { backend: flow.backend, forwarding: flow.forwarding };
-        let way = self.way(tables.traces(self.set));
+        let mut set = self.set;
+        let mut way = self.way(tables.traces(set));
+        if way == TRACE_WAYS {
+            set = beside(set);
+            way = self.way(tables.traces(set));
+        }
         if way == TRACE_WAYS || !tables.is_station(&segment.station()) {
             return;
         }
-        tables.set_trace(self.set, way, self.word(home));
+        tables.set_trace(set, way, self.word(home));
         let is_same = match tables.find(Table::Established, &segment.key) {
             Some(entry) => {
                 let entry = entry.read();
@@ -175,7 +157,7 @@ impl Trace {
         };
         // The controller, too, takes a station away before it erases all traces.
         if !is_same || !tables.is_station(&segment.station()) {
-            tables.set_trace(self.set, way, 0);
+            tables.set_trace(set, way, 0);
         }
     }
 }
@@ -190,57 +172,6 @@ pub(super) fn may_have_trace<A: Family>(flow: &Flow<A>) -> bool {
         && Home { backend: flow.backend, forwarding: flow.forwarding }.has_room()
 }
 
-/// Has the processor fetch what [`erase`] will look at, while it looks up the flow.
-#[inline(always)]
-pub(super) fn prefetch<A: Family, T: Tables>(tables: &T, key: &FlowKey<A>, settings: &Settings) {
-    let _: TraceSet = tables.traces(TracePlace::of(key, settings).set);
-}
-
-/// Erases the traces of a flow whose entry has changed, or was removed, by whatever stations its frames came.
-#[inline(always)]
-pub(super) fn erase<A: Family, T: Tables>(tables: &T, key: &FlowKey<A>, settings: &Settings) {
-    let place = TracePlace::of(key, settings);
-    // What was left before is seen, and what comes after it finds the entry changed.
-    for (way, word) in (0..).zip(tables.confirmed_traces(place.set)) {
-        if place.has(word) {
-            tables.set_trace(place.set, way, 0);
-        }
-    }
-}
-
-/// Where the traces of a flow are, by whatever stations its frames come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TracePlace {
-    /// The set's index.
-    pub set: u32,
-    key: u64,
-}
-
-impl TracePlace {
-    /// That of a key, where the data path has those settings.
-    #[inline(always)]
-    pub fn of<A: Address>(key: &FlowKey<A>, settings: &Settings) -> Self {
-        Self::of_hash(hash::keyed(key, settings.secret), settings.trace_mask)
-    }
-
-    /// The same of a flow whose replies pass through us: see [`super::NatTraceSet`].
-    #[inline(always)]
-    pub fn of_nat<A: Address>(key: &FlowKey<A>, settings: &Settings) -> Self {
-        Self::of_hash(hash::keyed(key, settings.secret), settings.nat_trace_mask)
-    }
-
-    #[inline(always)]
-    pub(super) const fn of_hash(hash: u64, mask: u32) -> Self {
-        Self { set: (hash >> 32) as u32 & mask, key: hash << KEY_SHIFT }
-    }
-
-    /// Whether a word of the set's is a trace of that flow, but for one in 2^16 that is another's.
-    #[inline(always)]
-    pub const fn has(self, word: u64) -> bool {
-        word != 0 && (word ^ self.key) >> KEY_SHIFT == 0
-    }
-}
-
 /// A number of the station that frames are for.
 #[inline(always)]
 fn number_of(link: &Link) -> u64 {
@@ -253,7 +184,11 @@ fn number_of(link: &Link) -> u64 {
 mod tests {
     use core::net::Ipv4Addr;
 
-    use super::*;
+    use super::{
+        super::trace_places::{FLOWS_A_SET, TRACE_SETS, trace_sets},
+        *,
+    };
+    use crate::abi::FlowKey;
     use crate::wire::{Ipv4Address, MacAddress, NetworkU16, PROTOCOL_TCP};
 
     const HOME: Home = Home { backend: 0xf_fffe, forwarding: Forwarding::Gue };
@@ -371,15 +306,17 @@ mod tests {
         let flows = TRACE_SETS * FLOWS_A_SET;
         for number in 0..flows {
             let trace = trace(number, 100);
-            let words = sets.entry(trace.set).or_default();
-            wrong += u32::from(trace.find_in(*words).is_some());
-            let way = trace.way(*words);
-            match words.get_mut(way) {
-                Some(word) => *word = trace.word(HOME),
+            let places = [trace.set, beside(trace.set)].map(|set| {
+                let words = *sets.entry(set).or_default();
+                wrong += u32::from(trace.find_in(words).is_some());
+                (set, trace.way(words))
+            });
+            match places.into_iter().find(|(_, way)| *way < TRACE_WAYS) {
+                Some((set, way)) => sets.entry(set).or_default()[way] = trace.word(HOME),
                 None => without += 1,
             }
         }
         assert_eq!(wrong, 0, "taken for another");
-        assert!(without < flows / 25, "{without} have no place");
+        assert!(without < flows / 100, "{without} have no place");
     }
 }

@@ -76,7 +76,9 @@ impl Shortcuts {
     pub fn erase<A: Address>(&self, key: &FlowKey<A>) {
         if let Ok(settings) = self.settings.get(&0, 0) {
             self.copies.erase(key, settings.secret);
-            self.traces.erase(TracePlace::of(key, &settings));
+            let place = TracePlace::of(key, &settings);
+            self.traces.erase(place);
+            self.traces.erase(place.beside());
             self.nat_traces.erase(TracePlace::of_nat(key, &settings));
         } else {
             // Nobody knows where they are, but they can all go.

@@ -7,13 +7,9 @@
 //! one queue, which both share, or two. In each round every system is set up, measured and removed again, in the one order and then in the other. What counts of each is the best tenth of its bursts: whoever else has the
 //! processor's other thread or its caches only makes it slower.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result};
-use lb_common::{abi::Tick, datapath::LEAST_COPIED_AGE};
 use serde_json::json;
 
 use super::{
@@ -77,9 +73,6 @@ impl Setting {
 const ROUNDS: usize = 8;
 const BURSTS: usize = 4;
 const FRAMES: u32 = 500_000;
-/// How old a connection is when the first burst counts. That is steady: lb looks up a younger one packet by packet, and all else
-/// has been warm for long.
-const LEAST_AGE: Duration = Duration::from_nanos((LEAST_COPIED_AGE as u64 + 1) * Tick::NANOSECONDS);
 
 /// What was found of a burst.
 #[derive(Clone, Copy, Debug)]
@@ -172,13 +165,12 @@ pub fn report(programs: &Programs, only: &str) -> Result<Report> {
 fn measure(bed: &Bed, setting: Setting, running: &Running) -> Result<Vec<Burst>> {
     let Setting { system, processors, .. } = setting;
     let mut senders = Senders::new(bed, system, running, processors)?;
-    let opened = Instant::now();
     let places: Vec<usize> =
         if processors == 1 { vec![bed.gather()?] } else { (0..processors).collect() };
     let frames = FRAMES / processors as u32;
     let mut bursts = Vec::new();
     while bursts.len() < BURSTS {
-        let is_steady = opened.elapsed() >= LEAST_AGE;
+        let are_steady = senders.are_steady();
         let before = senders.arrived(running)?;
         let longest = senders.send(frames, &places)?;
         let sent = u64::from(frames) * processors as u64;
@@ -187,7 +179,7 @@ fn measure(bed: &Bed, setting: Setting, running: &Running) -> Result<Vec<Burst>>
         let _: Result<()> =
             wait_within(Duration::from_millis(500), "all arrive", || Ok(arrived()? >= sent));
         let arrived = arrived()? as f64;
-        if is_steady {
+        if are_steady {
             let lost = 1.0 - arrived / sent as f64;
             bursts.push(Burst { rate: arrived / longest.as_secs_f64() / 1e6, lost });
         }

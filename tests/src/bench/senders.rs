@@ -4,11 +4,12 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
 use aya::Ebpf;
+use lb_common::{abi::Tick, datapath::LEAST_COPIED_AGE};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
@@ -30,6 +31,7 @@ pub(super) struct Senders<'b> {
     bed: &'b Bed,
     generators: Vec<Generator>,
     own_counter: Option<Ebpf>,
+    opened: Instant,
     /// They stay open.
     _connections: Vec<Connection>,
 }
@@ -69,7 +71,15 @@ impl<'b> Senders<'b> {
                 Generator::new(interface, frame).map_err(io::Error::other)
             })?);
         }
-        Ok(Self { bed, generators, own_counter, _connections: connections })
+        let opened = Instant::now();
+        Ok(Self { bed, generators, own_counter, opened, _connections: connections })
+    }
+
+    /// Whether frames sent from now on are of steady flows: lb looks up younger ones frame by frame. Whoever sends until then has
+    /// everything warm.
+    pub(super) fn are_steady(&self) -> bool {
+        self.opened.elapsed()
+            >= Duration::from_nanos(u64::from(LEAST_COPIED_AGE + 1) * Tick::NANOSECONDS)
     }
 
     /// Has the first connections' senders send so many frames each, each from a processor of its own, at the same time. Returns how long

@@ -147,7 +147,8 @@ pub fn report(programs: &Programs, only: &str) -> Result<Report> {
 fn measure(bed: &Bed, system: System, running: &Running) -> Result<Vec<(usize, Burst)>> {
     let mut senders = Senders::new(bed, system, running, QUEUES.len())?;
     let mut bursts = Vec::new();
-    for burst in 0..=BURSTS {
+    while bursts.len() < BURSTS * QUEUES.len() {
+        let are_steady = senders.are_steady();
         for queues in QUEUES {
             // The processor that sends says which queue.
             let processors: Vec<usize> = (0..queues).collect();
@@ -166,8 +167,7 @@ fn measure(bed: &Bed, system: System, running: &Running) -> Result<Vec<(usize, B
             }
             let waited = last - early;
             ensure!(waited > sent / 4, "{waited} of {sent} frames came after all had been sent");
-            // The first one finds everything cold.
-            if burst > 0 {
+            if are_steady {
                 let (taken, elapsed) = ((busy - idle) as f64, (at - start).as_secs_f64());
                 let found = Burst {
                     rate: waited as f64 / elapsed / 1e3,

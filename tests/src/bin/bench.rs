@@ -1,6 +1,6 @@
 //! Measures lb: what `cargo xtask bench` runs.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
@@ -14,6 +14,9 @@ struct Arguments {
     /// Only what has this in its name
     #[arg(long, default_value = "")]
     only: String,
+    /// Whether it is the process that measures
+    #[arg(long, hide = true)]
+    supervised: bool,
     /// What is measured
     parts: Vec<Part>,
 }
@@ -32,10 +35,14 @@ enum Part {
     Guest,
 }
 
-fn main() -> Result<()> {
+fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
-    let programs = Programs::beside_this_one()?;
+    if !arguments.supervised {
+        let status = interruption::supervise("--supervised")?;
+        return Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
     interruption::watch()?;
+    let programs = Programs::beside_this_one()?;
     for part in &arguments.parts {
         let report = match part {
             Part::Packets => apart(|| packets::Bench::new()?.report(&arguments.only))?,
@@ -44,7 +51,8 @@ fn main() -> Result<()> {
             Part::Network => network::report(&programs, &arguments.only)?,
             Part::Guest => virtio::report(&programs, &arguments.only)?,
         };
+        interruption::demand_none()?;
         report.publish(&arguments.directory)?;
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
