@@ -7,7 +7,7 @@ use std::{
     env,
     io::{self, Write as _},
     os::unix::process::CommandExt as _,
-    process::{Command, ExitStatus},
+    process::{self, Command, ExitStatus},
     sync::atomic::{AtomicBool, Ordering},
     thread,
 };
@@ -16,19 +16,22 @@ use anyhow::{Result, ensure};
 use nix::{
     sys::{
         prctl::set_pdeathsig,
-        signal::{Signal, kill, killpg},
+        signal::{SigHandler, Signal, kill, killpg},
     },
-    unistd::Pid,
+    unistd::{Pid, getppid},
 };
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{self, SignalKind, signal},
 };
 
+/// It may be a minute until somebody looks whether to go on.
+const REMOVING: &str = "What was set up is removed as soon as can be; Ctrl-C once more leaves it.";
+
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Runs this program to its end once more, with the same arguments and one more, and tells it of the first SIGINT, SIGTERM or
-/// SIGHUP. After that, another SIGINT ends it and all that it has started at once.
+/// Runs this program to its end once more, with the same arguments behind `mark` and the number of this process, and tells it of the
+/// first SIGINT, SIGTERM or SIGHUP. After that, another SIGINT or SIGTERM ends it and what it has started at once, but for daemons.
 ///
 /// # Errors
 ///
@@ -36,32 +39,34 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 pub fn supervise(mark: &str) -> Result<ExitStatus> {
     let mut signals = Signals::new()?;
     let mut supervised = Command::new(env::current_exe()?)
+        .args([mark, &process::id().to_string()])
         .args(env::args_os().skip(1))
-        .arg(mark)
         .process_group(0)
         .spawn()?;
-    let process = Pid::from_raw(supervised.id().cast_signed());
+    let child = Pid::from_raw(supervised.id().cast_signed());
     thread::spawn(move || {
         signals.wait();
         // It may just have ended.
-        let _: nix::Result<()> = kill(process, Signal::SIGTERM);
+        let _: nix::Result<()> = kill(child, Signal::SIGTERM);
         // Nobody may listen any longer.
-        let _: io::Result<()> =
-            writeln!(io::stderr(), "What was set up is removed; Ctrl-C once more leaves it.");
-        signals.wait_for_interrupt();
-        let _: nix::Result<()> = killpg(process, Signal::SIGKILL);
+        let _: io::Result<()> = writeln!(io::stderr(), "{REMOVING}");
+        signals.wait_for_demand();
+        let _: nix::Result<()> = killpg(child, Signal::SIGKILL);
     });
     Ok(supervised.wait()?)
 }
 
-/// From now on, SIGINT, SIGTERM, SIGHUP and the end of who supervises are [`demand_none`]'s to tell of.
+/// From now on, SIGINT, SIGTERM, SIGHUP and the end of who supervises, the process of that number, are [`demand_none`]'s to tell of.
 ///
 /// # Errors
 ///
-/// The kernel refuses.
-pub fn watch() -> Result<()> {
+/// The kernel refuses, or nobody supervises any longer.
+pub fn watch(supervisor: i32) -> Result<()> {
     let mut signals = Signals::new()?;
     set_pdeathsig(Signal::SIGTERM)?;
+    ensure!(getppid().as_raw() == supervisor, "nobody supervises");
+    // SAFETY: no handler is set. Some terminals stop who writes to them from the background.
+    unsafe { nix::sys::signal::signal(Signal::SIGTTOU, SigHandler::SigIgn) }?;
     thread::spawn(move || {
         signals.wait();
         INTERRUPTED.store(true, Ordering::Relaxed);
@@ -109,7 +114,14 @@ impl Signals {
         });
     }
 
-    fn wait_for_interrupt(&mut self) {
-        self.runtime.block_on(self.interrupt.recv());
+    /// The same without SIGHUP, which comes twice when a terminal goes.
+    fn wait_for_demand(&mut self) {
+        let Self { runtime, interrupt, terminate, .. } = self;
+        runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        });
     }
 }

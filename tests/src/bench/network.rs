@@ -2,7 +2,8 @@
 //!
 //! In each round every system is set up, measured and removed again, in the one order and then in the other. What the
 //! balancer takes for a request is measured with its interfaces' work in threads: those and its processes run on one
-//! processor, everything else on the other. Requests a second, latency and bulk are measured without that.
+//! processor, everything else on the other; it is compared with plain routing within each round, since others use the machine as well.
+//! Requests a second, latency and bulk are measured without that, in some of the rounds.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +14,7 @@ use super::{
     Programs,
     bed::Bed,
     interruption,
-    report::{Bar, Report, number},
+    report::{Bar, Report, median, number},
     systems::System,
 };
 
@@ -49,8 +50,15 @@ impl Quantity {
     ];
 }
 
-/// Rounds, and how long each load lasts, as wrk is told.
-const ROUNDS: usize = 3;
+/// What is shown as a multiple of what plain routing takes.
+const COMPARED: [(Quantity, &str); 2] = [
+    (Quantity::KeptAlive, "× plain routing, keep-alive"),
+    (Quantity::Connection, "× plain routing, connection each"),
+];
+
+/// Rounds, those of them in which everything is measured, and how long each load lasts, as wrk is told.
+const ROUNDS: usize = 9;
+const WHOLE_ROUNDS: usize = 3;
 const DURATION: &str = "-d2s";
 const FEW: &str = "-c16";
 const CLOSE: &str = "Connection: close";
@@ -71,7 +79,7 @@ pub fn report(programs: &Programs, only: &str) -> Result<Report> {
             interruption::demand_none()?;
             let name = system.name();
             let running = system.set_up(&bed, programs)?;
-            let result = measure(&bed, system.address());
+            let result = measure(&bed, system.address(), round < WHOLE_ROUNDS);
             running.remove(&bed)?;
             for (quantity, value) in result.with_context(|| name.clone())? {
                 found.entry((name.clone(), quantity)).or_default().push(value);
@@ -80,16 +88,19 @@ pub fn report(programs: &Programs, only: &str) -> Result<Report> {
         }
         systems.reverse();
     }
-    for values in found.values_mut() {
-        values.sort_by(f64::total_cmp);
-    }
-    let median = |name: &String, quantity| {
-        let values = found.get(&(name.clone(), quantity)).map_or(&[][..], Vec::as_slice);
-        values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    let rounds = |name: &String, quantity| {
+        found.get(&(name.clone(), quantity)).map_or(&[][..], Vec::as_slice).iter().copied()
+    };
+    let middle = |name: &String, quantity| median(rounds(name, quantity)).unwrap_or(f64::NAN);
+    let plain = System::Routing.name();
+    let against = |name: &String, quantity| {
+        let both = rounds(name, quantity).zip(rounds(&plain, quantity));
+        median(both.map(|(one, plain)| one / plain)).map_or_else(String::new, number)
     };
     let row = |name: &String| {
-        let values = Quantity::ALL.map(|(quantity, _)| number(median(name, quantity)));
-        [name.clone()].into_iter().chain(values).collect()
+        let values = Quantity::ALL.map(|(quantity, _)| number(middle(name, quantity)));
+        let ratios = COMPARED.map(|(quantity, _)| against(name, quantity));
+        [name.clone()].into_iter().chain(ratios).chain(values).collect()
     };
     let result = |((name, quantity), values): (&(String, Quantity), &Vec<f64>)| {
         let label =
@@ -107,11 +118,11 @@ pub fn report(programs: &Programs, only: &str) -> Result<Report> {
     });
     let bars = bars
         .map(|(group, label, quantity)| {
-            let value = median(&label, quantity);
+            let value = middle(&label, quantity);
             Bar { group: group.to_owned(), label, value }
         })
         .collect();
-    let headings = Quantity::ALL.map(|(_, label)| label);
+    let headings = COMPARED.into_iter().chain(Quantity::ALL).map(|(_, label)| label);
     Ok(Report {
         name: "network",
         title: "Processor time of the balancer for a request".to_owned(),
@@ -124,7 +135,7 @@ pub fn report(programs: &Programs, only: &str) -> Result<Report> {
     })
 }
 
-fn measure(bed: &Bed, address: &str) -> Result<Vec<(Quantity, f64)>> {
+fn measure(bed: &Bed, address: &str, is_whole: bool) -> Result<Vec<(Quantity, f64)>> {
     let url = format!("http://{address}/client/");
     let mut found = Vec::new();
     bed.thread_interfaces(true)?;
@@ -140,6 +151,9 @@ fn measure(bed: &Bed, address: &str) -> Result<Vec<(Quantity, f64)>> {
     }
     bed.thread_interfaces(false)?;
     bed.unpin()?;
+    if !is_whole {
+        return Ok(found);
+    }
     let load = bed.load(&url, &[DURATION, FEW], false)?;
     load.demand_no_errors()?;
     found.push((Quantity::Rate, load.requests as f64 / load.seconds));

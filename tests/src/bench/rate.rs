@@ -4,8 +4,9 @@
 //! as it can, all on one processor, which hands them to the balancer's interface, does the balancer's work and hands them to
 //! the backend's interface, where they are counted and end. All processes run there as well, so that no other
 //! processor takes part. So two connections' frames are sent as well, each by a processor of its own, to interfaces that have
-//! one queue, which both share, or two. In each round every system is set up, measured and removed again, in the one order and then in the other. What counts of each is the best tenth of its bursts: whoever else has the
-//! processor's other thread or its caches only makes it slower.
+//! one queue, which both share, or two. In each round every system is set up, measured and removed again, in the one order and then in
+//! the other. What counts of each is the best of its bursts, since whoever else has the processor's other thread or its caches only makes
+//! it slower: systems are compared within each round, and the ratio in the middle of all rounds is shown.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -16,7 +17,7 @@ use super::{
     Programs,
     bed::Bed,
     interruption,
-    report::{Bar, Report, number},
+    report::{Bar, Report, median, number},
     senders::Senders,
     systems::{Running, System},
 };
@@ -119,8 +120,8 @@ pub fn report(programs: &Programs, only: &str) -> Result<Report> {
         let name = &setting.name();
         let lost = quantile(name, |burst| burst.lost, 50);
         let against = |system: System| {
-            let ratio = rate(name) / rate(&Setting { system, ..*setting }.name());
-            if ratio.is_nan() { String::new() } else { number(ratio) }
+            let ratio = compare(found.get(name), found.get(&Setting { system, ..*setting }.name()));
+            ratio.map_or_else(String::new, number)
         };
         let numbers = [
             number(quantile(name, |burst| burst.rate, 50)),
@@ -160,6 +161,13 @@ pub fn report(programs: &Programs, only: &str) -> Result<Report> {
         rows: shown.iter().map(row).collect(),
         results: shown.iter().map(result).collect(),
     })
+}
+
+/// How many times another system's rate one is, by the best bursts of each round: in the middle of all rounds.
+fn compare(one: Option<&Vec<Burst>>, other: Option<&Vec<Burst>>) -> Option<f64> {
+    let best = |bursts: &[Burst]| bursts.iter().map(|burst| burst.rate).fold(0.0, f64::max);
+    let rounds = one?.chunks(BURSTS).zip(other?.chunks(BURSTS));
+    median(rounds.map(|(one, other)| best(one) / best(other)))
 }
 
 fn measure(bed: &Bed, setting: Setting, running: &Running) -> Result<Vec<Burst>> {

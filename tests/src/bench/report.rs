@@ -58,7 +58,7 @@ const COLOURS: [RGBColor; 6] = [
 ];
 
 impl Report {
-    /// Prints the table, and writes the other two into a directory.
+    /// Writes JSON and chart into a directory, and prints the table.
     ///
     /// # Errors
     ///
@@ -69,13 +69,13 @@ impl Report {
         for column in table.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        println!("{}\n{table}\n", self.title);
         fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
         let results = json!({ "machine": machine()?, "results": self.results });
         let file = directory.join(self.name).with_extension("json");
         fs::write(&file, serde_json::to_string_pretty(&results)? + "\n")?;
         let chart = directory.join(self.name).with_extension("svg");
         self.draw(&chart).map_err(|error| anyhow!("{}: {error}", chart.display()))?;
+        println!("{}\n{table}\n", self.title);
         println!("Written: {} and {}\n", file.display(), chart.display());
         Ok(())
     }
@@ -128,6 +128,13 @@ fn draw_bar(
     area.draw(&Rectangle::new(corners, colour.filled()))?;
     area.draw(&Text::new(number(bar.value), (end + 5, top + 1), text))?;
     Ok(())
+}
+
+/// The one in the middle, if there are any.
+pub(super) fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
 }
 
 /// A number with three digits that mean something.

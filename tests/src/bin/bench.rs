@@ -14,9 +14,9 @@ struct Arguments {
     /// Only what has this in its name
     #[arg(long, default_value = "")]
     only: String,
-    /// Whether it is the process that measures
+    /// For the process that measures: the one that supervises it
     #[arg(long, hide = true)]
-    supervised: bool,
+    supervised: Option<i32>,
     /// What is measured
     parts: Vec<Part>,
 }
@@ -37,11 +37,11 @@ enum Part {
 
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
-    if !arguments.supervised {
+    let Some(supervisor) = arguments.supervised else {
         let status = interruption::supervise("--supervised")?;
         return Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
-    }
-    interruption::watch()?;
+    };
+    interruption::watch(supervisor)?;
     let programs = Programs::beside_this_one()?;
     for part in &arguments.parts {
         let report = match part {
