@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::{
     apart, interruption,
-    report::{Bar, Report, number},
+    report::{Bar, Report, median, number},
 };
 use crate::{
     bed::Bed,
@@ -85,9 +85,9 @@ pub fn report(lb: &str, only: &str) -> Result<Report> {
     })
 }
 
-fn median(mut times: Vec<Duration>) -> f64 {
-    times.sort();
-    times[times.len() / 2].as_secs_f64() * 1000.0
+/// The one in the middle, in milliseconds.
+fn middle(times: Vec<Duration>) -> f64 {
+    median(times.into_iter().map(|time| time.as_secs_f64() * 1000.0)).unwrap_or(f64::NAN)
 }
 
 /// Rings built, and written to where packets look.
@@ -119,7 +119,7 @@ fn rings(_: &str) -> Result<Vec<Found>> {
             times[1].push(start.elapsed());
             ensure!(slots.len() == size as usize);
         }
-        let [built, live] = times.map(median);
+        let [built, live] = times.map(middle);
         for (what, value) in [("built", built), ("built and live", live)] {
             let what = format!("{size} slots for {backends} backends, {what}");
             found.push(Found { group: "rings", what, value, unit: "ms" });
@@ -144,7 +144,7 @@ fn reload(lb: &str) -> Result<Vec<Found>> {
     }
     let what =
         format!("{SERVICES} services of {} backends, one weight changed", many::OF_A_SERVICE);
-    Ok(vec![Found { group: "reload", what, value: median(times), unit: "ms" }])
+    Ok(vec![Found { group: "reload", what, value: middle(times), unit: "ms" }])
 }
 
 /// The processor time of very many checks.
@@ -227,7 +227,7 @@ fn list(lb: &str) -> Result<Vec<Found>> {
             ensure!(!flows.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
         }
         let what = format!("lb list flows, {what} of {FLOWS}");
-        found.push(Found { group: "lists", what, value: median(times), unit: "ms" });
+        found.push(Found { group: "lists", what, value: middle(times), unit: "ms" });
     }
     Ok(found)
 }
