@@ -101,6 +101,14 @@ macro_rules! by_words {
 // Words of a frame aren't aligned, and the compiler would copy them by halves or bytes.
 by_words!(0 4 8 12 16 20 24 28 32 36);
 
+/// Puts a `T` where it has a place in a frame.
+#[inline(always)]
+unsafe fn put<T: Pod>(value: T, to: *mut T) {
+    const { assert!(align_of::<T>() <= 4) };
+    // SAFETY: as in `load`.
+    unsafe { if align_of::<T>() == 4 { store(value, to) } else { to.write(value) } }
+}
+
 impl Packet for Frame<'_> {
     #[inline(always)]
     fn read<T: Pod>(&self, offset: usize) -> Option<T> {
@@ -112,10 +120,24 @@ impl Packet for Frame<'_> {
 
     #[inline(always)]
     fn write<T: Pod>(&mut self, offset: usize, value: T) -> Option<()> {
-        const { assert!(align_of::<T>() <= 4) };
         let place = self.place::<T>(offset)?;
         // SAFETY: as in `read`; nothing else accesses the frame while the program runs.
-        unsafe { if align_of::<T>() == 4 { store(value, place) } else { place.write(value) } };
+        unsafe { put(value, place) };
+        Some(())
+    }
+
+    #[inline(always)]
+    fn write_both<T: Pod, U: Pod>(
+        &mut self,
+        (first, one): (usize, T),
+        (second, other): (usize, U),
+    ) -> Option<()> {
+        let place = self.place::<U>(second)?;
+        // SAFETY: as in `write`; the first one ends before the second one does.
+        unsafe {
+            put(one, place.byte_sub(second - first).cast());
+            put(other, place);
+        }
         Some(())
     }
 

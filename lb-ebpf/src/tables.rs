@@ -119,8 +119,8 @@ impl Tables for MapTables {
     }
 
     #[inline(always)]
-    fn nat_source(&self, index: u32) -> Option<[NetworkU32; 4]> {
-        maps::NAT_SOURCES.get(index).copied()
+    fn nat_source(&self, index: u32) -> Option<&[NetworkU32; 4]> {
+        maps::NAT_SOURCES.get(index)
     }
 
     #[inline(always)]

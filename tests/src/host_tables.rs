@@ -86,9 +86,9 @@ impl Tables for Host {
         self.world.backends.get(index as usize - 1)
     }
 
-    fn nat_source(&self, index: u32) -> Option<[NetworkU32; 4]> {
+    fn nat_source(&self, index: u32) -> Option<&[NetworkU32; 4]> {
         self.note_array();
-        self.world.nat_sources.get(index as usize).copied()
+        self.world.nat_sources.get(index as usize)
     }
 
     fn ports_word(&self, index: u32) -> Option<u64> {

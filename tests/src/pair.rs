@@ -224,7 +224,7 @@ pub fn check_transmitted(world: &World, before: &[u8], outcome: &Outcome) -> Res
     }
     let (tags_before, before) = seen::untag(before);
     let (tags, after) = seen::untag(&outcome.frame);
-    let to = |backend: &&Backend| backend.link.station.bytes() == after[..6];
+    let to = |backend: &&Backend| backend.next_hop.station.bytes() == after[..6];
     let backend = world.backends.iter().find(to);
     let vlans: Vec<_> = tags.iter().map(|(kind, control)| (*kind, control & 0xfff)).collect();
     match backend {
@@ -234,7 +234,9 @@ pub fn check_transmitted(world: &World, before: &[u8], outcome: &Outcome) -> Res
                 tags_before.iter().map(|(kind, control)| (*kind, control & 0xefff)).collect();
             ensure!(tags == kept, "tags of a reset: {tags:04x?}");
         }
-        Some(backend) => ensure!(world::vlans(&vlans) == backend.link.vlans, "tags: {tags:04x?}"),
+        Some(backend) => {
+            ensure!(world::vlans(&vlans) == backend.next_hop.vlans, "tags: {tags:04x?}");
+        }
         None => {
             let known = [&[][..], &world::TAGS, &world::DOUBLE_TAGS].contains(&&vlans[..]);
             ensure!(known, "tags to a client: {tags:04x?}");

@@ -8,8 +8,8 @@ use std::{
 use ipnet::IpNet;
 use lb_common::{
     abi::{
-        Access, AddressFamily, Backend, Fate, Forwarding, Link, LocalMac, Ring, Service,
-        ServiceKey, Settings, VERSION, generation_start, pool_words, service_options,
+        Access, AddressFamily, Backend, Fate, Forwarding, Hop, LocalMac, Ring, Service, ServiceKey,
+        Settings, VERSION, generation_start, pool_words, service_options,
     },
     wire::{Ipv4Address, Ipv6Address, MacAddress, NetworkU16, NetworkU32, Vlan, Vlans, words},
 };
@@ -164,7 +164,7 @@ fn backend(index: u32) -> Backend {
     let other = index == 3;
     let others = &mut OTHER_FORWARDINGS.iter().zip(FIRST_OTHER_SERVICE..);
     let other_service = others.find(|((.., backend), _)| *backend == index);
-    let link = Link {
+    let next_hop = Hop {
         interface: if other { OTHER_INTERFACE } else { INGRESS },
         station: MacAddress::new(backend_mac(index)),
         own: MacAddress::new(if other { OTHER_OWN_MAC } else { OWN_MAC }),
@@ -172,7 +172,7 @@ fn backend(index: u32) -> Backend {
     };
     Backend {
         address: words(address),
-        link: if index == UNRESOLVED { Link::default() } else { link },
+        next_hop: if index == UNRESOLVED { Hop::default() } else { next_hop },
         nat_source: address.is_ipv6().into(),
         nat_sources: 1,
         port: NetworkU16::new(port),
@@ -236,7 +236,7 @@ impl World {
             self.local_macs.push((LocalMac { vlans: vlans(tags), ..untagged }, longest));
         }
         for (index, tags) in [(2, &TAGS[..]), (8, &TAGS), (12, &DOUBLE_TAGS), (13, &TAGS)] {
-            self.backends[index - 1].link.vlans = vlans(tags);
+            self.backends[index - 1].next_hop.vlans = vlans(tags);
         }
         for index in [2, 6, 7, 14] {
             self.backends[index - 1].maximum_segment = CLAMPED;
@@ -280,7 +280,7 @@ impl World {
             let first = self.backends[index as usize - 1];
             let mut other = first;
             other.address = words(place(backend_address(index)));
-            other.link.station = MacAddress::new(backend_mac(twin));
+            other.next_hop.station = MacAddress::new(backend_mac(twin));
             other.ports = twin * POOL_ROOM;
             self.backends.push(other);
             for (_, service) in self.services.iter_mut().filter(|(address, _)| *address == vip) {

@@ -49,7 +49,7 @@ fn syns_are_clamped_in_both_directions_in_every_mode() -> Result<()> {
             backend.maximum_segment = CLAMPED;
             // The last step is the same as that of tags.
             if backend.port.get() % 2 == 0 {
-                backend.link.vlans = vlans(&TAGS);
+                backend.next_hop.vlans = vlans(&TAGS);
             }
         })?;
         let client = client_of(vip.0);

@@ -38,7 +38,7 @@ fn new_pair() -> Result<Pair> {
 
 /// Starts anew, with a backend in the VLANs that tags name.
 fn put(pair: &mut Pair, backend: u32, tags: &[(u16, u16)]) -> Result<()> {
-    pair.change_backend(backend, |backend| backend.link.vlans = world::vlans(tags))?;
+    pair.change_backend(backend, |backend| backend.next_hop.vlans = world::vlans(tags))?;
     pair.reset()
 }
 

@@ -4,7 +4,7 @@ use core::net::SocketAddr;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{AddressFamily, Forwarding, Link, word::word};
+use super::{AddressFamily, Forwarding, Hop, word::word};
 use crate::wire::{Address, Ipv4Address, Ipv6Address, NetworkU16, NetworkU32};
 
 word! {
@@ -25,8 +25,8 @@ word! {
 pub struct Backend {
     /// Address in family-independent form.
     pub address: [NetworkU32; 4],
-    /// How the backend, or the router before it, is reached. No interface: not resolved yet.
-    pub link: Link,
+    /// How the backend, or the router before it, is reached.
+    pub next_hop: Hop,
     /// Index of the first address that full NAT may send from.
     pub nat_source: u32,
     /// Index of its service.

@@ -229,6 +229,29 @@ pub struct Link {
     pub vlans: Vlans,
 }
 
+/// Where frames go next. No interface: it isn't known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Hop {
+    /// Interface index.
+    pub interface: u32,
+    /// The station's hardware address. It and ours stand as at the beginning of a frame to there.
+    pub station: MacAddress,
+    /// Our hardware address on that link.
+    pub own: MacAddress,
+    /// The VLANs that the link is, on the interface.
+    pub vlans: Vlans,
+}
+
+impl Hop {
+    /// The beginning of a frame to there.
+    #[inline(always)]
+    pub fn stations(&self) -> Stations {
+        let [_, stations @ .., _]: [u32; 5] = bytemuck::cast(*self);
+        stations
+    }
+}
+
 /// The hardware addresses at the beginning of a frame, in words: its receiver's, and its sender's.
 pub type Stations = [u32; 3];
 
@@ -239,10 +262,11 @@ impl Link {
         bytemuck::cast([interface, first, second, third, bytemuck::cast(vlans)])
     }
 
-    /// The beginning of a frame to the station.
+    /// Where a frame goes that goes back there.
     #[inline(always)]
-    pub fn stations(&self) -> Stations {
-        bytemuck::cast([self.station, self.own])
+    pub const fn back(self) -> Hop {
+        let Self { interface, own, station, vlans } = self;
+        Hop { interface, station, own, vlans }
     }
 
     /// Whether both name the same station on the same link.

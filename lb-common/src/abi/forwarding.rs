@@ -55,7 +55,7 @@ impl Forwarding {
     /// The way of a number from [`Self::number_of_way`], where replies pass through us.
     #[inline(always)]
     pub const fn through(number: u8) -> Self {
-        Self(number)
+        Self(number & 1)
     }
 
     /// The same where they don't.

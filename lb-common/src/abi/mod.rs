@@ -25,7 +25,7 @@ mod word;
 pub use backend::{Backend, Fate};
 pub use counters::{Answer, Counters, Direction};
 pub use entry::Entry;
-pub use flow::{CHECK_SERVICE, Flow, FlowKey, FlowState, Link, Stations, finished};
+pub use flow::{CHECK_SERVICE, Flow, FlowKey, FlowState, Hop, Link, Stations, finished};
 pub use forwarding::{AddressFamily, Forwarding};
 pub use fragment::{Fragment, FragmentKey};
 pub use info::{
@@ -56,7 +56,7 @@ fn same_words<const WORDS: usize>(these: &[u32; WORDS], others: &[u32; WORDS]) -
 }
 
 /// Version of everything in this module.
-pub const VERSION: u32 = 16;
+pub const VERSION: u32 = 17;
 /// Two of the lines that copies of flows are in: see [`crate::datapath::CACHE_PAIRS`].
 pub type CachePair = [u64; 16];
 /// Room for counts of packets by reason.

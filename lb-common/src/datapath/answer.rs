@@ -62,8 +62,8 @@ pub(super) fn send_back<A: Family, P: Packet>(
         inherited: Inherited::NONE,
         payload_length,
         protocol,
-        source: source.words(),
-        destination: destination.words(),
+        source: &source.words(),
+        destination: &destination.words(),
         flow: 0,
     });
     packet.write(NETWORK_OFFSET, header).ok_or(Reason::NoHeadroom)?;

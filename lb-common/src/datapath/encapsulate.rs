@@ -1,12 +1,9 @@
 //! The whole datagram travels to the backend within an outer header.
 
-use super::{Family, FamilyTables, NETWORK_OFFSET, Packet, Reason, hash, parse::Segment, rewrite};
+use super::{Family, FamilyTables, NETWORK_OFFSET, Packet, Reason, hash, parse::Segment};
 use crate::{
-    abi::{AddressFamily, Backend, Flow, Forwarding},
-    wire::{
-        EthernetHeader, Ipv4Header, Ipv6Header, NetworkHeader, NetworkU16, Outer, PROTOCOL_UDP,
-        UdpHeader,
-    },
+    abi::{AddressFamily, Backend, Flow, Forwarding, Stations},
+    wire::{Ipv4Header, Ipv6Header, NetworkHeader, NetworkU16, Outer, PROTOCOL_UDP, UdpHeader},
 };
 
 /// Bytes that encapsulation adds to a datagram.
@@ -32,46 +29,53 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     flow: &Flow<A>,
     backend: &Backend,
 ) -> Result<usize, Reason> {
-    let route = rewrite::route(segment, flow);
-    let place = NETWORK_OFFSET + A::Header::ROUTE_OFFSET;
-    let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
     let source = tables.nat_source(backend.nat_source).ok_or(Reason::TablesIncomplete)?;
     let is_gue = is_gue(flow.forwarding);
+    // An outer IPv4 header has no place for it.
+    let number = if is_gue || backend.family == AddressFamily::Ipv6 {
+        let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
+        hash::flow(&segment.key, settings.hash_seed)
+    } else {
+        0
+    };
     let inner_length = segment.datagram_length as u16;
     let outer = Outer {
         inherited: A::Header::inherited(segment.head),
         payload_length: if is_gue { UdpHeader::LENGTH as u16 + inner_length } else { inner_length },
         protocol: if is_gue { PROTOCOL_UDP } else { A::Header::ENCAPSULATED_PROTOCOL },
         source,
-        destination: backend.address,
-        flow: hash::flow(&segment.key, settings.hash_seed),
+        destination: &backend.address,
+        flow: number,
     };
 
     // Each length is a constant of its own: the verifier wants bounds for what is added.
     let done = match backend.family {
         AddressFamily::Ipv6 if is_gue => {
-            wrap::<Ipv6Header, P, { Ipv6Header::LENGTH + UdpHeader::LENGTH }>(
-                packet, &outer, backend,
+            wrap::<A, Ipv6Header, P, { Ipv6Header::LENGTH + UdpHeader::LENGTH }>(
+                packet, segment, &outer, backend,
             )
         }
         AddressFamily::Ipv6 => {
-            wrap::<Ipv6Header, P, { Ipv6Header::LENGTH }>(packet, &outer, backend)
+            wrap::<A, Ipv6Header, P, { Ipv6Header::LENGTH }>(packet, segment, &outer, backend)
         }
-        _ if is_gue => wrap::<Ipv4Header, P, { Ipv4Header::MINIMUM_LENGTH + UdpHeader::LENGTH }>(
-            packet, &outer, backend,
+        _ if is_gue => {
+            wrap::<A, Ipv4Header, P, { Ipv4Header::MINIMUM_LENGTH + UdpHeader::LENGTH }>(
+                packet, segment, &outer, backend,
+            )
+        }
+        _ => wrap::<A, Ipv4Header, P, { Ipv4Header::MINIMUM_LENGTH }>(
+            packet, segment, &outer, backend,
         ),
-        _ => wrap::<Ipv4Header, P, { Ipv4Header::MINIMUM_LENGTH }>(packet, &outer, backend),
     };
-    let added = done.ok_or(Reason::NoHeadroom)?;
-    packet.write(added + place, route).ok_or(Reason::NoHeadroom)?;
-    Ok(added)
+    done.ok_or(Reason::NoHeadroom)
 }
 
-/// Puts outer headers of `ADDED` bytes before the datagram, and returns that number.
+/// Puts outer headers of `ADDED` bytes before the datagram, which has one hop less then, and returns that number.
 #[inline(always)]
-fn wrap<H: NetworkHeader, P: Packet, const ADDED: usize>(
+fn wrap<A: Family, H: NetworkHeader, P: Packet, const ADDED: usize>(
     packet: &mut P,
-    outer: &Outer,
+    segment: &Segment<A>,
+    outer: &Outer<'_>,
     backend: &Backend,
 ) -> Option<usize> {
     packet.grow::<ADDED>()?;
@@ -83,13 +87,10 @@ fn wrap<H: NetworkHeader, P: Packet, const ADDED: usize>(
         );
         packet.write(NETWORK_OFFSET + H::LENGTH, header)?;
     }
-    packet.write(NETWORK_OFFSET, H::around(outer))?;
-    let ethernet = EthernetHeader {
-        destination: backend.link.station,
-        source: backend.link.own,
-        ether_type: H::ETHER_TYPE,
-    };
-    packet.write(0, ethernet)?;
+    let within = NETWORK_OFFSET + ADDED + A::Header::ROUTE_OFFSET;
+    let hops = A::Header::one_hop_fewer(segment.head);
+    packet.write_both((NETWORK_OFFSET, H::around(outer)), (within, hops))?;
+    packet.write_both((0, backend.next_hop.stations()), (size_of::<Stations>(), H::ETHER_TYPE))?;
     Some(ADDED)
 }
 

@@ -10,13 +10,10 @@ use super::{
     cache::Mark,
     nat_traces,
     parse::{self, Segment},
-    traces::Trace,
+    traces::{Home, Trace},
     transmit,
 };
-use crate::{
-    abi::{Backend, Direction, Flow, Settings},
-    wire::Ipv4Header,
-};
+use crate::abi::{Backend, Direction, Flow, Settings};
 
 /// What is done with a frame that carries a datagram of the family. Where its flow has to be looked up, or there is anything
 /// unusual about it, it is left to the part for that.
@@ -44,23 +41,19 @@ fn hasten<A: Family, P: Packet, T: FamilyTables<A>>(
     }
     let settings = &tables.settings()?;
     let now = tables.now();
-    let flow = &mut Flow::zeroed();
     if ports.direct
         && let Some(home) = Trace::new(segment, settings, now).find(tables)
     {
-        let backend = tables.backend(home.backend)?;
-        (flow.source, flow.destination) = (segment.key.source, segment.key.destination);
-        flow.network_delta = Ipv4Header::TIME_TO_LIVE_DELTA;
-        (flow.backend, flow.service) = (home.backend, backend.service);
-        flow.direction = Direction::ToBackend as u8;
-        flow.forwarding = home.forwarding;
-        return forward(packet, tables, settings, segment, flow, Some(backend));
+        return forward_directly(packet, tables, settings, segment, home);
     }
+    // Each kind has a flow of its own: the compiler needn't keep what is the same in all of one.
+    let flow = &mut Flow::zeroed();
     if ports.nat
         && let Some(backend) = nat_traces::find(tables, segment, settings, now, flow)
     {
         return forward(packet, tables, settings, segment, flow, Some(backend));
     }
+    let flow = &mut Flow::zeroed();
     let mark = &mut Mark::zeroed();
     mark.set(&segment.key, settings.secret, now.tick());
     // No others leave copies, which the compiler doesn't know.
@@ -73,7 +66,26 @@ fn hasten<A: Family, P: Packet, T: FamilyTables<A>>(
     forward(packet, tables, settings, segment, flow, None)
 }
 
-/// Forwards a segment against which there is nothing.
+/// Forwards a segment by direct return, to where its trace says, if nothing is against it.
+#[inline(always)]
+fn forward_directly<A: Family, P: Packet, T: FamilyTables<A>>(
+    packet: &mut P,
+    tables: &T,
+    settings: &Settings,
+    segment: &Segment<A>,
+    home: Home,
+) -> Option<Decision> {
+    let backend = tables.backend(home.backend)?;
+    let flow = &mut Flow::zeroed();
+    (flow.backend, flow.service) = (home.backend, backend.service);
+    flow.forwarding = home.forwarding;
+    segment.admit_usual(packet, settings).ok()?;
+    transmit::demand(segment, flow, backend, &mut 0).ok()?;
+    let sent = transmit::send_directly(packet, tables, segment, flow, backend);
+    Some(Decision::made(packet, sent.unwrap_or_else(Verdict::refusing)))
+}
+
+/// Forwards a segment whose replies pass through us, if nothing is against it.
 #[inline(always)]
 fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     packet: &mut P,
@@ -83,7 +95,7 @@ fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     flow: &Flow<A>,
     backend: Option<&Backend>,
 ) -> Option<Decision> {
-    segment.admit(packet, settings).ok()?;
+    segment.admit_usual(packet, settings).ok()?;
     let reason = match backend {
         Some(backend) => {
             transmit::demand(segment, flow, backend, &mut 0).ok()?;

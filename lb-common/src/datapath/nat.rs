@@ -146,7 +146,7 @@ fn name<A: Family, T: FamilyTables<A>>(
 ) -> Result<(), Reason> {
     let ports = NonZeroU32::new(settings.nat_port_count).ok_or(Reason::TablesIncomplete)?;
     let index = backend.nat_source + port / ports;
-    let words = tables.nat_source(index).ok_or(Reason::TablesIncomplete)?;
+    let words = *tables.nat_source(index).ok_or(Reason::TablesIncomplete)?;
     key.destination = A::from_words(words);
     key.destination_port = NetworkU16::new((settings.nat_port_first + port % ports) as u16);
     reply.nat_source = index as u16;

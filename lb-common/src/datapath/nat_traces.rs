@@ -119,7 +119,7 @@ fn source<A: Family, T: Tables>(
     if !flow.forwarding.hides_client() {
         return Some(key.source);
     }
-    tables.nat_source(rest.nat_source()).map(A::from_words)
+    tables.nat_source(rest.nat_source()).map(|words| A::from_words(*words))
 }
 
 /// Leaves the trace of a flow that was looked up, if there is room and it would say what is so.

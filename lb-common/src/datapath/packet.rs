@@ -15,6 +15,13 @@ pub trait Packet {
     /// beyond the frame. The same holds of `T` and `offset` as in [`Self::read`].
     fn write<T: Pod>(&mut self, offset: usize, value: T) -> Option<()>;
 
+    /// Writes two values, each at its offset, of which the second ends last; `None`, with the frame unchanged, where that is beyond the
+    /// frame. The same holds of both as in [`Self::write`].
+    fn write_both<T: Pod, U: Pod>(&mut self, first: (usize, T), second: (usize, U)) -> Option<()> {
+        self.write(second.0, second.1)?;
+        self.write(first.0, first.1)
+    }
+
     /// Makes room for `BYTES` bytes, an even number, before the frame: offsets count from the new
     /// start, and the new bytes have any value. `None`, with the frame unchanged, where there is no
     /// room.

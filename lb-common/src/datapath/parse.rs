@@ -243,12 +243,23 @@ impl<A: Family> Segment<A> {
     /// Whether a segment that is ours by its addresses may be sent on at all.
     #[inline(always)]
     pub(super) fn admit<P: Packet>(&self, packet: &P, settings: &Settings) -> Result<(), Reason> {
-        // What the key says are the datagram's own addresses.
-        let header = A::Header::whole(self.head, self.key.source, self.key.destination);
-        self.admit_header(packet, &header, settings)?;
+        self.admit_usual(packet, settings)?;
         if !self.is_udp() && self.flags.is_invalid() {
             return Err(Reason::InvalidFlags);
         }
+        Ok(())
+    }
+
+    /// The same of one that [`Self::is_usual`].
+    #[inline(always)]
+    pub(super) fn admit_usual<P: Packet>(
+        &self,
+        packet: &P,
+        settings: &Settings,
+    ) -> Result<(), Reason> {
+        // What the key says are the datagram's own addresses.
+        let header = A::Header::whole(self.head, self.key.source, self.key.destination);
+        self.admit_header(packet, &header, settings)?;
         if self.lacks_checksum && !A::UDP_CHECKSUM_IS_OPTIONAL {
             return Err(Reason::NoChecksum);
         }

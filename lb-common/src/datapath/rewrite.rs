@@ -2,8 +2,8 @@
 
 use super::{Family, NETWORK_OFFSET, Packet, parse::Segment};
 use crate::{
-    abi::{Flow, FlowKey, Link},
-    wire::{Address, Checksum, ChecksumDelta, Ipv4Header, NetworkHeader, TcpHeader, UdpHeader},
+    abi::{Flow, FlowKey, Hop},
+    wire::{Checksum, ChecksumDelta, Ipv4Header, NetworkHeader, TcpHeader, UdpHeader},
 };
 
 /// Precomputes what rewriting packets that arrive under `key` does to their checksums.
@@ -38,23 +38,26 @@ pub(super) fn transport<A: Family, P: Packet>(
     packet.write(transport, [flow.source_port, flow.destination_port])
 }
 
-/// What a segment's network header becomes as the flow says, with one hop less.
-#[inline(always)]
-pub(super) fn route<A: Family>(segment: &Segment<A>, flow: &Flow<A>) -> Route<A> {
-    A::Header::changed(segment.head, flow.source, flow.destination, 1, flow.network_delta)
-}
-
-/// The part of the family's header that forwarding changes.
-pub(super) type Route<A> = <<A as Address>::Header as NetworkHeader>::Route;
-
-/// Changes the network header as the flow says, and sends the frame on by `link`.
+/// Changes the network header as the flow says, with one hop less, and sends the frame on.
 #[inline(always)]
 pub(super) fn network<A: Family, P: Packet>(
     packet: &mut P,
     segment: &Segment<A>,
     flow: &Flow<A>,
-    link: &Link,
+    hop: &Hop,
 ) -> Option<()> {
-    packet.write(NETWORK_OFFSET + A::Header::ROUTE_OFFSET, route(segment, flow))?;
-    packet.write(0, link.stations())
+    let (source, destination) = (flow.source, flow.destination);
+    let route = A::Header::changed(segment.head, source, destination, 1, flow.network_delta);
+    packet.write_both((0, hop.stations()), (NETWORK_OFFSET + A::Header::ROUTE_OFFSET, route))
+}
+
+/// Sends the frame on, with one hop less in the network header.
+#[inline(always)]
+pub(super) fn one_hop<A: Family, P: Packet>(
+    packet: &mut P,
+    segment: &Segment<A>,
+    hop: &Hop,
+) -> Option<()> {
+    let hops = A::Header::one_hop_fewer(segment.head);
+    packet.write_both((0, hop.stations()), (NETWORK_OFFSET + A::Header::ROUTE_OFFSET, hops))
 }

@@ -70,7 +70,7 @@ pub trait Tables {
     fn backend(&self, index: u32) -> Option<&Backend>;
 
     /// An address that full NAT sends from.
-    fn nat_source(&self, index: u32) -> Option<[NetworkU32; 4]>;
+    fn nat_source(&self, index: u32) -> Option<&[NetworkU32; 4]>;
 
     /// A word of the map of all pools of source ports.
     fn ports_word(&self, index: u32) -> Option<u64>;

@@ -7,7 +7,7 @@ use super::{
     parse::Segment, rewrite,
 };
 use crate::{
-    abi::{Backend, CHECK_SERVICE, Direction, Fate, Flow, Link},
+    abi::{Backend, CHECK_SERVICE, Direction, Fate, Flow, Hop},
     wire::TcpFlags,
 };
 
@@ -57,7 +57,7 @@ pub(super) fn demand<A: Family>(
     if backend.fate != Fate::Keep && flow.service != CHECK_SERVICE {
         return Err(Reason::BackendDown);
     }
-    if backend.link.interface == 0 {
+    if backend.next_hop.interface == 0 {
         return Err(Reason::NextHopUnknown);
     }
     let overhead = encapsulate::overhead(backend, flow.forwarding);
@@ -79,8 +79,8 @@ pub(super) fn send_headless<A: Family, P: Packet, T: FamilyTables<A>>(
     backend: Option<&Backend>,
     reason: Reason,
 ) -> Result<Verdict, Reason> {
-    let (link, _) = redirect(packet, tables, segment, flow, backend)?;
-    Ok(Verdict::sending(reason, link))
+    let (hop, _) = redirect(packet, tables, segment, flow, backend)?;
+    Ok(Verdict::sending(reason, hop))
 }
 
 /// Sends a segment to the backend or to the client, as its flow says, for that reason. What `edits` says of
@@ -104,7 +104,7 @@ pub(super) fn send<A: Family, P: Packet, T: FamilyTables<A>>(
         }
         rewrite::transport(packet, segment, flow, delta).ok_or(Reason::ShortFrame)?;
     }
-    let (link, added) = redirect(packet, tables, segment, flow, backend)?;
+    let (hop, added) = redirect(packet, tables, segment, flow, backend)?;
     let direction = Direction::from_u8(flow.direction);
     tables.count_packet(flow.service, flow.backend, direction, segment.datagram_length as u64);
     // The places count from where the frame begins now.
@@ -119,9 +119,29 @@ pub(super) fn send<A: Family, P: Packet, T: FamilyTables<A>>(
     if segment.part.is_fragment {
         fragments::remember(tables, segment);
     }
-    let mut verdict = Verdict::sending(reason, link);
+    let mut verdict = Verdict::sending(reason, hop);
     verdict.edits = edits;
     Ok(verdict)
+}
+
+/// Sends a segment that is one of many to its backend by direct return: there is nothing to change in it but how many hops are
+/// left.
+#[inline(always)]
+pub(super) fn send_directly<A: Family, P: Packet, T: FamilyTables<A>>(
+    packet: &mut P,
+    tables: &T,
+    segment: &Segment<A>,
+    flow: &Flow<A>,
+    backend: &Backend,
+) -> Result<Verdict, Reason> {
+    if flow.forwarding.encapsulates() {
+        encapsulate::forward(packet, tables, segment, flow, backend)?;
+    } else {
+        rewrite::one_hop(packet, segment, &backend.next_hop).ok_or(Reason::ShortFrame)?;
+    }
+    let bytes = segment.datagram_length as u64;
+    tables.count_packet(flow.service, flow.backend, Direction::ToBackend, bytes);
+    Ok(Verdict::sending(Reason::ToBackend, backend.next_hop))
 }
 
 /// Changes the headers before the transport header, or puts outer ones before them. Returns where the
@@ -133,17 +153,18 @@ fn redirect<A: Family, P: Packet, T: FamilyTables<A>>(
     segment: &Segment<A>,
     flow: &Flow<A>,
     backend: Option<&Backend>,
-) -> Result<(Link, usize), Reason> {
+) -> Result<(Hop, usize), Reason> {
     // One place, whichever it is: else the compiler carries one for each part of it.
-    let link = hint::black_box(backend.map_or(&flow.link, |backend| &backend.link));
+    let back = flow.link.back();
+    let hop = hint::black_box(backend.map_or(&back, |backend| &backend.next_hop));
     let added = match backend {
         Some(backend) if flow.forwarding.encapsulates() => {
             encapsulate::forward(packet, tables, segment, flow, backend)?
         }
         _ => {
-            rewrite::network(packet, segment, flow, link).ok_or(Reason::ShortFrame)?;
+            rewrite::network(packet, segment, flow, hop).ok_or(Reason::ShortFrame)?;
             0
         }
     };
-    Ok((*link, added))
+    Ok((*hop, added))
 }

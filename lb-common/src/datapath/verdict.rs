@@ -2,7 +2,7 @@
 
 use bytemuck::Zeroable;
 
-use crate::{abi::Link, wire::Vlans};
+use crate::{abi::Hop, wire::Vlans};
 
 /// What becomes of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,10 +113,10 @@ impl Verdict {
         Self { reason, egress: 0, vlans: Vlans::NONE, edits: Edits::NONE }
     }
 
-    /// A frame that is transmitted to a station.
+    /// A frame that is transmitted.
     #[inline(always)]
-    pub(super) const fn sending(reason: Reason, link: Link) -> Self {
-        Self { reason, egress: link.interface, vlans: link.vlans, edits: Edits::NONE }
+    pub(super) const fn sending(reason: Reason, hop: Hop) -> Self {
+        Self { reason, egress: hop.interface, vlans: hop.vlans, edits: Edits::NONE }
     }
 }
 

@@ -64,7 +64,7 @@ impl Inherited {
 
 /// What differs between one outer header and another.
 #[derive(Clone, Copy, Debug)]
-pub struct Outer {
+pub struct Outer<'of> {
     /// What it takes over.
     pub inherited: Inherited,
     /// Length of what follows the outer header, in bytes.
@@ -72,9 +72,9 @@ pub struct Outer {
     /// Protocol of what follows.
     pub protocol: u8,
     /// The sender, in family-independent form.
-    pub source: [NetworkU32; 4],
+    pub source: &'of [NetworkU32; 4],
     /// The receiver, likewise.
-    pub destination: [NetworkU32; 4],
+    pub destination: &'of [NetworkU32; 4],
     /// A number that tells the flow from others.
     pub flow: u32,
 }
@@ -90,13 +90,16 @@ pub trait NetworkHeader: Pod {
     /// What comes before the addresses.
     type Head: Pod;
 
+    /// The word that counts hops, and what else is in it.
+    type Hops: Pod;
+
     /// The part that forwarding changes.
     type Route: Pod;
 
     /// Bytes that the header takes without options or extensions.
     const LENGTH: usize;
 
-    /// Offset of the changed part within the header, in bytes.
+    /// Offset of the changed part within the header, in bytes, which begins with the word that counts hops.
     const ROUTE_OFFSET: usize;
 
     /// The protocol number of such a datagram in a frame.
@@ -124,7 +127,10 @@ pub trait NetworkHeader: Pod {
     fn inherited(head: Self::Head) -> Inherited;
 
     /// A header without options around a datagram.
-    fn around(outer: &Outer) -> Self;
+    fn around(outer: &Outer<'_>) -> Self;
+
+    /// The word that counts hops, of which there is at least one, with one less, where nothing else changes.
+    fn one_hop_fewer(head: Self::Head) -> Self::Hops;
 
     /// The changed part of a header: other addresses, and hops that many less. `delta` is what that does to the header's
     /// checksum, where it has one.

@@ -32,10 +32,23 @@ impl Checksum {
         Self(!fold(sum))
     }
 
-    /// Whether the sum over a header's words, checksum included, is that of a right checksum.
+    /// The same of a sum over words of 32 bits, of which there may be some thousands.
     #[inline(always)]
-    pub const fn is_right(sum: u32) -> bool {
-        fold(sum) == 0xffff
+    pub const fn from_words(sum: u64) -> Self {
+        Self(!fold_words(sum))
+    }
+
+    /// Whether the sum over a header's words, of 16 or 32 bits, checksum included, is that of a right checksum. A header of zeros has
+    /// none.
+    ///
+    /// It is, where 65,535 divides the sum. Times a number by which an odd divisor becomes 1, modulo 2^64, multiples of it become
+    /// what they are multiplied by, and all others more than that can be (Granlund and Montgomery, 1994).
+    #[inline(always)]
+    pub const fn is_right(sum: u64) -> bool {
+        const DIVISOR: u64 = 0xffff;
+        const INVERSE: u64 = 0xfffe_fffe_fffe_ffff;
+        const { assert!(DIVISOR.wrapping_mul(INVERSE) == 1) };
+        sum.wrapping_mul(INVERSE).wrapping_sub(1) < u64::MAX / DIVISOR
     }
 
     /// UDP's checksum after the change that `delta` stands for: zero says that there is none, and
@@ -79,7 +92,7 @@ impl ChecksumDelta {
         for word in 0..WORDS {
             sum += u64::from(!old[word]) + u64::from(new[word]);
         }
-        Self(fold(fold_words(sum)))
+        Self(fold_words(sum))
     }
 
     /// Both changes.
@@ -89,21 +102,21 @@ impl ChecksumDelta {
     }
 }
 
-/// The sum over 32-bit words, of which there may be some thousands.
+/// The sum over 32-bit words.
 #[inline(always)]
-pub(super) fn sum_of<const WORDS: usize>(words: [u32; WORDS]) -> u32 {
+pub(super) fn sum_of<const WORDS: usize>(words: [u32; WORDS]) -> u64 {
     let mut sum = 0;
     for word in words {
         sum += u64::from(word);
     }
-    fold_words(sum)
+    sum
 }
 
-/// Folds a sum of 32-bit words to one of 16-bit words: 2^32 and 2^16 are both 1 modulo 2^16 - 1.
+/// Folds a sum of 32-bit words, of which there may be some thousands, to 16 bits: 2^32 and 2^16 are both 1 modulo 2^16 - 1.
 #[inline(always)]
-const fn fold_words(sum: u64) -> u32 {
+const fn fold_words(sum: u64) -> u16 {
     let halves = (sum & 0xffff_ffff) + (sum >> 32);
-    ((halves & 0xffff) + (halves >> 16)) as u32
+    fold(((halves & 0xffff) + (halves >> 16)) as u32)
 }
 
 /// Folds a sum of at most 65,537 words to 16 bits with end-around carry.

@@ -108,13 +108,20 @@ pub struct Ipv4Head {
     checksum: Checksum,
 }
 
+/// The word of an IPv4 header that counts hops.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C, align(4))]
+pub struct Ipv4Hops {
+    time_to_live: u8,
+    protocol: u8,
+    checksum: Checksum,
+}
+
 /// The part of an IPv4 header that forwarding changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Ipv4Route {
-    time_to_live: u8,
-    protocol: u8,
-    checksum: Checksum,
+    hops: Ipv4Hops,
     source: Ipv4Address,
     destination: Ipv4Address,
 }
@@ -169,12 +176,12 @@ impl Ipv4Header {
     /// Whether the header's checksum is right, given the sum over the words of its options.
     #[inline(always)]
     pub fn checksum_is_right(&self, options: u32) -> bool {
-        Checksum::is_right(self.sum() + options)
+        Checksum::is_right(self.sum() + u64::from(options))
     }
 
-    /// The one's-complement sum of the fixed part's words, checksum included.
+    /// The sum of the fixed part's words, checksum included.
     #[inline(always)]
-    fn sum(&self) -> u32 {
+    fn sum(&self) -> u64 {
         sum_of(bytemuck::cast::<Self, [u32; 5]>(*self))
     }
 }
@@ -182,6 +189,7 @@ impl Ipv4Header {
 impl NetworkHeader for Ipv4Header {
     type Address = Ipv4Address;
     type Head = Ipv4Head;
+    type Hops = Ipv4Hops;
     type Route = Ipv4Route;
 
     const LENGTH: usize = Self::MINIMUM_LENGTH;
@@ -224,7 +232,7 @@ impl NetworkHeader for Ipv4Header {
     }
 
     #[inline(always)]
-    fn around(outer: &Outer) -> Self {
+    fn around(outer: &Outer<'_>) -> Self {
         let Inherited { service, whole, identification } = outer.inherited;
         let mut header = Self {
             head: Ipv4Head {
@@ -237,11 +245,21 @@ impl NetworkHeader for Ipv4Header {
                 protocol: outer.protocol,
                 checksum: Checksum::NONE,
             },
-            source: Ipv4Address::from_words(outer.source),
-            destination: Ipv4Address::from_words(outer.destination),
+            source: Ipv4Address::from_words(*outer.source),
+            destination: Ipv4Address::from_words(*outer.destination),
         };
-        header.head.checksum = Checksum::from_sum(header.sum());
+        header.head.checksum = Checksum::from_words(header.sum());
         header
+    }
+
+    /// In bytes as they stand in the header, the lowest one first: one less in the first is one more in the third, which is what the
+    /// checksum begins with, and its carry goes round (RFC 1624).
+    #[inline(always)]
+    fn one_hop_fewer(Ipv4Head { time_to_live, protocol, checksum, .. }: Ipv4Head) -> Ipv4Hops {
+        let word: u32 = bytemuck::cast(Ipv4Hops { time_to_live, protocol, checksum });
+        let word = u64::from(u32::from_le(word));
+        let carry = (word + 0x1_ffff) >> 32;
+        bytemuck::cast(((word + 0xffff + (carry << 16)) as u32).to_le())
     }
 
     #[inline(always)]
@@ -252,13 +270,12 @@ impl NetworkHeader for Ipv4Header {
         hops: u8,
         delta: ChecksumDelta,
     ) -> Ipv4Route {
-        Ipv4Route {
+        let hops = Ipv4Hops {
             time_to_live: head.time_to_live.wrapping_sub(hops),
             protocol: head.protocol,
             checksum: head.checksum.updated(delta),
-            source,
-            destination,
-        }
+        };
+        Ipv4Route { hops, source, destination }
     }
 }
 
@@ -270,18 +287,23 @@ mod tests {
 
     #[test]
     fn counting_down_the_time_to_live_keeps_the_checksum_right() {
-        for time_to_live in 1..=255u8 {
+        for (time_to_live, identification) in
+            (1..=255u8).flat_map(|hops| (0..=u16::MAX).map(move |id| (hops, id)))
+        {
             let mut header = Ipv4Header::zeroed();
             header.head.time_to_live = time_to_live;
             header.head.protocol = PROTOCOL_TCP;
-            header.head.checksum = Checksum::from_sum(header.sum());
-            let (source, destination) = (header.source(), header.destination());
+            header.head.identification = NetworkU16::new(identification);
+            header.head.checksum = Checksum::from_words(header.sum());
+            let hops = Ipv4Header::one_hop_fewer(header.head());
+            assert_eq!((hops.time_to_live, hops.protocol), (time_to_live - 1, PROTOCOL_TCP));
             let delta = Ipv4Header::TIME_TO_LIVE_DELTA;
-            let route = Ipv4Header::changed(header.head(), source, destination, 1, delta);
-            header.head.time_to_live = route.time_to_live;
-            header.head.checksum = route.checksum;
-            assert_eq!(header.head.time_to_live, time_to_live - 1);
+            assert_eq!(hops.checksum, header.head.checksum.updated(delta));
+            header.head.time_to_live = hops.time_to_live;
+            header.head.checksum = hops.checksum;
             assert!(header.checksum_is_right(0), "{time_to_live}");
+            header.head.service = 1;
+            assert!(!header.checksum_is_right(0), "{time_to_live}");
         }
     }
 

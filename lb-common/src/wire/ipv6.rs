@@ -105,13 +105,20 @@ pub struct Ipv6Head {
     hop_limit: u8,
 }
 
-/// The part of an IPv6 header that forwarding changes, and what is in the same word.
+/// The word of an IPv6 header that counts hops.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-pub struct Ipv6Route {
+#[repr(C, align(4))]
+pub struct Ipv6Hops {
     payload_length: NetworkU16,
     next_header: u8,
     hop_limit: u8,
+}
+
+/// The part of an IPv6 header that forwarding changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Ipv6Route {
+    hops: Ipv6Hops,
     source: Ipv6Address,
     destination: Ipv6Address,
 }
@@ -142,6 +149,7 @@ impl Ipv6Header {
 impl NetworkHeader for Ipv6Header {
     type Address = Ipv6Address;
     type Head = Ipv6Head;
+    type Hops = Ipv6Hops;
     type Route = Ipv6Route;
 
     const LENGTH: usize = Self::LENGTH;
@@ -185,7 +193,7 @@ impl NetworkHeader for Ipv6Header {
     }
 
     #[inline(always)]
-    fn around(outer: &Outer) -> Self {
+    fn around(outer: &Outer<'_>) -> Self {
         // The flow label tells flows apart for routers that spread them (RFC 6438).
         let label = outer.flow & 0x000f_ffff;
         let first = 0x6000_0000 | (u32::from(outer.inherited.service) << 20) | label;
@@ -196,9 +204,16 @@ impl NetworkHeader for Ipv6Header {
                 next_header: outer.protocol,
                 hop_limit: OUTER_HOPS,
             },
-            source: Ipv6Address::from_words(outer.source),
-            destination: Ipv6Address::from_words(outer.destination),
+            source: Ipv6Address::from_words(*outer.source),
+            destination: Ipv6Address::from_words(*outer.destination),
         }
+    }
+
+    #[inline(always)]
+    fn one_hop_fewer(
+        Ipv6Head { payload_length, next_header, hop_limit, .. }: Ipv6Head,
+    ) -> Ipv6Hops {
+        Ipv6Hops { payload_length, next_header, hop_limit: hop_limit.wrapping_sub(1) }
     }
 
     #[inline(always)]
@@ -211,7 +226,7 @@ impl NetworkHeader for Ipv6Header {
     ) -> Ipv6Route {
         let Ipv6Head { payload_length, next_header, hop_limit, .. } = head;
         let hop_limit = hop_limit.wrapping_sub(hops);
-        Ipv6Route { payload_length, next_header, hop_limit, source, destination }
+        Ipv6Route { hops: Ipv6Hops { payload_length, next_header, hop_limit }, source, destination }
     }
 }
 

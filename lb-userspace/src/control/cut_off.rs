@@ -27,7 +27,7 @@ impl CutOff {
         self.0.retain(|index, is_cut_off| {
             let Some(backend) = state.backends.get(index) else { return false };
             // The way that it was reached last; one that is away as a whole is told of elsewhere.
-            let interface = backend.backend.link.interface;
+            let interface = backend.backend.next_hop.interface;
             let link = network.links.get(&interface);
             let is_down = interface != 0 && link.is_none_or(|link| !link.up);
             is_cut_off.store(is_down, Ordering::Relaxed);

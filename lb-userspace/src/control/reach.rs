@@ -7,7 +7,7 @@ use std::{
 
 use lb_common::{
     abi::{
-        Balance, CheckKind, CheckResult, Forwarding, Lifecycle, Link, LocalMac, Service,
+        Balance, CheckKind, CheckResult, Forwarding, Hop, Lifecycle, LocalMac, Service,
         ServiceInfo, Text, Tick, service_options,
     },
     wire::Vlans,
@@ -58,12 +58,12 @@ impl State {
             let mtu = path_mtu.map_or(mtu, |path_mtu| mtu.min(path_mtu));
             let Some(state) = self.backends.get(&index) else { continue };
             let out_of_reach = state.backend.forwarding == Forwarding::Dsr && hop.router.is_some();
-            let link = if out_of_reach {
-                Link::default()
+            let next_hop = if out_of_reach {
+                Hop::default()
             } else {
                 let unknown = (hop.interface, Vlans::NONE);
                 let (interface, vlans) = network.base(hop.interface, attached).unwrap_or(unknown);
-                Link { interface, station: hop.station, own: link.mac, vlans }
+                Hop { interface, station: hop.station, own: link.mac, vlans }
             };
             let of_family = |address: &&IpAddr| address.is_ipv4() == hop.source.is_ipv4();
             let mut sources: Vec<IpAddr> =
@@ -73,7 +73,7 @@ impl State {
             }
             let nat_source = self.place_sources(&sources);
             if let Some(state) = self.backends.get_mut(&index) {
-                state.backend.link = link;
+                state.backend.next_hop = next_hop;
                 state.backend.maximum_datagram = mtu;
                 if let Some(nat_source) = nat_source {
                     state.backend.nat_source = nat_source;
@@ -82,7 +82,7 @@ impl State {
             }
         }
         self.egress = attached.iter().copied().collect();
-        let leaving = self.backends.values().map(|state| state.backend.link.interface);
+        let leaving = self.backends.values().map(|state| state.backend.next_hop.interface);
         // One that has gone comes back under another number.
         self.egress.extend(leaving.filter(|interface| network.links.contains_key(interface)));
         self.egress.extend(self.check_interface);
@@ -323,7 +323,7 @@ address = "[2001:db8::102]:80"
         let [none, one, two] = [[Vlan::NONE; 2], [outer, Vlan::NONE], [outer, inner]].map(Vlans);
         assert_eq!(BTreeSet::from_iter(ours), BTreeSet::from([none, one, two]));
         let links: Vec<(u32, Vlans)> = (state.backends.values())
-            .map(|state| (state.backend.link.interface, state.backend.link.vlans))
+            .map(|state| (state.backend.next_hop.interface, state.backend.next_hop.vlans))
             .collect();
         assert_eq!(links, [(1, two), (7, none)]);
         let bound: Vec<IpAddr> = state.binds.keys().map(|bind| bind.address.ip()).collect();

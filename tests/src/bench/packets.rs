@@ -73,9 +73,9 @@ impl Bench {
         (world.flows, world.embryonic) = (1_048_576, 262_144);
         world.settings.replies_anywhere = 0;
         // All by one interface, so that all is sent back by it.
-        let first = world.backends[0].link;
+        let first = world.backends[0].next_hop;
         for backend in &mut world.backends[..BACKENDS.len()] {
-            (backend.link.interface, backend.link.own) = (first.interface, first.own);
+            (backend.next_hop.interface, backend.next_hop.own) = (first.interface, first.own);
         }
         for case in cases().iter().filter(|case| case.services > 1) {
             let first = case.service();

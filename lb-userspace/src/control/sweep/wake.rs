@@ -78,8 +78,8 @@ fn probe<A: Address>(key: &FlowKey<A>, flow: &Flow<A>, sequence: u32) -> Vec<u8>
         inherited: Inherited::NONE,
         payload_length: length,
         protocol: PROTOCOL_TCP,
-        source: key.destination.words(),
-        destination: key.source.words(),
+        source: &key.destination.words(),
+        destination: &key.source.words(),
         flow: 0,
     };
     let sum = A::pseudo_header_sum(key.destination, key.source, PROTOCOL_TCP, length);
