@@ -1,9 +1,9 @@
-//! Where something lies within the elements of a map.
+//! Where something lies within the elements of a map, and what is done there.
 
 use core::intrinsics;
 
 use lb_common::{
-    abi::{Flow, RING_CHUNK_SLOTS, Slot},
+    abi::{Counters, Flow, RING_CHUNK_SLOTS, Slot},
     datapath::{Family, TraceSet, copy_ways, copy_word},
 };
 
@@ -75,4 +75,13 @@ pub(crate) fn ring_place(slot: u32) -> Option<*mut Slot> {
     let chunk = maps::RINGS.get_ptr_mut(slot / RING_CHUNK_SLOTS)?;
     // SAFETY: the map's value is that many slots.
     Some(unsafe { chunk.cast::<Slot>().add((slot % RING_CHUNK_SLOTS) as usize) })
+}
+
+/// Changes this CPU's counters, where there are any.
+#[inline(always)]
+pub(crate) fn update(counters: Option<*mut Counters>, change: impl FnOnce(&mut Counters)) {
+    if let Some(counters) = counters {
+        // SAFETY: the map's value is valid, and this CPU's alone while the program runs.
+        change(unsafe { &mut *counters });
+    }
 }

@@ -3,11 +3,13 @@
 use core::{intrinsics, ptr::NonNull};
 
 use aya_ebpf::{
-    bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_coarse_ns, maps::lpm_trie::Key,
+    bindings::BPF_NOEXIST,
+    helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns},
+    maps::lpm_trie::Key,
 };
 use lb_common::{
     abi::{
-        Access, AccessKey, Answer, Backend, Client, ClientKey, Counters, Direction, Entry, Flow,
+        Access, AccessKey, Answer, Backend, Beat, Client, ClientKey, Direction, Entry, Flow,
         FlowKey, Fragment, FragmentKey, LocalMac, Membership, Moment, Refusal, Service, ServiceKey,
         Settings, Slot,
     },
@@ -19,6 +21,7 @@ use crate::{
     maps,
     places::{
         add, confirmed, confirmed_set, copy_place, exchange, read_load, ring_place, seal_place,
+        update,
     },
 };
 
@@ -33,6 +36,13 @@ impl Tables for MapTables {
         // SAFETY: the helper takes nothing and can't fail. In Linux since 5.11 (commit
         // d05512618056).
         Moment::from_nanoseconds(unsafe { bpf_ktime_get_coarse_ns() })
+    }
+
+    #[inline(always)]
+    fn beat(&self, settings: &Settings) -> Beat {
+        // SAFETY: the helper takes nothing and can't fail. In Linux since 5.6 (commit 5576b991e9c1); where programs are compiled, as
+        // they are by default, it is a load.
+        Beat::of_jiffies(unsafe { bpf_jiffies64() }, settings.beat_shift)
     }
 
     #[inline(always)]
@@ -387,11 +397,3 @@ family_tables!(
     CLIENTS_IPV6,
     SOURCES_IPV6
 );
-
-#[inline(always)]
-fn update(counters: Option<*mut Counters>, change: impl FnOnce(&mut Counters)) {
-    if let Some(counters) = counters {
-        // SAFETY: the map's value is valid, and this CPU's alone while the program runs.
-        change(unsafe { &mut *counters });
-    }
-}

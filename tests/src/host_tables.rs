@@ -6,9 +6,9 @@ use bytemuck::Zeroable as _;
 use ipnet::IpNet;
 use lb_common::{
     abi::{
-        Access, AccessKey, Answer, Backend, CHECK_SERVICE, Client, ClientKey, Direction, Entry,
-        Flow, FlowKey, Fragment, FragmentKey, LocalMac, Membership, Moment, Refusal, Service,
-        ServiceKey, Settings, Slot,
+        Access, AccessKey, Answer, Backend, Beat, CHECK_SERVICE, Client, ClientKey, Direction,
+        Entry, Flow, FlowKey, Fragment, FragmentKey, LocalMac, Membership, Moment, Refusal,
+        Service, ServiceKey, Settings, Slot,
     },
     datapath::{FamilyTables, InsertError, Table, Tables, TraceSet},
     wire::{Ipv4Address, Ipv6Address, NetworkU32},
@@ -19,6 +19,10 @@ use crate::host::Host;
 impl Tables for Host {
     fn now(&self) -> Moment {
         self.now.get()
+    }
+
+    fn beat(&self, _settings: &Settings) -> Beat {
+        Beat::of_number(self.now.get().tick().number())
     }
 
     fn settings(&self) -> Option<Settings> {

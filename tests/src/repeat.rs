@@ -123,7 +123,8 @@ impl Repeater {
             }
             let run = run.get_or_insert_with(|| {
                 self.program = if is_ipv6 { "repeat_ipv6" } else { "repeat_ipv4" };
-                Run { template, length: frame.len() as u32, flows: 0, next: 0, reserved: 0 }
+                let length = frame.len() as u32;
+                Run { template, length, flows: 0, next: 0, reserved: 0, written: 0 }
             });
             ensure!(run.template == template, "flow {number} differs");
             ensure!(run.length as usize == frame.len());

@@ -1,19 +1,26 @@
 //! By direct return, packets of flows that were looked up lately go past the table of flows.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use lb_common::{
     abi::{Fate, Forwarding},
-    datapath::{Reason, TRACE_WAYS, Table, TracePlace},
+    datapath::{Reason, TRACE_TICKS, TRACE_WAYS, Table, TracePlace},
 };
 use lb_tests::{
     connection::flow_key,
     frame::{Segment, flags},
+    kernel::Kernel,
     pair::Pair,
     seen::Seen,
     world::{OTHER_FORWARDINGS, Socket, World, backend_mac, client_of},
 };
+use lb_userspace::dataplane;
+use nix::time::{ClockId, clock_getres};
 
 /// Services whose replies don't pass through us, each with a backend.
 fn direct() -> impl Iterator<Item = (Forwarding, Socket, u32)> {
@@ -279,4 +286,36 @@ fn where_a_set_is_full_traces_stand_beside_it_and_go_from_there_as_well() -> Res
         }
         Ok(())
     })
+}
+
+#[test]
+fn a_trace_holds_for_eight_beats_of_the_kernels_clock() -> Result<()> {
+    let mut world = World::default();
+    world.settings.beat_shift = dataplane::beat_shift();
+    let mut kernel = Kernel::new(&world)?;
+    let (_, vip, _) = direct().next().context("no service")?;
+    let datagram = Segment::udp(client_of(vip.0), vip).build();
+    // The first one ceases to hold whenever it is time for that, and the second one so much later.
+    let mut ends = Vec::new();
+    for _ in 0..2 {
+        for _ in 0..3 {
+            kernel.run(&datagram)?;
+        }
+        kernel.forget_flows()?;
+        kernel.recount()?;
+        loop {
+            kernel.run(&datagram)?;
+            if kernel.confirm(Reason::ToBackend).is_err() {
+                break;
+            }
+            // There is nothing to await but time.
+            thread::sleep(Duration::from_millis(20));
+        }
+        ends.push(Instant::now());
+    }
+    let held = ends[1] - ends[0];
+    let jiffy = Duration::from(clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)?);
+    let eight = jiffy * (1 << dataplane::beat_shift()) * TRACE_TICKS;
+    ensure!(held > eight / 2 && held < eight * 3 / 2, "{held:?} instead of {eight:?}");
+    Ok(())
 }

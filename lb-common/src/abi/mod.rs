@@ -40,7 +40,7 @@ pub use service::{Service, ServiceKey, service_options};
 pub use settings::{LocalMac, STATIONS, Settings};
 pub use source::{Access, AccessKey, Client, ClientKey};
 pub use text::Text;
-pub use tick::{Moment, Stamp, Tick};
+pub use tick::{Beat, Moment, Stamp, Tick};
 
 use crate::wire::{Ipv4Address, Ipv6Address};
 
@@ -199,7 +199,7 @@ plain_data! {
     Refusal: 8,
     Service: 32,
     ServiceInfo: 96,
-    Settings: 56,
+    Settings: 64,
 }
 
 /// The same for a type that is there for both address families.

@@ -38,6 +38,10 @@ pub struct Settings {
     pub trace_mask: u32,
     /// The same of flows whose replies pass through us.
     pub nat_trace_mask: u32,
+    /// [`super::Beat::shift`] of the kernel's jiffies.
+    pub beat_shift: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// A hardware address that an interface takes frames for: its own, and those of interfaces on top

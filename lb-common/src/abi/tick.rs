@@ -107,6 +107,37 @@ impl Tick {
     }
 }
 
+/// A moment on a clock that is read without a call: about how many ticks have passed, counted from anywhere. Nobody compares it with
+/// other clocks' moments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Beat(u32);
+
+impl Beat {
+    /// The beat that a number of the kernel's jiffies falls into: `shift` is [`Self::shift`] of what one takes.
+    #[inline(always)]
+    pub const fn of_jiffies(jiffies: u64, shift: u32) -> Self {
+        Self((jiffies >> (shift & 63)) as u32)
+    }
+
+    /// The beat of that number.
+    #[inline(always)]
+    pub const fn of_number(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// Its number.
+    #[inline(always)]
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+
+    /// By how many bits jiffies are shifted, of which one takes so many nanoseconds (1 to 2^30), so that a beat isn't longer than a
+    /// tick, and longer than half of one.
+    pub const fn shift(jiffy: u64) -> u32 {
+        (Tick::NANOSECONDS / jiffy).ilog2()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,5 +148,16 @@ mod tests {
         let later = Tick::from_nanoseconds(11 * Tick::NANOSECONDS);
         assert_eq!(later.since(now), 1);
         assert_eq!(now.since(later), 0);
+    }
+
+    #[test]
+    fn a_beat_is_about_a_tick_whatever_a_jiffy_is() {
+        // CONFIG_HZ of 100, 250, 300 and 1000.
+        for (jiffy, shift) in [(10_000_000, 6), (4_000_000, 8), (3_333_333, 8), (1_000_000, 10)] {
+            assert_eq!(Beat::shift(jiffy), shift);
+            let beat = jiffy << shift;
+            assert!(beat <= Tick::NANOSECONDS && beat > Tick::NANOSECONDS / 2, "{jiffy}");
+        }
+        assert_eq!(Beat::of_jiffies(0xffff, 8), Beat::of_number(0xff));
     }
 }

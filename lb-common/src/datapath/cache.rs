@@ -17,7 +17,7 @@ use super::{
     Family, FamilyTables, TRACE_TICKS, Table, hash, nat_traces, parse::Segment, trace_places,
 };
 use crate::{
-    abi::{CHECK_SERVICE, Direction, Flow, FlowKey, FlowState, Tick, finished},
+    abi::{Beat, CHECK_SERVICE, Direction, Flow, FlowKey, FlowState, Tick, finished},
     wire::Address,
 };
 
@@ -93,7 +93,7 @@ pub(super) struct Mark {
 impl Mark {
     /// Becomes that of the flow of a key.
     #[inline(always)]
-    pub(super) fn set<A: Address>(&mut self, key: &FlowKey<A>, secret: u64, now: Tick) {
+    pub(super) fn set<A: Address>(&mut self, key: &FlowKey<A>, secret: u64, now: Beat) {
         let hash = hash::keyed(key, secret);
         let CopyPlace { pair, tag } = CopyPlace::of_hash(hash);
         // Not all at the same moment.
@@ -153,7 +153,7 @@ impl Mark {
         segment: &Segment<A>,
         flow: &Flow<A>,
         secret: u64,
-        now: Tick,
+        now: Beat,
     ) {
         self.set(&segment.key, secret, now);
         let way = self.way(tables);
@@ -268,7 +268,7 @@ mod tests {
             let first = |mark: &Mark| (mark.start, mark.pair);
             let [one, two] = [key, other].map(|key| {
                 let mut mark = Mark::zeroed();
-                mark.set(&key, 1, Tick::of_number(100));
+                mark.set(&key, 1, Beat::of_number(100));
                 first(&mark)
             });
             assert_ne!(one.0, two.0, "bit {bit} of the key");
@@ -299,9 +299,9 @@ mod tests {
         let key: FlowKey<Ipv4Address> = Zeroable::zeroed();
         let flow: Flow<Ipv4Address> = Zeroable::zeroed();
         let place = CopyPlace::of(&key, 7);
-        let at = |tick| {
+        let at = |beat| {
             let mut mark = Mark::zeroed();
-            mark.set(&key, 7, Tick::of_number(tick));
+            mark.set(&key, 7, Beat::of_number(beat));
             (mark, mark.seal(&key, &flow))
         };
         let begin = (0..TRACE_TICKS).find(|tick| (tick + place.pair).is_multiple_of(TRACE_TICKS));

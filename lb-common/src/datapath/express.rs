@@ -40,7 +40,7 @@ fn hasten<A: Family, P: Packet, T: FamilyTables<A>>(
         return None;
     }
     let settings = &tables.settings()?;
-    let now = tables.now();
+    let now = tables.beat(settings);
     if ports.direct
         && let Some(home) = Trace::new(segment, settings, now).find(tables)
     {
@@ -55,7 +55,7 @@ fn hasten<A: Family, P: Packet, T: FamilyTables<A>>(
     }
     let flow = &mut Flow::zeroed();
     let mark = &mut Mark::zeroed();
-    mark.set(&segment.key, settings.secret, now.tick());
+    mark.set(&segment.key, settings.secret, now);
     // No others leave copies, which the compiler doesn't know.
     if !mark.take(tables, segment, flow)
         || !flow.forwarding.sees_replies()

@@ -25,7 +25,7 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
         return Err(Reason::NoService.into());
     }
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
-    let now = tables.now();
+    let (tick, beat) = (tables.now().tick(), tables.beat(&settings));
     if ports.direct && segment.flags.opens() {
         trace_places::prefetch(tables, &segment.key, &settings);
     }
@@ -35,17 +35,17 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     let reason = established::follow(tables, segment, entry, flow)?;
     if flow.forwarding.sees_replies() {
         // Once a tick has to do, where it isn't found afterwards.
-        let is_due = flow.last_seen != now.tick() && cache::may_have_copy(flow, now.tick());
+        let is_due = flow.last_seen != tick && cache::may_have_copy(flow, tick);
         if is_due && segment.is_one_of_many() {
             match Direction::from_u8(flow.direction) {
-                Direction::ToBackend => nat_traces::leave(tables, segment, &settings, now, flow),
+                Direction::ToBackend => nat_traces::leave(tables, segment, &settings, beat, flow),
                 Direction::ToClient => {
-                    mark.leave(tables, segment, flow, settings.secret, now.tick());
+                    mark.leave(tables, segment, flow, settings.secret, beat);
                 }
             }
         }
     } else if traces::may_have_trace(flow) && segment.is_one_of_many() {
-        *trace = Trace::new(segment, &settings, now);
+        *trace = Trace::new(segment, &settings, beat);
         trace.leave(tables, segment, flow);
     }
     let edits = Edits::NONE;

@@ -16,7 +16,7 @@ use super::{
     traces::{Home, KEY_BITS, OWN_BITS, TIME_SHIFT, Trace},
 };
 use crate::{
-    abi::{Backend, Direction, Flow, FlowKey, Link, Moment, Settings},
+    abi::{Backend, Beat, Direction, Flow, FlowKey, Link, Settings},
     wire::NetworkU16,
 };
 
@@ -58,7 +58,7 @@ const BOUND_BITS: u64 = OWN_BITS & !KEY_BITS;
 
 /// The trace that a segment's flow has, if it has one.
 #[inline(always)]
-fn trace<A: Family>(segment: &Segment<A>, settings: &Settings, now: Moment) -> Trace {
+fn trace<A: Family>(segment: &Segment<A>, settings: &Settings, now: Beat) -> Trace {
     let hash = hash::keyed(&segment.key, settings.secret);
     let place = TracePlace::of_hash(hash, settings.nat_trace_mask);
     Trace::at(place, hash ^ number_of(&segment.link), now)
@@ -76,7 +76,7 @@ pub(super) fn find<'t, A: Family, T: FamilyTables<A>>(
     tables: &'t T,
     segment: &Segment<A>,
     settings: &Settings,
-    now: Moment,
+    now: Beat,
     flow: &mut Flow<A>,
 ) -> Option<&'t Backend> {
     let trace = &trace(segment, settings, now);
@@ -128,7 +128,7 @@ pub(super) fn leave<A: Family, T: FamilyTables<A>>(
     tables: &T,
     segment: &Segment<A>,
     settings: &Settings,
-    now: Moment,
+    now: Beat,
     flow: &Flow<A>,
 ) {
     let home = Home { backend: flow.backend, forwarding: flow.forwarding };
@@ -140,7 +140,7 @@ pub(super) fn leave<A: Family, T: FamilyTables<A>>(
         return;
     }
     tables.set_nat_trace(trace.set, way, trace.word(home), rest.0);
-    if !says_what_is_so(tables, segment, now, home, rest) {
+    if !says_what_is_so(tables, segment, home, rest) {
         tables.set_nat_trace(trace.set, way, 0, 0);
     }
 }
@@ -150,7 +150,6 @@ pub(super) fn leave<A: Family, T: FamilyTables<A>>(
 fn says_what_is_so<A: Family, T: FamilyTables<A>>(
     tables: &T,
     segment: &Segment<A>,
-    now: Moment,
     home: Home,
     rest: Rest,
 ) -> bool {
@@ -161,7 +160,7 @@ fn says_what_is_so<A: Family, T: FamilyTables<A>>(
     };
     let entry = &entry.read();
     let Some(source) = source(tables, &segment.key, entry, rest) else { return false };
-    may_have_copy(entry, now.tick())
+    may_have_copy(entry, tables.now().tick())
         && Rest::of(entry) == rest
         && (entry.backend == home.backend) & (entry.forwarding == home.forwarding)
         && entry.service == backend.service
@@ -201,7 +200,7 @@ mod tests {
         let mut segment: Segment<Ipv4Address> = Zeroable::zeroed();
         segment.link = link;
         let settings = Settings { secret: 7, nat_trace_mask: 0xfff, ..Settings::default() };
-        trace(&segment, &settings, Moment::default())
+        trace(&segment, &settings, Beat::default())
     }
 
     #[test]

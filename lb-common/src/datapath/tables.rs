@@ -3,8 +3,8 @@
 use super::{Family, TraceSet, nat};
 use crate::{
     abi::{
-        Access, AccessKey, Answer, Backend, Client, ClientKey, Direction, Entry, Flow, FlowKey,
-        FlowState, Fragment, FragmentKey, LocalMac, Membership, Moment, Refusal, Service,
+        Access, AccessKey, Answer, Backend, Beat, Client, ClientKey, Direction, Entry, Flow,
+        FlowKey, FlowState, Fragment, FragmentKey, LocalMac, Membership, Moment, Refusal, Service,
         ServiceKey, Settings, Slot,
     },
     wire::NetworkU32,
@@ -32,6 +32,9 @@ pub enum InsertError {
 pub trait Tables {
     /// The present moment.
     fn now(&self) -> Moment;
+
+    /// The present moment, for what is found without a look-up.
+    fn beat(&self, settings: &Settings) -> Beat;
 
     /// What holds for the whole data path.
     fn settings(&self) -> Option<Settings>;

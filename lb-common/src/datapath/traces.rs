@@ -16,9 +16,9 @@ use super::{
     parse::Segment,
     trace_places::{KEY_SHIFT, TRACE_WAYS, TracePlace, TraceSet, beside},
 };
-use crate::abi::{CHECK_SERVICE, Direction, Flow, FlowState, Forwarding, Link, Moment, Settings};
+use crate::abi::{Beat, CHECK_SERVICE, Direction, Flow, FlowState, Forwarding, Link, Settings};
 
-/// For how long a trace, or a copy of a flow's entry, holds at most, in ticks. For so long a flow's entry may not know of its newest packet.
+/// For how long a trace, or a copy of a flow's entry, holds at most, in ticks: so many beats. For so long a flow's entry may not know of its newest packet.
 pub const TRACE_TICKS: u32 = 8;
 
 /// Bits of a trace that name the backend; above them are those of its forwarding, then those of the time, then the flow's own.
@@ -71,7 +71,7 @@ pub(super) struct Trace {
 impl Trace {
     /// That of a segment's flow at a moment.
     #[inline(always)]
-    pub(super) fn new<A: Family>(segment: &Segment<A>, settings: &Settings, now: Moment) -> Self {
+    pub(super) fn new<A: Family>(segment: &Segment<A>, settings: &Settings, now: Beat) -> Self {
         let hash = hash::keyed(&segment.key, settings.secret);
         let place = TracePlace::of_hash(hash, settings.trace_mask);
         Self::at(place, hash ^ number_of(&segment.link), now)
@@ -79,9 +79,9 @@ impl Trace {
 
     /// That of a flow whose traces have that place, where its other bits depend on `station`.
     #[inline(always)]
-    pub(super) fn at(TracePlace { set, key }: TracePlace, station: u64, now: Moment) -> Self {
+    pub(super) fn at(TracePlace { set, key }: TracePlace, station: u64, now: Beat) -> Self {
         // Not all at the same moment, but for those that stand beside each other.
-        let time = u64::from(now.tick().number().wrapping_add(set >> 1) / TRACE_TICKS);
+        let time = u64::from(now.number().wrapping_add(set >> 1) / TRACE_TICKS);
         let time = (time << TIME_SHIFT) & !(u64::MAX << OWN_SHIFT);
         let station = hash::mix_half(station);
         let station = (station >> (64 - KEY_SHIFT)) & (u64::MAX << OWN_SHIFT);
@@ -206,24 +206,24 @@ mod tests {
         segment
     }
 
-    fn trace_of(segment: &Segment<Ipv4Address>, tick: u64) -> Trace {
+    fn trace_of(segment: &Segment<Ipv4Address>, beat: u32) -> Trace {
         let settings = Settings {
             secret: 0x0123_4567_89ab_cdef,
             trace_mask: TRACE_SETS - 1,
             ..Settings::default()
         };
-        Trace::new(segment, &settings, Moment::from_nanoseconds(tick << 30))
+        Trace::new(segment, &settings, Beat::of_number(beat))
     }
 
-    fn trace(number: u32, tick: u64) -> Trace {
-        trace_of(&segment(number), tick)
+    fn trace(number: u32, beat: u32) -> Trace {
+        trace_of(&segment(number), beat)
     }
 
     #[test]
     fn a_trace_says_where_its_flow_is_for_its_time() {
         let mut changes = 0;
-        for tick in 100..200 {
-            let (now, next) = (trace(1, tick), trace(1, tick + 1));
+        for beat in 100..200 {
+            let (now, next) = (trace(1, beat), trace(1, beat + 1));
             assert_eq!(now.set, next.set);
             for forwarding in [Forwarding::Dsr, Forwarding::Ipip, Forwarding::Gue] {
                 let home = Home { forwarding, ..HOME };

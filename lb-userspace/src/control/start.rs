@@ -38,7 +38,7 @@ use crate::{
     api,
     config::{Config, Invalid},
     confine::ConfineError,
-    dataplane::{Capacity, DataplaneError, Pins, load},
+    dataplane::{self, Capacity, DataplaneError, Pins, load},
     journal::Journal,
     log::Log,
     netlink::{NetlinkError, Reader, Vantage, Wish},
@@ -253,6 +253,7 @@ async fn assemble(
         state.settings.trace_mask = trace_sets(0, 0) - 1;
         state.settings.nat_trace_mask = trace_sets(0, 0) - 1;
     }
+    state.settings.beat_shift = dataplane::beat_shift();
     state.settings.controller = std::process::id();
     state.settings.namespace = demand_namespace(&pins, there.settings.namespace)?;
     if !there.backends.is_empty() {

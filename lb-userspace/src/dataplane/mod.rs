@@ -16,7 +16,7 @@ mod traces;
 pub use aya::programs::xdp::XdpLink;
 
 pub use attach::{Attached, Mode, ModeChoice, attach, attach_until_dropped, detach};
-pub use clock::{now, seconds};
+pub use clock::{beat_shift, now, seconds};
 pub use copies::CopyMemory;
 pub use detour::{Detour, Detours, Route};
 pub use load::{Capacity, Loaded, OBJECT, load};

@@ -5,6 +5,8 @@
 
 #![no_std]
 #![no_main]
+#![feature(core_intrinsics)]
+#![expect(internal_features, reason = "an addition that is atomic")]
 #![expect(
     clippy::needless_pass_by_value,
     missing_docs,
@@ -15,7 +17,7 @@
 mod least;
 mod run;
 
-use core::hint;
+use core::{hint, intrinsics};
 
 use aya_ebpf::{
     EbpfContext,
@@ -85,6 +87,12 @@ fn prepare<const FIRST: usize, const SECOND: usize>(context: &XdpContext) -> Opt
         (*place) = run.template;
         (*place)[FIRST] = variation[0];
         (*place)[SECOND] = variation[1];
+        // What a processor has just written it can read in other pieces only once that is in its cache, where a network card's frames
+        // are from the beginning: here it waits for that.
+        intrinsics::atomic_xadd::<u64, u64, { intrinsics::AtomicOrdering::SeqCst }>(
+            &raw mut run.written,
+            1,
+        );
     }
     Some(())
 }

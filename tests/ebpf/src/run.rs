@@ -17,6 +17,8 @@ pub(crate) struct Run {
     pub(crate) next: u32,
     /// Makes the size a multiple of eight.
     pub(crate) reserved: u32,
+    /// How many frames were written.
+    pub(crate) written: u64,
 }
 
 /// What a frame of a flow has of its own: two words of the template's, of IPv4 from byte 24 on (checksum, addresses,

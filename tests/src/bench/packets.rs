@@ -14,6 +14,7 @@ use lb_common::{
     abi::Forwarding,
     datapath::{LEAST_COPIED_AGE, trace_sets},
 };
+use lb_userspace::dataplane;
 use serde_json::json;
 
 use super::{
@@ -72,6 +73,7 @@ impl Bench {
         // As by default.
         (world.flows, world.embryonic) = (1_048_576, 262_144);
         world.settings.replies_anywhere = 0;
+        world.settings.beat_shift = dataplane::beat_shift();
         // All by one interface, so that all is sent back by it.
         let first = world.backends[0].next_hop;
         for backend in &mut world.backends[..BACKENDS.len()] {
