@@ -15,6 +15,7 @@ use lb_common::{
     wire::{Ipv4Address, Ipv6Address},
 };
 
+pub use crate::host_tables::BEAT_SHIFT;
 use crate::{
     host_frame::Frame,
     memory::{FamilyMemory, Records},

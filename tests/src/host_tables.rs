@@ -16,13 +16,18 @@ use lb_common::{
 
 use crate::host::Host;
 
+/// What a jiffy takes here, in nanoseconds.
+const JIFFY: u64 = 1 << 22;
+/// What makes a beat of it that is a tick.
+pub const BEAT_SHIFT: u32 = Beat::shift(JIFFY);
+
 impl Tables for Host {
     fn now(&self) -> Moment {
         self.now.get()
     }
 
-    fn beat(&self, _settings: &Settings) -> Beat {
-        Beat::of_number(self.now.get().tick().number())
+    fn beat(&self, settings: &Settings) -> Beat {
+        Beat::of_jiffies(self.now.get().nanoseconds() / JIFFY, settings.beat_shift)
     }
 
     fn settings(&self) -> Option<Settings> {

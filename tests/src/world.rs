@@ -357,7 +357,7 @@ impl Default for World {
                 secret: 1,
                 trace_mask: 0xfff,
                 nat_trace_mask: 0xfff,
-                // For the kernel, no time passes by that clock: no test awaits it.
+                // By that clock, no time passes: it isn't the same for the kernel and elsewhere.
                 beat_shift: 63,
                 reserved: 0,
             },

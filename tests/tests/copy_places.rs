@@ -10,7 +10,7 @@ use lb_common::{
 use lb_tests::{
     connection::{Connection, flow_key},
     frame::{Segment, flags},
-    host::Host,
+    host::{BEAT_SHIFT, Host},
     seen::Seen,
     world::{BACKENDS, Socket, VIP, World, backend_address, client_of},
 };
@@ -18,6 +18,13 @@ use lb_tests::{
 /// What becomes of a client's packet that belongs to no flow, and of a backend's.
 const UNKNOWN: Reason = Reason::NoFlow;
 const UNKNOWN_REPLY: Reason = Reason::NoService;
+
+/// Where a beat is a tick, and there is room for many flows.
+fn roomy() -> Host {
+    let mut world = World { flows: 65_536, ..World::default() };
+    world.settings.beat_shift = BEAT_SHIFT;
+    Host::new(&world)
+}
 
 /// Opens a connection by a host's tables alone, at a tick.
 fn open_alone(host: &Host, client: Socket, tick: u32) -> Result<Connection> {
@@ -44,7 +51,7 @@ fn at(tick: u32) -> Moment {
 
 #[test]
 fn who_leaves_a_copy_sees_what_another_cpu_has_changed() -> Result<()> {
-    let host = Host::new(&World::default());
+    let host = roomy();
     let connection = open_alone(&host, client_of(VIP.0), 100)?;
     host.set_now(at(100 + LEAST_COPIED_AGE));
     for segment in [connection.from_client(flags::ACK), connection.from_backend(flags::ACK)] {
@@ -53,7 +60,7 @@ fn who_leaves_a_copy_sees_what_another_cpu_has_changed() -> Result<()> {
     ensure!((host.nat_traces(), host.copies()) == (1, 1), "as many as directions");
 
     for (is_reply, reason) in [(false, Reason::ToBackend), (true, Reason::ToClient)] {
-        let host = Host::new(&World::default());
+        let host = roomy();
         let connection = open_alone(&host, client_of(VIP.0), 100)?;
         host.set_now(at(100 + LEAST_COPIED_AGE));
         host.reset_flows_when_copied();
@@ -70,7 +77,7 @@ fn who_leaves_a_copy_sees_what_another_cpu_has_changed() -> Result<()> {
 
 #[test]
 fn a_flow_that_is_looked_up_time_and_again_has_one_trace() -> Result<()> {
-    let host = Host::new(&World::default());
+    let host = roomy();
     let connection = open_alone(&host, client_of(VIP.0), 100)?;
     let mut request = connection.from_client(flags::ACK);
     // No operation, four times (RFC 791, section 3.1).
@@ -86,7 +93,7 @@ fn a_flow_that_is_looked_up_time_and_again_has_one_trace() -> Result<()> {
 
 #[test]
 fn a_copy_holds_for_eight_ticks_at_most() -> Result<()> {
-    let host = Host::new(&World::default());
+    let host = roomy();
     let connection = open_alone(&host, client_of(VIP.0), 100)?;
     let request = connection.from_client(flags::ACK).build();
     host.set_now(at(100 + LEAST_COPIED_AGE));
@@ -154,7 +161,7 @@ fn demand_order(host: &Host, place: u32, segments: &[Vec<u8>], reasons: [Reason;
 
 #[test]
 fn a_copy_keeps_its_place_as_long_as_it_holds() -> Result<()> {
-    let host = Host::new(&World { flows: 65_536, ..World::default() });
+    let host = roomy();
     let secret = host.world.settings.secret;
     // A pair has room for two.
     let (pair, crowded) = crowd(&host, 3, |connection| {
@@ -168,7 +175,7 @@ fn a_copy_keeps_its_place_as_long_as_it_holds() -> Result<()> {
 
 #[test]
 fn a_trace_keeps_its_place_as_long_as_it_holds() -> Result<()> {
-    let host = Host::new(&World { flows: 65_536, ..World::default() });
+    let host = roomy();
     let settings = host.world.settings;
     let (set, crowded) = crowd(&host, TRACE_WAYS + 1, |connection| {
         TracePlace::of_nat(&flow_key(connection.client, connection.vip), &settings).set

@@ -161,6 +161,9 @@ fn by_direct_return_the_backend_gets_the_error_as_it_came() -> Result<()> {
         wanted.time_to_live = 63;
         (wanted.source_mac, wanted.destination_mac) = (OWN_MAC, backend_mac(backend));
         ensure!(read == wanted, "{what}: {read:02x?}");
+        // For somebody else, who didn't send what it is about.
+        let stray = Message::too_big(router(vip.0), client.0, 1400, &reply.build()[14..]);
+        pair.expect(&what, &stray.build(), Reason::OtherProtocol)?;
         pair.compare_tables()?;
     }
     Ok(())

@@ -215,11 +215,11 @@ fn an_unreachable_backend_is_left_with_the_next_syn() -> Result<()> {
             (message.kind, message.code) = if vip.0.is_ipv4() { (3, 3) } else { (1, 4) };
             message.source_mac = backend_mac(connection.backend);
             let wanted = if established { Reason::IcmpError } else { Reason::RefusalWithheld };
-            // One to somebody else tells nothing.
+            // One to somebody else is not about what was sent by us.
             let mut stray = Message::too_big(to.0, vip.0, 0, &quoted);
             (stray.kind, stray.code, stray.source_mac) =
                 (message.kind, message.code, message.source_mac);
-            pair.expect("to another", &stray.build(), Reason::IcmpError)?;
+            pair.expect("to another", &stray.build(), Reason::OtherProtocol)?;
             pair.expect("unreachable", &message.build(), wanted)?;
             if !established {
                 let second = Connection::open(&mut pair, vip)?;

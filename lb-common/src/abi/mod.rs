@@ -56,7 +56,7 @@ fn same_words<const WORDS: usize>(these: &[u32; WORDS], others: &[u32; WORDS]) -
 }
 
 /// Version of everything in this module.
-pub const VERSION: u32 = 17;
+pub const VERSION: u32 = 18;
 /// Two of the lines that copies of flows are in: see [`crate::datapath::CACHE_PAIRS`].
 pub type CachePair = [u64; 16];
 /// Room for counts of packets by reason.

@@ -42,10 +42,12 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     established::demand_own_station(tables, segment)?;
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
     segment.admit_datagram(packet, &settings)?;
-    // An error goes to whom the quoted datagram came from (RFC 1122, section 3.2.2): any other is nobody's.
+    // An error goes to whom the quoted datagram came from (RFC 1122, section 3.2.2): any other isn't about what we sent.
     let header: A::Header = packet.read(NETWORK_OFFSET).ok_or(Reason::ShortFrame)?;
-    let is_meant = header.destination() == key.destination;
-    if quote.refuses != 0 && is_meant && is_withheld(tables, &settings, key, flow) {
+    if header.destination() != key.destination {
+        return Err(Reason::OtherProtocol);
+    }
+    if quote.refuses != 0 && is_withheld(tables, &settings, key, flow) {
         return Err(Reason::RefusalWithheld);
     }
     let backend = transmit::backend(tables, segment, flow, longest)?;
@@ -64,7 +66,7 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
         flow.source = from;
     }
     let addresses = A::checksum_delta(from, flow.source)
-        .and(A::checksum_delta(header.destination(), flow.destination));
+        .and(A::checksum_delta(key.destination, flow.destination));
     let pseudo_header = if A::ICMP_COVERS_ADDRESSES { addresses } else { ChecksumDelta::ZERO };
     let place = segment.transport_offset() + IcmpHeader::CHECKSUM_OFFSET;
     let checksum: Checksum = packet.read(place).ok_or(Reason::OtherProtocol)?;

@@ -14,9 +14,10 @@ pub fn now() -> Tick {
 
 /// [`Beat::shift`] of this kernel's jiffies: the clock that [`now`] reads goes by them (`KTIME_LOW_RES` in kernel/time/hrtimer.c).
 pub fn beat_shift() -> u32 {
-    let jiffy =
-        clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map_or(Duration::ZERO, Duration::from);
-    Beat::shift(u64::try_from(jiffy.as_nanos()).unwrap_or(0).clamp(1, Tick::NANOSECONDS))
+    // Were one longer than it seems, flows that live would be taken for over.
+    let longest = Duration::from_nanos(Tick::NANOSECONDS);
+    let jiffy = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map_or(longest, Duration::from);
+    Beat::shift(jiffy.clamp(Duration::from_nanos(1), longest).as_nanos() as u64)
 }
 
 /// A number of ticks in whole seconds.

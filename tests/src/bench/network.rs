@@ -2,8 +2,8 @@
 //!
 //! In each round every system is set up, measured and removed again, in the one order and then in the other. What the
 //! balancer takes for a request is measured with its interfaces' work in threads: those and its processes run on one
-//! processor, everything else on the other; it is compared with plain routing within each round, since others use the machine as well.
-//! Requests a second, latency and bulk are measured without that, in some of the rounds.
+//! processor, everything else on the other. Requests a second, latency and bulk are measured without that. Systems are compared
+//! within each round, since others use the machine as well.
 
 use std::collections::BTreeMap;
 
@@ -50,13 +50,15 @@ impl Quantity {
     ];
 }
 
-/// What is shown as a multiple of what plain routing takes.
-const COMPARED: [(Quantity, &str); 2] = [
-    (Quantity::KeptAlive, "× plain routing, keep-alive"),
-    (Quantity::Connection, "× plain routing, connection each"),
+/// What is shown as a multiple of what another system has.
+const COMPARED: [(Quantity, System, &str); 4] = [
+    (Quantity::KeptAlive, System::Routing, "CPU × plain routing, keep-alive"),
+    (Quantity::Connection, System::Routing, "CPU × plain routing, connection each"),
+    (Quantity::Rate, System::Redirect, "requests/s × XDP redirect"),
+    (Quantity::Most, System::Redirect, "p99 × XDP redirect"),
 ];
 
-/// Rounds, those of them in which everything is measured, and how long each load lasts, as wrk is told.
+/// Rounds, those of them in which new connections and bulk are measured as well, and how long each load lasts, as wrk is told.
 const ROUNDS: usize = 9;
 const WHOLE_ROUNDS: usize = 3;
 const DURATION: &str = "-d2s";
@@ -92,14 +94,13 @@ pub fn report(programs: &Programs, only: &str) -> Result<Report> {
         found.get(&(name.clone(), quantity)).map_or(&[][..], Vec::as_slice).iter().copied()
     };
     let middle = |name: &String, quantity| median(rounds(name, quantity)).unwrap_or(f64::NAN);
-    let plain = System::Routing.name();
-    let against = |name: &String, quantity| {
-        let both = rounds(name, quantity).zip(rounds(&plain, quantity));
-        median(both.map(|(one, plain)| one / plain)).map_or_else(String::new, number)
+    let against = |name: &String, quantity, other: System| {
+        let both = rounds(name, quantity).zip(rounds(&other.name(), quantity).collect::<Vec<_>>());
+        median(both.map(|(one, other)| one / other)).map_or_else(String::new, number)
     };
     let row = |name: &String| {
         let values = Quantity::ALL.map(|(quantity, _)| number(middle(name, quantity)));
-        let ratios = COMPARED.map(|(quantity, _)| against(name, quantity));
+        let ratios = COMPARED.map(|(quantity, other, _)| against(name, quantity, other));
         [name.clone()].into_iter().chain(ratios).chain(values).collect()
     };
     let result = |((name, quantity), values): (&(String, Quantity), &Vec<f64>)| {
@@ -122,7 +123,8 @@ pub fn report(programs: &Programs, only: &str) -> Result<Report> {
             Bar { group: group.to_owned(), label, value }
         })
         .collect();
-    let headings = COMPARED.into_iter().chain(Quantity::ALL).map(|(_, label)| label);
+    let compared = COMPARED.into_iter().map(|(.., label)| label);
+    let headings = compared.chain(Quantity::ALL.map(|(_, label)| label));
     Ok(Report {
         name: "network",
         title: "Processor time of the balancer for a request".to_owned(),
@@ -151,9 +153,6 @@ fn measure(bed: &Bed, address: &str, is_whole: bool) -> Result<Vec<(Quantity, f6
     }
     bed.thread_interfaces(false)?;
     bed.unpin()?;
-    if !is_whole {
-        return Ok(found);
-    }
     let load = bed.load(&url, &[DURATION, FEW], false)?;
     load.demand_no_errors()?;
     found.push((Quantity::Rate, load.requests as f64 / load.seconds));
@@ -163,6 +162,9 @@ fn measure(bed: &Bed, address: &str, is_whole: bool) -> Result<Vec<(Quantity, f6
         (Quantity::Most, most),
         (Quantity::NearlyAll, nearly_all),
     ]);
+    if !is_whole {
+        return Ok(found);
+    }
     let load = bed.load(&url, &[DURATION, FEW, "-H", CLOSE], false)?;
     load.demand_no_errors()?;
     found.push((Quantity::Connections, load.requests as f64 / load.seconds));
