@@ -119,12 +119,6 @@ impl Beat {
         Self((jiffies >> (shift & 63)) as u32)
     }
 
-    /// The beat of that number.
-    #[inline(always)]
-    pub const fn of_number(number: u32) -> Self {
-        Self(number)
-    }
-
     /// Its number.
     #[inline(always)]
     pub const fn number(self) -> u32 {
@@ -158,6 +152,6 @@ mod tests {
             let beat = jiffy << shift;
             assert!(beat <= Tick::NANOSECONDS && beat > Tick::NANOSECONDS / 2, "{jiffy}");
         }
-        assert_eq!(Beat::of_jiffies(0xffff, 8), Beat::of_number(0xff));
+        assert_eq!(Beat::of_jiffies(0xffff, 8).number(), 0xff);
     }
 }

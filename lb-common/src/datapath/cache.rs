@@ -268,7 +268,7 @@ mod tests {
             let first = |mark: &Mark| (mark.start, mark.pair);
             let [one, two] = [key, other].map(|key| {
                 let mut mark = Mark::zeroed();
-                mark.set(&key, 1, Beat::of_number(100));
+                mark.set(&key, 1, Beat::of_jiffies(100, 0));
                 first(&mark)
             });
             assert_ne!(one.0, two.0, "bit {bit} of the key");
@@ -299,9 +299,9 @@ mod tests {
         let key: FlowKey<Ipv4Address> = Zeroable::zeroed();
         let flow: Flow<Ipv4Address> = Zeroable::zeroed();
         let place = CopyPlace::of(&key, 7);
-        let at = |beat| {
+        let at = |beat: u32| {
             let mut mark = Mark::zeroed();
-            mark.set(&key, 7, Beat::of_number(beat));
+            mark.set(&key, 7, Beat::of_jiffies(beat.into(), 0));
             (mark, mark.seal(&key, &flow))
         };
         let begin = (0..TRACE_TICKS).find(|tick| (tick + place.pair).is_multiple_of(TRACE_TICKS));

@@ -212,7 +212,7 @@ mod tests {
             trace_mask: TRACE_SETS - 1,
             ..Settings::default()
         };
-        Trace::new(segment, &settings, Beat::of_number(beat))
+        Trace::new(segment, &settings, Beat::of_jiffies(beat.into(), 0))
     }
 
     fn trace(number: u32, beat: u32) -> Trace {
