@@ -21,7 +21,9 @@ use core::hint;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, maps::PerCpuArray, programs::XdpContext};
 use lb_common::{
-    datapath::{self, Action, Decision, ErrorScratch, Family, Packet, Reason, Scratch, Verdict},
+    datapath::{
+        self, Action, Back, Decision, ErrorScratch, Family, Packet, Reason, Scratch, Verdict,
+    },
     wire::{Ipv4Address, Ipv6Address, VlanTags},
 };
 
@@ -172,7 +174,7 @@ fn act(verdict: Verdict, ingress: u32) -> (u32, Reason) {
     match verdict.reason.action() {
         Action::Pass => (xdp_action::XDP_PASS, verdict.reason),
         Action::Drop => (xdp_action::XDP_DROP, verdict.reason),
-        Action::Transmit if verdict.egress == ingress && !redirects_always() => {
+        Action::Transmit if verdict.egress == ingress && !is_redirected(verdict.back) => {
             (xdp_action::XDP_TX, verdict.reason)
         }
         Action::Transmit => match maps::EGRESS.redirect(verdict.egress, 0) {
@@ -192,8 +194,12 @@ fn count_reason(reason: Reason) {
 }
 
 #[inline(always)]
-fn redirects_always() -> bool {
-    maps::SETTINGS.get(0).is_some_and(|settings| settings.redirect_always != 0)
+fn is_redirected(back: Back) -> bool {
+    let back = match back {
+        Back::AsSet => maps::SETTINGS.get(0).map_or(Back::Transmitted, Back::of),
+        Back::Transmitted | Back::Redirected => back,
+    };
+    back == Back::Redirected
 }
 
 #[panic_handler]

@@ -14,7 +14,7 @@ use lb_common::{
         Settings, Slot,
     },
     datapath::{FamilyTables, InsertError, NatTraceSet, TRACE_WAYS, Table, Tables, TraceSet},
-    wire::{Ipv4Address, Ipv6Address, NetworkU32},
+    wire::{Ipv4Address, Ipv6Address, NetworkU16, NetworkU32},
 };
 
 use crate::{
@@ -57,7 +57,7 @@ impl Tables for MapTables {
     }
 
     #[inline(always)]
-    fn port_sets(&self, port: u16) -> Membership {
+    fn port_sets(&self, port: NetworkU16) -> Membership {
         maps::PORT_SETS.get(0).map_or(Membership::default(), |ports| ports.of(port))
     }
 

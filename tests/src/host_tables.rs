@@ -11,7 +11,7 @@ use lb_common::{
         Service, ServiceKey, Settings, Slot,
     },
     datapath::{FamilyTables, InsertError, Table, Tables, TraceSet},
-    wire::{Ipv4Address, Ipv6Address, NetworkU32},
+    wire::{Ipv4Address, Ipv6Address, NetworkU16, NetworkU32},
 };
 
 use crate::host::Host;
@@ -40,7 +40,7 @@ impl Tables for Host {
         self.world.ring.get(slot as usize).copied()
     }
 
-    fn port_sets(&self, port: u16) -> Membership {
+    fn port_sets(&self, port: NetworkU16) -> Membership {
         self.note_array();
         self.ports_in.of(port)
     }

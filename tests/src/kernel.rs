@@ -10,6 +10,7 @@ use aya::{
 use lb_common::{
     abi::{AccessKey, Backend, Counters, PortSet, RING_CHUNK_SLOTS, Refusal},
     datapath::{Action, Reason},
+    wire::NetworkU16,
 };
 use lb_userspace::dataplane::{Capacity, Loaded, Pins, load, nat_source_words};
 use nix::{
@@ -273,10 +274,10 @@ impl Kernel {
             maps.stations.set(mac.place(), mac, 0)?;
         }
         let ports = world.ports();
-        let all = || 0..=u16::MAX;
-        maps.port_sets.add(PortSet::Direct, all().filter(|port| ports.of(*port).direct));
-        maps.port_sets.add(PortSet::Ours, all().filter(|port| ports.of(*port).ours));
-        maps.port_sets.add(PortSet::Nat, all().filter(|port| ports.of(*port).nat));
+        for set in PortSet::ALL {
+            let is_in = |port: &u16| ports.of(NetworkU16::new(*port)).has(set);
+            maps.port_sets.add(set, (0..=u16::MAX).filter(is_in));
+        }
         maps.rings.write(0, &world.ring);
         for (word, free) in maps.ports.words().iter().zip(world.port_words()) {
             word.store(free, Ordering::Relaxed);

@@ -170,13 +170,12 @@ fn backend(index: u32) -> Backend {
         own: MacAddress::new(if other { OTHER_OWN_MAC } else { OWN_MAC }),
         vlans: Vlans::NONE,
     };
-    Backend {
+    let mut backend = Backend {
         address: words(address),
         next_hop: if index == UNRESOLVED { Hop::default() } else { next_hop },
         nat_source: address.is_ipv6().into(),
         nat_sources: 1,
         port: NetworkU16::new(port),
-        maximum_datagram: 1500,
         forwarding: other_service.map_or(Forwarding::FullNat, |((forwarding, ..), _)| *forwarding),
         service: match other_service {
             Some((_, service)) => service,
@@ -191,7 +190,11 @@ fn backend(index: u32) -> Backend {
         fate: Fate::Keep,
         is_down: 0,
         weight: WEIGHT as u16,
-    }
+        outer_source: words(if address.is_ipv6() { NAT_SOURCE_IPV6 } else { NAT_SOURCE }),
+        ..Backend::default()
+    };
+    backend.set_maximum_datagram(1500);
+    backend
 }
 
 impl World {

@@ -46,6 +46,15 @@ impl Forwarding {
         self.0 >= Self::Ipip.0
     }
 
+    /// Places for what is known by forwarding: as many as [`Self::place`] can tell.
+    pub const PLACES: usize = Self::ALL.len().next_power_of_two();
+
+    /// Its place among those.
+    #[inline(always)]
+    pub(super) const fn place(self) -> usize {
+        self.0 as usize % Self::PLACES
+    }
+
     /// The way by its number, from zero on, among those where replies pass through us, or among those where they don't.
     #[inline(always)]
     pub const fn number_of_way(self) -> u8 {

@@ -56,7 +56,7 @@ fn same_words<const WORDS: usize>(these: &[u32; WORDS], others: &[u32; WORDS]) -
 }
 
 /// Version of everything in this module.
-pub const VERSION: u32 = 18;
+pub const VERSION: u32 = 19;
 /// Two of the lines that copies of flows are in: see [`crate::datapath::CACHE_PAIRS`].
 pub type CachePair = [u64; 16];
 /// Room for counts of packets by reason.
@@ -189,13 +189,13 @@ macro_rules! plain_data {
 
 plain_data! {
     Access: 1,
-    Backend: 64,
+    Backend: 128,
     BackendInfo: 320,
     Client: 8,
     Counters: 72,
     Fragment: 12,
     LocalMac: 16,
-    PortBits: 24_576,
+    PortBits: 32_768,
     Refusal: 8,
     Service: 32,
     ServiceInfo: 96,

@@ -6,19 +6,6 @@ use crate::{
     wire::{Ipv4Header, Ipv6Header, NetworkHeader, NetworkU16, Outer, PROTOCOL_UDP, UdpHeader},
 };
 
-/// Bytes that encapsulation adds to a datagram.
-#[inline(always)]
-pub(super) const fn overhead(backend: &Backend, forwarding: Forwarding) -> usize {
-    if !forwarding.encapsulates() {
-        return 0;
-    }
-    let outer = match backend.family {
-        AddressFamily::Ipv6 => Ipv6Header::LENGTH,
-        _ => Ipv4Header::MINIMUM_LENGTH,
-    };
-    if is_gue(forwarding) { outer + UdpHeader::LENGTH } else { outer }
-}
-
 /// Puts the datagram, with one hop less, into an outer one from us to the backend. Returns how many
 /// bytes that puts before it.
 #[inline(always)]
@@ -29,8 +16,7 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     flow: &Flow<A>,
     backend: &Backend,
 ) -> Result<usize, Reason> {
-    let source = tables.nat_source(backend.nat_source).ok_or(Reason::TablesIncomplete)?;
-    let is_gue = is_gue(flow.forwarding);
+    let is_gue = flow.forwarding == Forwarding::Gue;
     // An outer IPv4 header has no place for it.
     let number = if is_gue || backend.family == AddressFamily::Ipv6 {
         let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
@@ -43,7 +29,7 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
         inherited: A::Header::inherited(segment.head),
         payload_length: if is_gue { UdpHeader::LENGTH as u16 + inner_length } else { inner_length },
         protocol: if is_gue { PROTOCOL_UDP } else { A::Header::ENCAPSULATED_PROTOCOL },
-        source,
+        source: &backend.outer_source,
         destination: &backend.address,
         flow: number,
     };
@@ -92,11 +78,6 @@ fn wrap<A: Family, H: NetworkHeader, P: Packet, const ADDED: usize>(
     packet.write_both((NETWORK_OFFSET, H::around(outer)), (within, hops))?;
     packet.write_both((0, backend.next_hop.stations()), (size_of::<Stations>(), H::ETHER_TYPE))?;
     Some(ADDED)
-}
-
-#[inline(always)]
-const fn is_gue(forwarding: Forwarding) -> bool {
-    matches!(forwarding, Forwarding::Gue)
 }
 
 /// Assigned by IANA to Generic UDP Encapsulation.

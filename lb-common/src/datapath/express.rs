@@ -6,14 +6,14 @@
 use bytemuck::Zeroable;
 
 use super::{
-    Decision, Edits, Family, FamilyTables, Packet, Reason, Verdict,
+    Back, Decision, Edits, Family, FamilyTables, Packet, Reason, Verdict,
     cache::Mark,
     nat_traces,
     parse::{self, Segment},
     traces::{Home, Trace},
     transmit,
 };
-use crate::abi::{Backend, Direction, Flow, Settings};
+use crate::abi::{Backend, Direction, Flow, PortSet, Settings};
 
 /// What is done with a frame that carries a datagram of the family. Where its flow has to be looked up, or there is anything
 /// unusual about it, it is left to the part for that.
@@ -31,9 +31,9 @@ fn hasten<A: Family, P: Packet, T: FamilyTables<A>>(
 ) -> Option<Decision> {
     let segment = &mut Segment::zeroed();
     parse::plain(packet, segment)?;
-    let ports = tables.port_sets(segment.key.destination_port.get());
+    let ports = tables.port_sets(segment.key.destination_port);
     // Most of what isn't ours ends here.
-    if !ports.ours {
+    if !ports.has(PortSet::Ours) {
         return Some(Decision::refusing(packet, Reason::NoService));
     }
     if !segment.is_usual() {
@@ -41,14 +41,14 @@ fn hasten<A: Family, P: Packet, T: FamilyTables<A>>(
     }
     let settings = &tables.settings()?;
     let now = tables.beat(settings);
-    if ports.direct
+    if ports.has(PortSet::Direct)
         && let Some(home) = Trace::new(segment, settings, now).find(tables)
     {
         return forward_directly(packet, tables, settings, segment, home);
     }
     // Each kind has a flow of its own: the compiler needn't keep what is the same in all of one.
     let flow = &mut Flow::zeroed();
-    if ports.nat
+    if ports.has(PortSet::Nat)
         && let Some(backend) = nat_traces::find(tables, segment, settings, now, flow)
     {
         return forward(packet, tables, settings, segment, flow, Some(backend));
@@ -82,7 +82,7 @@ fn forward_directly<A: Family, P: Packet, T: FamilyTables<A>>(
     segment.admit_usual(packet, settings).ok()?;
     transmit::demand(segment, flow, backend, &mut 0).ok()?;
     let sent = transmit::send_directly(packet, tables, segment, flow, backend);
-    Some(Decision::made(packet, sent.unwrap_or_else(Verdict::refusing)))
+    Some(decision(packet, settings, sent))
 }
 
 /// Forwards a segment whose replies pass through us, if nothing is against it.
@@ -107,5 +107,16 @@ fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
         }
     };
     let sent = transmit::send(packet, tables, segment, flow, backend, reason, Edits::NONE);
-    Some(Decision::made(packet, sent.unwrap_or_else(Verdict::refusing)))
+    Some(decision(packet, settings, sent))
+}
+
+#[inline(always)]
+fn decision<P: Packet>(
+    packet: &mut P,
+    settings: &Settings,
+    sent: Result<Verdict, Reason>,
+) -> Decision {
+    let mut verdict = sent.unwrap_or_else(Verdict::refusing);
+    verdict.back = Back::of(settings);
+    Decision::made(packet, verdict)
 }

@@ -8,7 +8,7 @@ use super::{
     traces::{self, Trace},
     transmit,
 };
-use crate::abi::{Direction, Entry, Flow, Service};
+use crate::abi::{Direction, Entry, Flow, PortSet, Service};
 
 /// Forwards a segment of an established flow.
 #[inline(always)]
@@ -19,14 +19,14 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
 ) -> Result<Verdict, Stop> {
     let Scratch { segment, flow, longest, trace, mark, service, .. } = scratch;
     let segment = &*segment;
-    let ports = tables.port_sets(segment.key.destination_port.get());
+    let ports = tables.port_sets(segment.key.destination_port);
     // Most of what isn't ours ends here.
-    if !ports.ours {
+    if !ports.has(PortSet::Ours) {
         return Err(Reason::NoService.into());
     }
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
     let (tick, beat) = (tables.now().tick(), tables.beat(&settings));
-    if ports.direct && segment.flags.opens() {
+    if ports.has(PortSet::Direct) && segment.flags.opens() {
         trace_places::prefetch(tables, &segment.key, &settings);
     }
     let entry = locate(tables, segment, flow, service)?;

@@ -58,7 +58,7 @@ pub use stage::{Decision, Note, Stage};
 pub use tables::{FamilyTables, InsertError, Table, Tables};
 pub use trace_places::{TRACE_SETS, TRACE_WAYS, TracePlace, TraceSet, trace_sets};
 pub use traces::TRACE_TICKS;
-pub use verdict::{Action, Edits, Kind, Reason, Verdict};
+pub use verdict::{Action, Back, Edits, Kind, Reason, Verdict};
 
 use self::{cache::Mark, choice::Attempt, handshake::Found, parse::Segment, traces::Trace};
 use crate::{

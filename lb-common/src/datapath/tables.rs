@@ -7,7 +7,7 @@ use crate::{
         FlowKey, FlowState, Fragment, FragmentKey, LocalMac, Membership, Moment, Refusal, Service,
         ServiceKey, Settings, Slot,
     },
-    wire::NetworkU32,
+    wire::{NetworkU16, NetworkU32},
 };
 
 /// Which table of flows.
@@ -43,7 +43,7 @@ pub trait Tables {
     fn ring_slot(&self, slot: u32) -> Option<Slot>;
 
     /// Which sets a port is in.
-    fn port_sets(&self, port: u16) -> Membership;
+    fn port_sets(&self, port: NetworkU16) -> Membership;
 
     /// Whether a hardware address is ours, without telling of all that are.
     fn is_station(&self, mac: &LocalMac) -> bool;

@@ -60,9 +60,9 @@ pub(super) fn demand<A: Family>(
     if backend.next_hop.interface == 0 {
         return Err(Reason::NextHopUnknown);
     }
-    let overhead = encapsulate::overhead(backend, flow.forwarding);
-    if segment.datagram_length + overhead > backend.maximum_datagram as usize {
-        *longest = u32::from(backend.maximum_datagram).saturating_sub(overhead as u32);
+    let most = backend.longest(flow.forwarding);
+    if segment.datagram_length > most as usize {
+        *longest = most.into();
         return Err(Reason::NeedsFragmentation);
     }
     Ok(())

@@ -2,7 +2,10 @@
 
 use bytemuck::Zeroable;
 
-use crate::{abi::Hop, wire::Vlans};
+use crate::{
+    abi::{Hop, Settings},
+    wire::Vlans,
+};
 
 /// What becomes of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +53,30 @@ pub struct Verdict {
     pub egress: u32,
     /// The VLANs that it leaves in.
     pub vlans: Vlans,
+    /// How it leaves by the interface that it came in on.
+    pub back: Back,
     /// What is to be changed in its options.
     pub edits: Edits,
+}
+
+/// How a frame leaves by the interface that it came in on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Back {
+    /// As the settings say, which have to be looked up for that.
+    AsSet,
+    /// By `XDP_TX`.
+    Transmitted,
+    /// As by any other: [`Settings::redirect_always`].
+    Redirected,
+}
+
+impl Back {
+    /// As the settings say.
+    #[inline(always)]
+    pub const fn of(settings: &Settings) -> Self {
+        if settings.redirect_always == 0 { Self::Transmitted } else { Self::Redirected }
+    }
 }
 
 /// What is to be changed in the options of a segment.
@@ -76,7 +101,7 @@ pub struct Edits {
     pub looked: u32,
 }
 
-// SAFETY: zeros are the first reason, and all of the rest may be zeros.
+// SAFETY: zeros are the first reason and the first way back, and all of the rest may be zeros.
 unsafe impl Zeroable for Verdict {}
 
 impl Edits {
@@ -110,13 +135,13 @@ impl Verdict {
     /// A frame that isn't transmitted.
     #[inline(always)]
     pub const fn refusing(reason: Reason) -> Self {
-        Self { reason, egress: 0, vlans: Vlans::NONE, edits: Edits::NONE }
+        Self { reason, egress: 0, vlans: Vlans::NONE, back: Back::AsSet, edits: Edits::NONE }
     }
 
     /// A frame that is transmitted.
     #[inline(always)]
     pub(super) const fn sending(reason: Reason, hop: Hop) -> Self {
-        Self { reason, egress: hop.interface, vlans: hop.vlans, edits: Edits::NONE }
+        Self { egress: hop.interface, vlans: hop.vlans, ..Self::refusing(reason) }
     }
 }
 

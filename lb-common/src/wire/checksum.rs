@@ -23,13 +23,13 @@ impl Checksum {
     /// The checksum after the change that `delta` stands for.
     #[inline(always)]
     pub const fn updated(self, delta: ChecksumDelta) -> Self {
-        Self(!fold(!self.0 as u32 + delta.0 as u32))
+        Self(!add(!self.0, delta.0))
     }
 
     /// The checksum over `words`, with the checksum field itself left out or zero.
     #[inline(always)]
     pub const fn from_sum(sum: u32) -> Self {
-        Self(!fold(sum))
+        Self(!fold(sum as u64))
     }
 
     /// The same of a sum over words of 32 bits, of which there may be some thousands.
@@ -82,7 +82,7 @@ impl ChecksumDelta {
     /// The change of one 16-bit word.
     #[inline(always)]
     pub const fn of_u16(old: u16, new: u16) -> Self {
-        Self(fold(!old as u32 + new as u32))
+        Self(add(!old, new))
     }
 
     /// The change of aligned 32-bit words, of which there may be some thousands.
@@ -98,7 +98,7 @@ impl ChecksumDelta {
     /// Both changes.
     #[inline(always)]
     pub const fn and(self, other: Self) -> Self {
-        Self(fold(self.0 as u32 + other.0 as u32))
+        Self(add(self.0, other.0))
     }
 }
 
@@ -115,15 +115,24 @@ pub(super) fn sum_of<const WORDS: usize>(words: [u32; WORDS]) -> u64 {
 /// Folds a sum of 32-bit words, of which there may be some thousands, to 16 bits: 2^32 and 2^16 are both 1 modulo 2^16 - 1.
 #[inline(always)]
 const fn fold_words(sum: u64) -> u16 {
-    let halves = (sum & 0xffff_ffff) + (sum >> 32);
-    fold(((halves & 0xffff) + (halves >> 16)) as u32)
+    fold((sum & 0xffff_ffff) + (sum >> 32))
 }
 
-/// Folds a sum of at most 65,537 words to 16 bits with end-around carry.
+/// Folds a sum of at most 65,537 words to 16 bits with end-around carry, or one of two words of 32 bits, the upper of which is
+/// less than 65,536.
+///
+/// Multiplied by 2^32 + 2^16 + 1, all its digits of 16 bits are added up in one place, and the carry from below it is that of
+/// the lower two.
 #[inline(always)]
-const fn fold(sum: u32) -> u16 {
-    let once = (sum & 0xffff) + (sum >> 16);
-    ((once & 0xffff) + (once >> 16)) as u16
+const fn fold(sum: u64) -> u16 {
+    (sum.wrapping_mul(0x1_0001_0001) >> 32) as u16
+}
+
+/// Adds two words with end-around carry.
+#[inline(always)]
+const fn add(one: u16, other: u16) -> u16 {
+    let sum = one as u32 + other as u32;
+    (sum + (sum >> 16)) as u16
 }
 
 #[cfg(test)]
@@ -188,7 +197,31 @@ mod tests {
         }
     }
 
+    /// Adds up all digits of 16 bits until there is one.
+    fn folded(mut sum: u64) -> u16 {
+        while sum >> 16 != 0 {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        sum as u16
+    }
+
+    #[test]
+    fn sums_are_folded_with_every_carry() {
+        let digits = [0, 1, 2, 0x7fff, 0x8000, 0xfffd, 0xfffe, 0xffff];
+        for upper in digits {
+            for lower in digits {
+                assert_eq!(add(upper, lower), folded(u64::from(upper) + u64::from(lower)));
+                let word = u64::from(upper) << 16 | u64::from(lower);
+                assert_eq!(fold(word), folded(word), "{word:#x}");
+                for words in digits {
+                    let sum = u64::from(words) << 32 | word;
+                    assert_eq!(fold_words(sum), folded(sum), "{sum:#x}");
+                }
+            }
+        }
+    }
+
     fn right_sum_with_error(words: &[u16], error: u16) -> u16 {
-        !fold(sum(words) + u32::from(error))
+        !fold((sum(words) + u32::from(error)).into())
     }
 }

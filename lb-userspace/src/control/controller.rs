@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_common::wire::words;
 use tokio::{
     sync::{mpsc, watch},
     time,
@@ -323,7 +324,7 @@ impl Controller {
         let is_meant = |state: &BackendState| {
             state.backend.forwarding.encapsulates()
                 && state.address().ip() == destination
-                && self.wanted.nat_sources.get(state.backend.nat_source as usize) == Some(&source)
+                && state.backend.outer_source == words(source)
         };
         if !self.wanted.backends.values().any(is_meant) {
             return false;

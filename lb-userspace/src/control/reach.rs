@@ -10,7 +10,7 @@ use lb_common::{
         Balance, CheckKind, CheckResult, Forwarding, Hop, Lifecycle, LocalMac, Service,
         ServiceInfo, Text, Tick, service_options,
     },
-    wire::Vlans,
+    wire::{Vlans, words},
 };
 
 use super::state::{Bind, State};
@@ -74,7 +74,8 @@ impl State {
             let nat_source = self.place_sources(&sources);
             if let Some(state) = self.backends.get_mut(&index) {
                 state.backend.next_hop = next_hop;
-                state.backend.maximum_datagram = mtu;
+                state.backend.set_maximum_datagram(mtu);
+                state.backend.outer_source = words(sources[0]);
                 if let Some(nat_source) = nat_source {
                     state.backend.nat_source = nat_source;
                     state.backend.nat_sources = sources.len() as u16;

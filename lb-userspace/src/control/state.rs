@@ -47,7 +47,7 @@ pub struct State {
     /// Backends that have a part of their share so far, in percent. Only known of what is wanted.
     pub warming: BTreeMap<u32, u32>,
     /// How long datagrams may be on the way to a backend, in bytes, as routers say. Only known of what
-    /// is wanted; it comes out in [`Backend::maximum_datagram`].
+    /// is wanted; it comes out in [`Backend::longest`].
     pub path_mtus: BTreeMap<IpAddr, u16>,
 }
 
