@@ -23,6 +23,11 @@ impl Kernel {
         Ok(())
     }
 
+    /// Erases the traces by direct return, which [`Self::forget_flows`] leaves.
+    pub fn forget_traces(&self) {
+        self.loaded.maps.shortcuts.traces.clear();
+    }
+
     /// Removes the entries of all flows, as nobody does who knows of their copies.
     ///
     /// # Errors

@@ -149,6 +149,8 @@ impl Bench {
         let mask = trace_sets(case.flows, 0) - 1;
         (self.world.settings.trace_mask, self.world.settings.nat_trace_mask) = (mask, mask);
         self.kernel.reset(&self.world)?;
+        // Those of the case before would take places.
+        self.kernel.forget_traces();
         let vip = case.service();
         let mut frames: Vec<Vec<u8>> = match case.packets {
             Packets::Reply => self.open(vip, case)?.into_iter().map(|(_, reply)| reply).collect(),
