@@ -8,11 +8,13 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Access, AccessKey, Backend, BackendInfo, CachePair, Client, ClientKey, Counters, Flow,
-        FlowKey, Fragment, FragmentKey, LocalMac, PortBits, Refusal, RingChunk, Service,
-        ServiceInfo, ServiceKey, Settings,
+        Access, AccessKey, Backend, BackendInfo, Client, ClientKey, Counters, Flow, FlowKey,
+        Fragment, FragmentKey, LocalMac, PortBits, Refusal, RingChunk, Service, ServiceInfo,
+        ServiceKey, Settings, Station,
     },
-    datapath::{ErrorScratch, NatTraceSet, Note, Stage, TRACE_SETS, TraceSet},
+    datapath::{
+        ErrorScratch, NatTraceSet, Note, ReplySet, Stage, TRACE_SETS, TraceSet, reply_sets,
+    },
     wire::{Ipv4Address, Ipv6Address, NetworkU32},
 };
 
@@ -117,7 +119,7 @@ pub(crate) static SOURCES_IPV6: LruHashMap<Ipv6Address, u64> = LruHashMap::pinne
 pub(crate) static LOCAL_MACS: HashMap<LocalMac, u32> = HashMap::pinned(256, BPF_F_NO_PREALLOC);
 
 #[map]
-pub(crate) static STATIONS: Array<LocalMac> = Array::pinned(lb_common::abi::STATIONS, 0);
+pub(crate) static STATIONS: Array<Station> = Array::pinned(lb_common::abi::STATIONS, 0);
 
 #[map]
 pub(crate) static PORT_SETS: Array<PortBits> = Array::pinned(1, BPF_F_MMAPABLE);
@@ -129,10 +131,13 @@ pub(crate) static TRACES: Array<TraceSet> = Array::pinned(TRACE_SETS, BPF_F_MMAP
 #[map]
 pub(crate) static NAT_TRACES: Array<NatTraceSet> = Array::pinned(TRACE_SETS, BPF_F_MMAPABLE);
 
-// The controller erases what is in it through a mapping of its memory.
 #[map]
-pub(crate) static FLOW_CACHE: Array<CachePair> =
-    Array::pinned(lb_common::datapath::CACHE_PAIRS, BPF_F_MMAPABLE);
+pub(crate) static REPLY_TRACES: Array<ReplySet<Ipv4Address>> =
+    Array::pinned(reply_sets::<Ipv4Address>(), BPF_F_MMAPABLE);
+
+#[map]
+pub(crate) static REPLY_TRACES_IPV6: Array<ReplySet<Ipv6Address>> =
+    Array::pinned(reply_sets::<Ipv6Address>(), BPF_F_MMAPABLE);
 
 // Keyed by interface index, which Linux has had since 5.4 (commit 6f9d451ab1a3).
 #[map]

@@ -2,29 +2,14 @@
 
 use core::intrinsics;
 
+use bytemuck::Zeroable;
 use lb_common::{
-    abi::{Counters, Flow, RING_CHUNK_SLOTS, Slot},
-    datapath::{Family, TraceSet, copy_ways, copy_word},
+    abi::{Counters, RING_CHUNK_SLOTS, Slot},
+    datapath::{REPLY_WAYS, ReplyRest, ReplySet, TracePlace, TraceSet},
+    wire::Address,
 };
 
 use crate::maps;
-
-/// Where the copy of a flow's entry is that is at a way of a pair.
-#[inline(always)]
-pub(crate) fn copy_place<A: Family>(pair: u32, way: u32) -> Option<*mut Flow<A>> {
-    let place = maps::FLOW_CACHE.get_ptr_mut(pair)?;
-    let word = if copy_ways::<A>() == 1 { 0 } else { copy_word(way) };
-    // SAFETY: it lies within the pair.
-    Some(unsafe { place.cast::<u64>().add(word) }.cast())
-}
-
-/// Where its seal is.
-#[inline(always)]
-pub(crate) fn seal_place<A: Family>(pair: u32, way: u32) -> Option<*mut u64> {
-    let place = copy_place::<A>(pair, way)?;
-    // SAFETY: it lies within the copy.
-    Some(unsafe { place.cast::<u64>().add(Flow::<A>::SEAL_WORD) })
-}
 
 /// Replaces a number that other CPUs change as well, before all that comes after it and after all that came before. In Linux
 /// since 5.12 (commit 5ffa25502b5a).
@@ -39,18 +24,83 @@ pub(crate) unsafe fn exchange(place: *mut u64, number: u64) {
 /// Reads such a number, after all that came before. An addition that returns what was there is ordered, in Linux since 5.12
 /// (commit 5ca419f2864a).
 #[inline(always)]
-pub(crate) unsafe fn confirmed(place: *mut u64) -> u64 {
+unsafe fn confirmed(place: *mut u64) -> u64 {
     // SAFETY: the caller says that it is valid and aligned.
     unsafe { intrinsics::atomic_xadd::<u64, u64, { intrinsics::AtomicOrdering::SeqCst }>(place, 0) }
 }
 
 /// Reads a set of traces after all that came before.
 #[inline(always)]
-pub(crate) unsafe fn confirmed_set(words: *mut TraceSet) -> TraceSet {
+unsafe fn confirmed_set(words: *mut TraceSet) -> TraceSet {
     // SAFETY: the caller says that it is valid and aligned.
     let (first, words) = unsafe { (confirmed(words.cast()), words.read_volatile()) };
     let [_, second, third, fourth] = words;
     [first, second, third, fourth]
+}
+
+/// Reads the traces that a set begins with.
+#[inline(always)]
+pub(crate) fn read_set<S, const WAYS: usize>(set: Option<*const S>) -> [u64; WAYS] {
+    // SAFETY: the map's value is valid, aligned and begins with them. Each word is read once, whoever writes it.
+    set.map_or([0; WAYS], |set| unsafe { set.cast::<[u64; WAYS]>().read_volatile() })
+}
+
+/// The same after all that came before.
+#[inline(always)]
+pub(crate) fn read_confirmed_set<S>(set: Option<*mut S>) -> TraceSet {
+    // SAFETY: as above.
+    set.map_or(TraceSet::default(), |set| unsafe { confirmed_set(set.cast()) })
+}
+
+/// Reads the other half of a trace of replies.
+#[inline(always)]
+pub(crate) fn read_rest<A: Address>(set: Option<*const ReplySet<A>>, way: usize) -> ReplyRest<A> {
+    // SAFETY: the map's value is valid and aligned, and it is one of the set's. Each word is read once, whoever writes it.
+    let read = |set: *const ReplySet<A>| unsafe {
+        let rests = (&raw const (*set).rests).cast::<ReplyRest<A>>();
+        rests.add(way % REPLY_WAYS).read_volatile()
+    };
+    set.map_or_else(ReplyRest::zeroed, read)
+}
+
+/// Replaces both halves of a trace of replies, the second one first.
+#[inline(always)]
+pub(crate) fn write_reply<A: Address>(
+    set: Option<*mut ReplySet<A>>,
+    way: usize,
+    word: u64,
+    rest: &ReplyRest<A>,
+) {
+    let Some(set) = set else { return };
+    // SAFETY: as above.
+    unsafe {
+        let rests = (&raw mut (*set).rests).cast::<ReplyRest<A>>();
+        rests.add(way % REPLY_WAYS).write_volatile(*rest);
+        exchange(set.cast::<u64>().add(way % REPLY_WAYS), word);
+    }
+}
+
+/// Erases a trace of replies.
+#[inline(always)]
+pub(crate) fn erase_reply<A: Address>(set: Option<*mut ReplySet<A>>, way: usize) {
+    let Some(set) = set else { return };
+    // SAFETY: as above; the traces are what it begins with.
+    unsafe { exchange(set.cast::<u64>().add(way % REPLY_WAYS), 0) };
+}
+
+/// Erases the traces of a flow's replies in its set.
+#[inline(always)]
+pub(crate) fn erase_replies<A: Address>(set: Option<*mut ReplySet<A>>, place: TracePlace) {
+    let Some(set) = set else { return };
+    for way in 0..REPLY_WAYS {
+        // SAFETY: as above.
+        unsafe {
+            let word = set.cast::<u64>().add(way);
+            if place.has(confirmed(word)) {
+                exchange(word, 0);
+            }
+        }
+    }
 }
 
 /// Reads how many connections there are.

@@ -11,17 +11,20 @@ use lb_common::{
     abi::{
         Access, AccessKey, Answer, Backend, Beat, Client, ClientKey, Direction, Entry, Flow,
         FlowKey, Fragment, FragmentKey, LocalMac, Membership, Moment, Refusal, Service, ServiceKey,
-        Settings, Slot,
+        Settings, Slot, Station,
     },
-    datapath::{FamilyTables, InsertError, NatTraceSet, TRACE_WAYS, Table, Tables, TraceSet},
+    datapath::{
+        FamilyTables, InsertError, NatTraceSet, ReplyRest, ReplyTraces, TRACE_WAYS, Table, Tables,
+        TracePlace, TraceSet,
+    },
     wire::{Ipv4Address, Ipv6Address, NetworkU16, NetworkU32},
 };
 
 use crate::{
     maps,
     places::{
-        add, confirmed, confirmed_set, copy_place, exchange, read_load, ring_place, seal_place,
-        update,
+        add, erase_replies, erase_reply, exchange, read_confirmed_set, read_load, read_rest,
+        read_set, ring_place, update, write_reply,
     },
 };
 
@@ -62,22 +65,18 @@ impl Tables for MapTables {
     }
 
     #[inline(always)]
-    fn is_station(&self, mac: &LocalMac) -> bool {
-        maps::STATIONS.get(mac.place()).is_some_and(|station| station.same(mac))
+    fn station(&self, place: u32) -> Option<&Station> {
+        maps::STATIONS.get(place)
     }
 
     #[inline(always)]
     fn traces(&self, set: u32) -> TraceSet {
-        // SAFETY: the map's value is valid and aligned. Each word is read once, whoever writes it.
-        let read = |words: *const TraceSet| unsafe { words.read_volatile() };
-        maps::TRACES.get_ptr(set).map_or(TraceSet::default(), read)
+        read_set(maps::TRACES.get_ptr(set))
     }
 
     #[inline(always)]
     fn confirmed_traces(&self, set: u32) -> TraceSet {
-        // SAFETY: as above.
-        let read = |words| unsafe { confirmed_set(words) };
-        maps::TRACES.get_ptr_mut(set).map_or(TraceSet::default(), read)
+        read_confirmed_set(maps::TRACES.get_ptr_mut(set))
     }
 
     #[inline(always)]
@@ -90,16 +89,12 @@ impl Tables for MapTables {
 
     #[inline(always)]
     fn nat_traces(&self, set: u32) -> TraceSet {
-        // SAFETY: as above; they are the first half of it.
-        let read = |words: *const NatTraceSet| unsafe { words.cast::<TraceSet>().read_volatile() };
-        maps::NAT_TRACES.get_ptr(set).map_or(TraceSet::default(), read)
+        read_set(maps::NAT_TRACES.get_ptr(set))
     }
 
     #[inline(always)]
     fn confirmed_nat_traces(&self, set: u32) -> TraceSet {
-        // SAFETY: as above.
-        let read = |words: *mut NatTraceSet| unsafe { confirmed_set(words.cast()) };
-        maps::NAT_TRACES.get_ptr_mut(set).map_or(TraceSet::default(), read)
+        read_confirmed_set(maps::NAT_TRACES.get_ptr_mut(set))
     }
 
     #[inline(always)]
@@ -247,7 +242,7 @@ impl Tables for MapTables {
 
 macro_rules! family_tables {
     ($address:ty, $services:ident, $flows:ident, $embryonic:ident,
-     $fragments:ident, $access:ident, $clients:ident, $sources:ident) => {
+     $fragments:ident, $access:ident, $clients:ident, $sources:ident, $replies:ident) => {
         impl FamilyTables<$address> for MapTables {
             #[inline(always)]
             fn find(
@@ -290,45 +285,29 @@ macro_rules! family_tables {
             }
 
             #[inline(always)]
-            fn seal(&self, pair: u32, way: u32) -> u64 {
-                // SAFETY: the place is valid and aligned.
-                seal_place::<$address>(pair, way).map_or(0, |seal| unsafe { seal.read_volatile() })
+            fn reply_traces(&self, set: u32) -> ReplyTraces {
+                read_set(maps::$replies.get_ptr(set))
             }
 
             #[inline(always)]
-            fn confirmed_seal(&self, pair: u32, way: u32) -> u64 {
-                let seal = seal_place::<$address>(pair, way);
-                // SAFETY: as above.
-                seal.map_or(0, |seal| unsafe { confirmed(seal) })
+            fn reply_rest(&self, set: u32, way: usize) -> ReplyRest<$address> {
+                read_rest(maps::$replies.get_ptr(set), way)
             }
 
             #[inline(always)]
-            fn read_copy(&self, pair: u32, way: u32, copy: &mut Flow<$address>) -> bool {
-                let Some(place) = copy_place::<$address>(pair, way) else { return false };
-                let (from, to) = (place.cast::<u64>(), (&raw mut *copy).cast::<u64>());
-                for word in 0..size_of::<Flow<$address>>() / size_of::<u64>() {
-                    // SAFETY: both are so many words. Each is read once, whoever writes them; what they say together, the
-                    // seal tells.
-                    unsafe { to.add(word).write(from.add(word).read_volatile()) };
-                }
-                true
+            fn set_reply_trace(&self, set: u32, way: usize, word: u64, rest: &ReplyRest<$address>) {
+                let set = maps::$replies.get_ptr_mut(set);
+                write_reply(set, way, word, rest);
             }
 
             #[inline(always)]
-            fn write_copy(&self, pair: u32, way: u32, flow: &Flow<$address>, seal: u64) {
-                let Some(place) = copy_place::<$address>(pair, way) else { return };
-                // SAFETY: as above.
-                unsafe {
-                    place.write(*flow);
-                    exchange(place.cast::<u64>().add(Flow::<$address>::SEAL_WORD), seal);
-                }
+            fn erase_reply_trace(&self, set: u32, way: usize) {
+                erase_reply(maps::$replies.get_ptr_mut(set), way);
             }
 
             #[inline(always)]
-            fn erase_copy(&self, pair: u32, way: u32) {
-                let Some(seal) = seal_place::<$address>(pair, way) else { return };
-                // SAFETY: as above.
-                unsafe { seal.write_volatile(0) };
+            fn erase_reply_traces(&self, place: TracePlace) {
+                erase_replies(maps::$replies.get_ptr_mut(place.set), place);
             }
 
             #[inline(always)]
@@ -386,7 +365,17 @@ macro_rules! family_tables {
     };
 }
 
-family_tables!(Ipv4Address, SERVICES, FLOWS, EMBRYONIC, FRAGMENTS, ACCESS, CLIENTS, SOURCES);
+family_tables!(
+    Ipv4Address,
+    SERVICES,
+    FLOWS,
+    EMBRYONIC,
+    FRAGMENTS,
+    ACCESS,
+    CLIENTS,
+    SOURCES,
+    REPLY_TRACES
+);
 family_tables!(
     Ipv6Address,
     SERVICES_IPV6,
@@ -395,5 +384,6 @@ family_tables!(
     FRAGMENTS_IPV6,
     ACCESS_IPV6,
     CLIENTS_IPV6,
-    SOURCES_IPV6
+    SOURCES_IPV6,
+    REPLY_TRACES_IPV6
 );

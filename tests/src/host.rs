@@ -7,7 +7,7 @@ use std::{
 
 use bytemuck::Zeroable as _;
 use lb_common::{
-    abi::{CHECK_SERVICE, Counters, Moment, PortBits, Refusal},
+    abi::{CHECK_SERVICE, Counters, Moment, PortBits, Refusal, STATIONS, Station},
     datapath::{
         self, Action, Decision, ErrorScratch, Family, NatTraceSet, Note, Reason, Scratch, Stage,
         Table, TraceSet,
@@ -60,6 +60,8 @@ pub struct Host {
     pub loads: RefCell<[HashMap<u32, i64>; 2]>,
     /// The sets that ports are in, as it was set up.
     pub(crate) ports_in: PortBits,
+    /// Our hardware addresses in their places, likewise.
+    pub(crate) stations: Vec<Station>,
     pub(crate) now: Cell<Moment>,
     pub(crate) look_ups: Cell<LookUps>,
     /// Counts by service, then by backend.
@@ -70,6 +72,8 @@ impl Host {
     /// Tables that hold what `world` says.
     pub fn new(world: &World) -> Self {
         let most_entries = world.flows as usize * 2;
+        let mut stations = vec![Station::default(); STATIONS as usize];
+        world.stations().into_iter().for_each(|(place, it)| stations[place as usize] = it);
         Self {
             world: world.clone(),
             ipv4: FamilyMemory::new(world.services_ipv4(), most_entries),
@@ -80,6 +84,7 @@ impl Host {
             refusals: RefCell::default(),
             loads: RefCell::default(),
             ports_in: world.ports(),
+            stations,
             now: Cell::default(),
             look_ups: Cell::default(),
             counters: RefCell::default(),
@@ -172,12 +177,12 @@ impl Host {
     /// Forgets all flows.
     pub fn forget_flows(&self) {
         self.remove_entries();
-        self.ipv4.copies.borrow_mut().clear();
-        self.ipv6.copies.borrow_mut().clear();
+        self.ipv4.replies.borrow_mut().clear();
+        self.ipv6.replies.borrow_mut().clear();
         self.nat_traces.borrow_mut().clear();
     }
 
-    /// Removes the entries of all flows, as nobody does who knows of their copies.
+    /// Removes the entries of all flows, as nobody does who knows of their traces.
     pub fn remove_entries(&self) {
         for table in [Table::Established, Table::Embryonic] {
             self.ipv4.forget(table);
@@ -185,14 +190,14 @@ impl Host {
         }
     }
 
-    /// From now on, every flow over IPv4 is reset by its backend whenever one leaves a copy, as by a packet on another CPU.
-    pub fn reset_flows_when_copied(&self) {
+    /// From now on, every flow over IPv4 is reset by its backend whenever one leaves a trace, as by a packet on another CPU.
+    pub fn reset_flows_when_traced(&self) {
         self.ipv4.resets.set(true);
     }
 
-    /// How many copies of flows there are.
-    pub fn copies(&self) -> usize {
-        self.ipv4.copies.borrow().len() + self.ipv6.copies.borrow().len()
+    /// How many traces of replies there are.
+    pub fn reply_traces(&self) -> usize {
+        self.ipv4.replies.borrow().len() + self.ipv6.replies.borrow().len()
     }
 
     /// Erases the traces of flows by direct return.

@@ -8,9 +8,11 @@ use lb_common::{
     abi::{
         Access, AccessKey, Answer, Backend, Beat, CHECK_SERVICE, Client, ClientKey, Direction,
         Entry, Flow, FlowKey, Fragment, FragmentKey, LocalMac, Membership, Moment, Refusal,
-        Service, ServiceKey, Settings, Slot,
+        Service, ServiceKey, Settings, Slot, Station,
     },
-    datapath::{FamilyTables, InsertError, Table, Tables, TraceSet},
+    datapath::{
+        FamilyTables, InsertError, ReplyRest, ReplyTraces, Table, Tables, TracePlace, TraceSet,
+    },
     wire::{Ipv4Address, Ipv6Address, NetworkU16, NetworkU32},
 };
 
@@ -45,9 +47,9 @@ impl Tables for Host {
         self.ports_in.of(port)
     }
 
-    fn is_station(&self, mac: &LocalMac) -> bool {
+    fn station(&self, place: u32) -> Option<&Station> {
         self.note_array();
-        self.world.local_macs.iter().any(|(known, _)| known == mac)
+        self.stations.get(place as usize)
     }
 
     fn traces(&self, set: u32) -> TraceSet {
@@ -218,30 +220,33 @@ macro_rules! family_tables {
                 self.$memory.remove(table, key);
             }
 
-            fn seal(&self, pair: u32, way: u32) -> u64 {
+            fn reply_traces(&self, set: u32) -> ReplyTraces {
                 self.note_array();
-                self.$memory.copies.borrow().get(&(pair, way)).map_or(0, Flow::seal)
+                let replies = self.$memory.replies.borrow();
+                std::array::from_fn(|way| replies.get(&(set, way)).map_or(0, |(word, _)| *word))
             }
 
-            fn confirmed_seal(&self, pair: u32, way: u32) -> u64 {
-                FamilyTables::<$address>::seal(self, pair, way)
+            fn reply_rest(&self, set: u32, way: usize) -> ReplyRest<$address> {
+                self.note_array();
+                let replies = self.$memory.replies.borrow();
+                replies.get(&(set, way)).map_or_else(ReplyRest::zeroed, |(_, rest)| *rest)
             }
 
-            fn read_copy(&self, pair: u32, way: u32, copy: &mut Flow<$address>) -> bool {
+            fn set_reply_trace(&self, set: u32, way: usize, word: u64, rest: &ReplyRest<$address>) {
                 self.note_array();
-                let copies = self.$memory.copies.borrow();
-                *copy = copies.get(&(pair, way)).copied().unwrap_or_else(Flow::zeroed);
-                true
+                self.$memory.replies.borrow_mut().insert((set, way), (word, *rest));
+                self.$memory.reset_if_wanted();
             }
 
-            fn write_copy(&self, pair: u32, way: u32, flow: &Flow<$address>, seal: u64) {
+            fn erase_reply_trace(&self, set: u32, way: usize) {
                 self.note_array();
-                self.$memory.write_copy((pair, way), flow, seal);
+                self.$memory.replies.borrow_mut().remove(&(set, way));
             }
 
-            fn erase_copy(&self, pair: u32, way: u32) {
+            fn erase_reply_traces(&self, place: TracePlace) {
                 self.note_array();
-                self.$memory.copies.borrow_mut().remove(&(pair, way));
+                let mut replies = self.$memory.replies.borrow_mut();
+                replies.retain(|(set, _), (word, _)| *set != place.set || !place.has(*word));
             }
 
             fn service(&self, key: &ServiceKey<$address>) -> Option<Service> {

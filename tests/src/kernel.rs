@@ -8,7 +8,7 @@ use aya::{
     programs::{ProgramFd, TestRun, TestRunOptions},
 };
 use lb_common::{
-    abi::{AccessKey, Backend, Counters, PortSet, RING_CHUNK_SLOTS, Refusal},
+    abi::{AccessKey, Backend, Counters, PortSet, RING_CHUNK_SLOTS, Refusal, Station},
     datapath::{Action, Reason},
     wire::NetworkU16,
 };
@@ -131,6 +131,15 @@ impl Kernel {
     /// The map can't be changed.
     pub fn write_backend(&mut self, index: u32, backend: &Backend) -> Result<()> {
         Ok(self.loaded.maps.backends.set(index, backend, 0)?)
+    }
+
+    /// Writes which of our hardware addresses stands at a place.
+    ///
+    /// # Errors
+    ///
+    /// The map can't be changed.
+    pub fn set_station(&mut self, place: u32, station: Station) -> Result<()> {
+        Ok(self.loaded.maps.stations.set(place, station, 0)?)
     }
 
     /// Writes the slots of all rings.
@@ -270,8 +279,8 @@ impl Kernel {
         for (mac, longest) in &world.local_macs {
             maps.local_macs.insert(mac, longest, 0)?;
         }
-        for (mac, _) in &world.local_macs {
-            maps.stations.set(mac.place(), mac, 0)?;
+        for (place, station) in world.stations() {
+            maps.stations.set(place, station, 0)?;
         }
         let ports = world.ports();
         for set in PortSet::ALL {

@@ -17,9 +17,7 @@ impl Kernel {
     /// The maps can't be changed.
     pub fn forget_flows(&mut self) -> Result<()> {
         self.remove_entries()?;
-        let shortcuts = &self.loaded.maps.shortcuts;
-        shortcuts.copies.clear();
-        shortcuts.nat_traces.clear();
+        self.loaded.maps.shortcuts.clear_through();
         Ok(())
     }
 
@@ -28,7 +26,7 @@ impl Kernel {
         self.loaded.maps.shortcuts.traces.clear();
     }
 
-    /// Removes the entries of all flows, as nobody does who knows of their copies.
+    /// Removes the entries of all flows, as nobody does who knows of their traces.
     ///
     /// # Errors
     ///

@@ -46,7 +46,7 @@ mod traffic;
 pub mod variant;
 pub mod wait;
 pub mod world;
-mod world_ports;
+mod world_shortcuts;
 
 pub use settings::setting;
 pub use traffic::under_traffic;

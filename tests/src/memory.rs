@@ -12,7 +12,7 @@ use lb_common::{
         CHECK_SERVICE, Client, ClientKey, Direction, Entry, Flow, FlowKey, FlowState, Fragment,
         FragmentKey, Service, ServiceKey, Tick, finished,
     },
-    datapath::{ErrorScratch, Family, InsertError, Table},
+    datapath::{ErrorScratch, Family, InsertError, ReplyRest, Table},
     wire::Address,
 };
 
@@ -68,6 +68,9 @@ where
     RefCell::new(copies)
 }
 
+/// Both halves of traces of replies, by set and way.
+type Replies<A> = HashMap<(u32, usize), (u64, ReplyRest<A>)>;
+
 /// The tables of one address family.
 pub(crate) struct FamilyMemory<A: Family> {
     pub(crate) services: HashMap<ServiceKey<A>, Service>,
@@ -76,9 +79,9 @@ pub(crate) struct FamilyMemory<A: Family> {
     pub(crate) fragments: RefCell<HashMap<FragmentKey<A>, Fragment>>,
     pub(crate) clients: RefCell<HashMap<ClientKey<A>, Client>>,
     pub(crate) sources: RefCell<HashMap<A, u64>>,
-    /// Copies of entries, by pair and way.
-    pub(crate) copies: RefCell<HashMap<(u32, u32), Flow<A>>>,
-    /// Whether every established flow is reset by its backend, on another CPU, whenever a copy or a trace is left.
+    /// Traces of replies.
+    pub(crate) replies: RefCell<Replies<A>>,
+    /// Whether every established flow is reset by its backend, on another CPU, whenever a trace is left.
     pub(crate) resets: Cell<bool>,
     /// Removed entries; the packet that removed them may still hold their place.
     pub(crate) removed: RefCell<Vec<Box<UnsafeCell<Flow<A>>>>>,
@@ -100,7 +103,7 @@ where
             fragments: RefCell::default(),
             clients: RefCell::default(),
             sources: RefCell::default(),
-            copies: RefCell::default(),
+            replies: RefCell::default(),
             resets: Cell::default(),
             removed: RefCell::default(),
             most_entries,
@@ -118,14 +121,6 @@ where
     /// Forgets what is in a table.
     pub(crate) fn forget(&self, table: Table) {
         self.table(table).borrow_mut().clear();
-    }
-
-    /// Leaves a copy of an entry.
-    pub(crate) fn write_copy(&self, place: (u32, u32), flow: &Flow<A>, seal: u64) {
-        let (opened, last_seen) = (seal as u32, (seal >> 32) as u32);
-        let (opened, last_seen) = (Tick::of_number(opened), Tick::of_number(last_seen));
-        self.copies.borrow_mut().insert(place, Flow { opened, last_seen, ..*flow });
-        self.reset_if_wanted();
     }
 
     /// Resets every established flow, if another CPU is to do so.
@@ -216,7 +211,7 @@ where
             fragments: self.fragments.clone(),
             clients: self.clients.clone(),
             sources: self.sources.clone(),
-            copies: self.copies.clone(),
+            replies: self.replies.clone(),
             resets: self.resets.clone(),
             removed: RefCell::default(),
             most_entries: self.most_entries,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lb_common::{
-    abi::{Backend, Moment},
+    abi::{Backend, Moment, Station},
     datapath::{Action, Reason, Table},
 };
 use nix::time::{ClockId, clock_gettime};
@@ -108,6 +108,16 @@ impl Pair {
         self.kernel.write_backend(index, backend)
     }
 
+    /// Sets which of our hardware addresses stands at a place, in both.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's map can't be changed.
+    pub fn set_station(&mut self, place: u32, station: Station) -> Result<()> {
+        self.host.stations[place as usize] = station;
+        self.kernel.set_station(place, station)
+    }
+
     /// Gives a backend's slots in all rings to another one: the one takes no new flows, and the other does.
     ///
     /// # Errors
@@ -134,7 +144,7 @@ impl Pair {
         self.kernel.age_flows(ticks)
     }
 
-    /// Removes the entries of all flows in both, as nobody does who knows of their copies.
+    /// Removes the entries of all flows in both, as nobody does who knows of their traces.
     ///
     /// # Errors
     ///
@@ -144,7 +154,7 @@ impl Pair {
         self.kernel.remove_entries()
     }
 
-    /// Does something until no tick has ended meanwhile, with which traces and copies of flows may cease to hold.
+    /// Does something until no tick has ended meanwhile, with which traces of flows may cease to hold.
     ///
     /// # Errors
     ///

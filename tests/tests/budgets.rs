@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use lb_common::{
     abi::Forwarding,
-    datapath::{LEAST_COPIED_AGE, Reason},
+    datapath::{LEAST_TRACED_AGE, Reason},
 };
 use lb_tests::{
     connection::Connection,
@@ -55,11 +55,11 @@ fn demand_of_full_nat(pair: &mut Pair) -> Result<()> {
     let reply = connection.from_backend(flags::ACK).build();
     demand(pair, "full NAT: a reply", &reply, Reason::ToClient, [1, 8])?;
 
-    pair.age_flows(LEAST_COPIED_AGE)?;
+    pair.age_flows(LEAST_TRACED_AGE)?;
     demand(pair, "full NAT: looked up", &ack, Reason::ToBackend, [2, 14])?;
     demand(pair, "full NAT: steady", &ack, Reason::ToBackend, [0, 8])?;
-    demand(pair, "full NAT: a reply looked up", &reply, Reason::ToClient, [2, 11])?;
-    demand(pair, "full NAT: a steady reply", &reply, Reason::ToClient, [0, 6])
+    demand(pair, "full NAT: a reply looked up", &reply, Reason::ToClient, [2, 12])?;
+    demand(pair, "full NAT: a steady reply", &reply, Reason::ToClient, [0, 8])
 }
 
 fn demand_of_dsr(pair: &mut Pair) -> Result<()> {

@@ -4,7 +4,7 @@
 use anyhow::{Result, ensure};
 use lb_common::{
     abi::{FlowState, Moment},
-    datapath::{LEAST_COPIED_AGE, Reason, Table},
+    datapath::{LEAST_TRACED_AGE, Reason, Table},
 };
 use lb_tests::{
     connection::Connection,
@@ -124,7 +124,7 @@ fn timestamps_follow_one_clock_to_the_backend_and_the_clients_own_back() -> Resu
             for step in [1, 1000, 2000, 3000] {
                 if step == 2000 {
                     // From here on by a trace and a copy.
-                    pair.age_flows(LEAST_COPIED_AGE)?;
+                    pair.age_flows(LEAST_TRACED_AGE)?;
                 }
                 let later = own.wrapping_add(step);
                 let data = with_timestamps(again.ack(), later, 99, lead);

@@ -1,7 +1,7 @@
 //! Packets that need no look at the table of flows are judged and forwarded as those that do.
 
 use anyhow::{Result, ensure};
-use lb_common::datapath::{LEAST_COPIED_AGE, Reason};
+use lb_common::datapath::{LEAST_TRACED_AGE, Reason};
 use lb_tests::{
     connection::Connection,
     frame::{Segment, flags},
@@ -79,7 +79,7 @@ fn by_a_copy_packets_are_judged_and_forwarded_as_by_the_table() -> Result<()> {
         let open = |pair: &mut Pair| -> Result<Connection> {
             let connection = Connection::open(pair, vip)?;
             connection.establish(pair)?;
-            pair.age_flows(LEAST_COPIED_AGE)?;
+            pair.age_flows(LEAST_TRACED_AGE)?;
             Ok(connection)
         };
         let request =

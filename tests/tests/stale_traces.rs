@@ -7,8 +7,8 @@ use aya::maps::{Array, Map, MapData};
 use bytemuck::Zeroable as _;
 use lb_common::{
     abi::{Direction, Flow, FlowKey, FlowState, Forwarding, maps},
-    datapath::{NatTraceSet, TRACE_SETS, Table, TraceSet},
-    wire::{Ipv4Address, NetworkU16, PROTOCOL_TCP},
+    datapath::{NatTraceSet, ReplySet, TRACE_SETS, Table, TraceSet, reply_sets},
+    wire::{Ipv4Address, Ipv6Address, NetworkU16, PROTOCOL_TCP},
 };
 use lb_tests::{
     bed::Bed,
@@ -26,6 +26,8 @@ const PLACE: u32 = TRACE_SETS - 1;
 struct Traces {
     direct: Array<MapData, TraceSet>,
     nat: Array<MapData, NatTraceSet>,
+    replies: Array<MapData, [u64; size_of::<ReplySet<Ipv4Address>>() / 8]>,
+    replies_ipv6: Array<MapData, [u64; size_of::<ReplySet<Ipv6Address>>() / 8]>,
 }
 
 impl Traces {
@@ -38,19 +40,29 @@ impl Traces {
         Ok(Self {
             direct: Array::try_from(map(maps::TRACES)?)?,
             nat: Array::try_from(map(maps::NAT_TRACES)?)?,
+            replies: Array::try_from(map(maps::REPLY_TRACES)?)?,
+            replies_ipv6: Array::try_from(map(maps::REPLY_TRACES_IPV6)?)?,
         })
     }
 
     /// Leaves something that isn't true.
     fn plant(&mut self) -> Result<()> {
         self.direct.set(PLACE, [PLANTED; 4], 0)?;
-        Ok(self.nat.set(PLACE, [[PLANTED; 4]; 2], 0)?)
+        self.nat.set(PLACE, [[PLANTED; 4]; 2], 0)?;
+        self.replies.set(reply_sets::<Ipv4Address>() - 1, [PLANTED; 8], 0)?;
+        Ok(self.replies_ipv6.set(reply_sets::<Ipv6Address>() - 1, [PLANTED; 14], 0)?)
     }
 
-    /// Whether it is still there, by direct return and otherwise.
-    fn are_left(&self) -> Result<[bool; 2]> {
-        let nat = self.nat.get(&PLACE, 0)?;
-        Ok([self.direct.get(&PLACE, 0)? != [0; 4], nat != [[0; 4]; 2]])
+    /// Whether it is still there: by direct return, of requests whose replies pass through us, and of those over IPv4 and IPv6.
+    fn are_left(&self) -> Result<[bool; 4]> {
+        let replies = self.replies.get(&(reply_sets::<Ipv4Address>() - 1), 0)?;
+        let replies_ipv6 = self.replies_ipv6.get(&(reply_sets::<Ipv6Address>() - 1), 0)?;
+        Ok([
+            self.direct.get(&PLACE, 0)? != [0; 4],
+            self.nat.get(&PLACE, 0)? != [[0; 4]; 2],
+            replies != [0; 8],
+            replies_ipv6 != [0; 14],
+        ])
     }
 }
 
@@ -59,15 +71,15 @@ fn a_controller_that_starts_erases_all() -> Result<()> {
     let mut bed = Bed::new(LB, "native", 1)?;
     let mut traces = Traces::open(&bed)?;
     traces.plant()?;
-    ensure!(traces.are_left()? == [true; 2]);
+    ensure!(traces.are_left()? == [true; 4]);
     bed.stop_controller(Signal::SIGKILL)?;
     bed.start_controller(&[])?;
-    ensure!(traces.are_left()? == [false; 2], "{:?}", traces.are_left()?);
+    ensure!(traces.are_left()? == [false; 4], "{:?}", traces.are_left()?);
     Ok(())
 }
 
 #[test]
-fn when_a_hardware_address_goes_those_by_direct_return_are_erased() -> Result<()> {
+fn when_a_hardware_address_goes_those_that_depend_on_it_are_erased() -> Result<()> {
     let bed = Bed::new(LB, "native", 1)?;
     let mut traces = Traces::open(&bed)?;
     let maps = Maps::open(&Pins::new(bed.pins()))?;
@@ -81,7 +93,7 @@ fn when_a_hardware_address_goes_those_by_direct_return_are_erased() -> Result<()
     wait_until("its address is ours", || Ok(count() == before + 1))?;
     traces.plant()?;
     bed.balancer.ip(&["link", "del", "vrrp0"])?;
-    wait_until("traces are erased", || Ok(traces.are_left()? == [false, true]))
+    wait_until("traces are erased", || Ok(traces.are_left()? == [false, true, false, false]))
 }
 
 #[test]
@@ -116,7 +128,8 @@ fn when_they_lie_elsewhere_those_that_do_are_erased() -> Result<()> {
         }
         wait_within(PATIENCE, "there are more sets", || Ok(masks(&maps)?[kind] > before[kind]))?;
         ensure!(masks(&maps)?[1 - kind] == before[1 - kind], "{:?}", masks(&maps)?);
-        let left = [kind != 0, kind != 1];
+        let is_nat = kind == 1;
+        let left = [is_nat, !is_nat, !is_nat, !is_nat];
         wait_until("those are erased, and no others", || Ok(traces.are_left()? == left))?;
     }
     Ok(())

@@ -105,16 +105,6 @@ pub mod finished {
 }
 
 impl<A: Address> Flow<A> {
-    /// Which of its words of 64 bits [`Self::opened`] and [`Self::last_seen`] are. In a copy of an entry
-    /// ([`crate::datapath::CACHE_PAIRS`]), the seal stands there.
-    pub const SEAL_WORD: usize = core::mem::offset_of!(Self, opened) / 8;
-
-    /// The seal, in a copy.
-    #[inline(always)]
-    pub const fn seal(&self) -> u64 {
-        (self.last_seen.number() as u64) << 32 | self.opened.number() as u64
-    }
-
     /// What is added to TCP's timestamps on the way to the backend; see [`Self::number`].
     #[inline(always)]
     pub const fn timestamp_shift(&self) -> u32 {
@@ -275,6 +265,3 @@ impl Link {
         same_words::<5>(&bytemuck::cast(self), &bytemuck::cast(other))
     }
 }
-
-const _: () = assert!(core::mem::offset_of!(Flow<crate::wire::Ipv4Address>, opened) % 8 == 0);
-const _: () = assert!(core::mem::offset_of!(Flow<crate::wire::Ipv6Address>, opened) % 8 == 0);

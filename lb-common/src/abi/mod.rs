@@ -37,7 +37,7 @@ pub use ports::{PORTS_A_WORD, PoolHead, generation_start, pool_words, port_words
 pub use refusal::Refusal;
 pub use ring::{NO_BACKEND, RING_CHUNK_SLOTS, Ring, RingChunk, Slot};
 pub use service::{Service, ServiceKey, service_options};
-pub use settings::{LocalMac, STATIONS, Settings};
+pub use settings::{LocalMac, STATIONS, Settings, Station};
 pub use source::{Access, AccessKey, Client, ClientKey};
 pub use text::Text;
 pub use tick::{Beat, Moment, Stamp, Tick};
@@ -56,9 +56,7 @@ fn same_words<const WORDS: usize>(these: &[u32; WORDS], others: &[u32; WORDS]) -
 }
 
 /// Version of everything in this module.
-pub const VERSION: u32 = 19;
-/// Two of the lines that copies of flows are in: see [`crate::datapath::CACHE_PAIRS`].
-pub type CachePair = [u64; 16];
+pub const VERSION: u32 = 20;
 /// Room for counts of packets by reason.
 pub const MOST_REASONS: u32 = 64;
 const _: () = assert!(crate::datapath::Reason::ALL.len() <= MOST_REASONS as usize);
@@ -121,8 +119,10 @@ pub mod maps {
     pub const TRACES: &str = "TRACES";
     /// The same of flows whose replies pass through us: [`crate::datapath::NatTraceSet`]s.
     pub const NAT_TRACES: &str = "NAT_TRACES";
-    /// Copies of established flows, as [`super::CachePair`]s.
-    pub const FLOW_CACHE: &str = "FLOW_CACHE";
+    /// Traces of replies over IPv4, as [`crate::datapath::ReplySet`]s.
+    pub const REPLY_TRACES: &str = "REPLY_TRACES";
+    /// Traces of replies over IPv6, likewise.
+    pub const REPLY_TRACES_IPV6: &str = "REPLY_TRACES_IPV6";
     /// Interfaces that frames may be redirected to, by interface index.
     pub const EGRESS: &str = "EGRESS";
     /// [`super::Counters`] by service, per CPU.
@@ -137,7 +137,7 @@ pub mod maps {
     pub const BACKEND_INFO: &str = "BACKEND_INFO";
 
     /// Every map.
-    pub const ALL: [&str; 35] = [
+    pub const ALL: [&str; 36] = [
         SETTINGS,
         SERVICES,
         BACKENDS,
@@ -166,7 +166,8 @@ pub mod maps {
         PORT_SETS,
         TRACES,
         NAT_TRACES,
-        FLOW_CACHE,
+        REPLY_TRACES,
+        REPLY_TRACES_IPV6,
         EGRESS,
         SERVICE_COUNTERS,
         BACKEND_COUNTERS,
@@ -200,6 +201,7 @@ plain_data! {
     Service: 32,
     ServiceInfo: 96,
     Settings: 64,
+    Station: 32,
 }
 
 /// The same for a type that is there for both address families.

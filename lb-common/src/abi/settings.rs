@@ -59,6 +59,18 @@ pub struct LocalMac {
     pub vlans: Vlans,
 }
 
+/// One of our hardware addresses, in its place among [`STATIONS`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Station {
+    /// Which one; zeros: none stands there.
+    pub mac: LocalMac,
+    /// Longest IP datagram that can be sent from there, in bytes.
+    pub maximum_datagram: u32,
+    /// Zeros: with them, where it lies is found by a shift.
+    pub reserved: [u32; 3],
+}
+
 /// Places for the hardware addresses that most frames are for.
 pub const STATIONS: u32 = 256;
 

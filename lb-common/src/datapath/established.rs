@@ -1,7 +1,7 @@
 //! Packets of a connection whose handshake is complete.
 
 use super::{
-    Family, FamilyTables, Reason, Stop, Table, cache, choice, nat,
+    Family, FamilyTables, Reason, Stop, Table, choice, lasting, nat,
     parse::Segment,
     tables::{find_peer, follow_load},
 };
@@ -43,7 +43,7 @@ pub(super) fn follow<A: Family, T: FamilyTables<A>>(
     let change = follow_state(tables, segment, entry, flow, direction);
     // A trace says nothing of where the client is.
     if (has_moved && flow.forwarding.sees_replies()) || change.is_one {
-        cache::erase(tables, &segment.key, flow, change.opened);
+        lasting::erase(tables, &segment.key, flow, change.opened);
     }
     if finished::surely(change.finished) && !finished::surely(flow.finished) {
         nat::give_back(tables, flow, &segment.key);

@@ -6,14 +6,13 @@
 use bytemuck::Zeroable;
 
 use super::{
-    Back, Decision, Edits, Family, FamilyTables, Packet, Reason, Verdict,
-    cache::Mark,
-    nat_traces,
+    Back, Decision, Edits, Family, FamilyTables, Packet, Reason, Verdict, nat_traces,
     parse::{self, Segment},
+    reply_traces,
     traces::{Home, Trace},
     transmit,
 };
-use crate::abi::{Backend, Direction, Flow, PortSet, Settings};
+use crate::abi::{Backend, Flow, PortSet, Settings};
 
 /// What is done with a frame that carries a datagram of the family. Where its flow has to be looked up, or there is anything
 /// unusual about it, it is left to the part for that.
@@ -46,23 +45,16 @@ fn hasten<A: Family, P: Packet, T: FamilyTables<A>>(
     {
         return forward_directly(packet, tables, settings, segment, home);
     }
+    let trace = &nat_traces::link_trace(segment, settings, now);
     // Each kind has a flow of its own: the compiler needn't keep what is the same in all of one.
     let flow = &mut Flow::zeroed();
     if ports.has(PortSet::Nat)
-        && let Some(backend) = nat_traces::find(tables, segment, settings, now, flow)
+        && let Some(backend) = nat_traces::find(tables, segment, trace, flow)
     {
         return forward(packet, tables, settings, segment, flow, Some(backend));
     }
     let flow = &mut Flow::zeroed();
-    let mark = &mut Mark::zeroed();
-    mark.set(&segment.key, settings.secret, now);
-    // No others leave copies, which the compiler doesn't know.
-    if !mark.take(tables, segment, flow)
-        || !flow.forwarding.sees_replies()
-        || flow.direction == Direction::ToBackend as u8
-    {
-        return None;
-    }
+    reply_traces::find(tables, segment, trace, flow)?;
     forward(packet, tables, settings, segment, flow, None)
 }
 

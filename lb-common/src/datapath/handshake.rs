@@ -1,9 +1,9 @@
 //! Packets of a handshake that isn't complete: the client's SYN was forwarded.
 
 use super::{
-    Edits, Family, FamilyTables, InsertError, Packet, Reason, Scratch, Stop, Table, Verdict, cache,
+    Edits, Family, FamilyTables, InsertError, Packet, Reason, Scratch, Stop, Table, Verdict,
     choice::{self, Attempt},
-    established,
+    established, lasting,
     parse::Segment,
     tables::{self, find_peer, follow_load, forget},
     transmit,
@@ -257,7 +257,7 @@ fn establish<A: Family, T: FamilyTables<A>>(
     if let Err(reason) = insert(tables, key, flow) {
         if flow.forwarding.sees_replies() {
             tables.remove(Table::Established, reply_key);
-            cache::erase(tables, reply_key, reply, None);
+            lasting::erase(tables, reply_key, reply, None);
         }
         return Err(reason);
     }

@@ -1,10 +1,10 @@
 //! Packets whose flow is looked up.
 
 use super::{
-    Edits, Family, FamilyTables, Packet, Reason, Scratch, Stop, Table, Verdict, cache, established,
-    nat, nat_traces, opening,
+    Edits, Family, FamilyTables, Packet, Reason, Scratch, Stop, Table, Verdict, established,
+    lasting, nat, nat_traces, opening,
     parse::Segment,
-    tables, trace_places,
+    reply_traces, tables, trace_places,
     traces::{self, Trace},
     transmit,
 };
@@ -17,7 +17,7 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     tables: &T,
     scratch: &mut Scratch<A>,
 ) -> Result<Verdict, Stop> {
-    let Scratch { segment, flow, longest, trace, mark, service, .. } = scratch;
+    let Scratch { segment, flow, longest, trace, service, .. } = scratch;
     let segment = &*segment;
     let ports = tables.port_sets(segment.key.destination_port);
     // Most of what isn't ours ends here.
@@ -35,13 +35,11 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     let reason = established::follow(tables, segment, entry, flow)?;
     if flow.forwarding.sees_replies() {
         // Once a tick has to do, where it isn't found afterwards.
-        let is_due = flow.last_seen != tick && cache::may_have_copy(flow, tick);
+        let is_due = flow.last_seen != tick && lasting::may_have_trace(flow, tick);
         if is_due && segment.is_one_of_many() {
             match Direction::from_u8(flow.direction) {
                 Direction::ToBackend => nat_traces::leave(tables, segment, &settings, beat, flow),
-                Direction::ToClient => {
-                    mark.leave(tables, segment, flow, settings.secret, beat);
-                }
+                Direction::ToClient => reply_traces::leave(tables, segment, &settings, beat, flow),
             }
         }
     } else if traces::may_have_trace(flow) && segment.is_one_of_many() {
@@ -68,7 +66,7 @@ fn locate<'t, A: Family, T: FamilyTables<A>>(
             return Ok(entry);
         }
         tables::forget(tables, Table::Established, &segment.key, flow);
-        cache::erase(tables, &segment.key, flow, None);
+        lasting::erase(tables, &segment.key, flow, None);
         return Err(Stop::Open);
     }
     let Some(found) = opening::service(tables, &segment.key) else {

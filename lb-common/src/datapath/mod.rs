@@ -19,7 +19,6 @@
 //! [`Tables`].
 
 mod answer;
-mod cache;
 mod choice;
 mod encapsulate;
 mod errors;
@@ -28,6 +27,7 @@ mod express;
 mod fragments;
 mod handshake;
 mod hash;
+mod lasting;
 mod look_up;
 mod nat;
 mod nat_traces;
@@ -36,6 +36,7 @@ mod opening;
 mod options;
 mod packet;
 mod parse;
+mod reply_traces;
 mod rewrite;
 mod source_rate;
 mod stage;
@@ -47,20 +48,21 @@ mod transmit;
 mod trouble;
 mod verdict;
 
-pub use cache::{CACHE_PAIRS, CopyPlace, LEAST_COPIED_AGE, copy_ways, copy_word};
 pub use errors::ErrorScratch;
 pub use express::express;
+pub use lasting::LEAST_TRACED_AGE;
 pub use nat::NAT_TRIES;
 pub use nat_traces::NatTraceSet;
 pub use network::{Datagram, Family};
 pub use packet::Packet;
+pub use reply_traces::{REPLY_WAYS, ReplyRest, ReplySet, ReplyTraces, reply_sets};
 pub use stage::{Decision, Note, Stage};
 pub use tables::{FamilyTables, InsertError, Table, Tables};
 pub use trace_places::{TRACE_SETS, TRACE_WAYS, TracePlace, TraceSet, trace_sets};
 pub use traces::TRACE_TICKS;
 pub use verdict::{Action, Back, Edits, Kind, Reason, Verdict};
 
-use self::{cache::Mark, choice::Attempt, handshake::Found, parse::Segment, traces::Trace};
+use self::{choice::Attempt, handshake::Found, parse::Segment, traces::Trace};
 use crate::{
     abi::{Flow, FlowKey, Service},
     wire::{EtherType, EthernetHeader},
@@ -79,7 +81,6 @@ pub struct Scratch<A: Family> {
     /// How long a datagram may be, in bytes, where it is too long.
     longest: u32,
     trace: Trace,
-    mark: Mark,
     /// The one that a new flow is of.
     service: Service,
     /// For what the verifier isn't to know, and the next part is.

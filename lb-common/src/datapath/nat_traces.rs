@@ -7,11 +7,10 @@
 //! traces.
 
 use super::{
-    Family, FamilyTables, TRACE_WAYS, Table, Tables, TraceSet,
-    cache::may_have_copy,
-    hash,
+    Family, FamilyTables, TRACE_WAYS, Table, Tables, TraceSet, hash,
+    lasting::may_have_trace,
     parse::Segment,
-    rewrite,
+    reply_traces, rewrite,
     trace_places::TracePlace,
     traces::{Home, KEY_BITS, OWN_BITS, TIME_SHIFT, Trace},
 };
@@ -54,14 +53,35 @@ impl Rest {
 /// Bits that tell, without the other half, whether a trace is that of a key and holds.
 const APART: u64 = u64::MAX << TIME_SHIFT & !BOUND_BITS;
 /// Bits that also depend on the other half.
-const BOUND_BITS: u64 = OWN_BITS & !KEY_BITS;
+pub(super) const BOUND_BITS: u64 = OWN_BITS & !KEY_BITS;
 
-/// The trace that a segment's flow has, if it has one.
+/// The trace that a segment's flow has, if it has one, but for the bits that also depend on the other half.
 #[inline(always)]
-fn trace<A: Family>(segment: &Segment<A>, settings: &Settings, now: Beat) -> Trace {
+pub(super) fn link_trace<A: Family>(segment: &Segment<A>, settings: &Settings, now: Beat) -> Trace {
     let hash = hash::keyed(&segment.key, settings.secret);
     let place = TracePlace::of_hash(hash, settings.nat_trace_mask);
-    Trace::at(place, hash ^ number_of(&segment.link), now)
+    let reply_set = reply_traces::set_of_hash::<A>(hash, settings);
+    Trace { reply_set, ..Trace::at(place, hash ^ number_of(&segment.link), now) }
+}
+
+/// A word of a set, and where it stands. As many as there are ways: there is none.
+pub(super) struct Found {
+    pub(super) way: usize,
+    pub(super) word: u64,
+}
+
+impl Trace {
+    /// Which of a set's may be this one, as far as can be told without the other half. Of two that seem to be, one isn't found.
+    #[inline(always)]
+    pub(super) fn find_apart<const WAYS: usize>(&self, words: [u64; WAYS]) -> Found {
+        let mut found = Found { way: WAYS, word: 0 };
+        for (way, word) in (0..).zip(words) {
+            if (word ^ self.upper) & APART == 0 {
+                found = Found { way, word };
+            }
+        }
+        found
+    }
 }
 
 /// What the trace's own bits become with its other half.
@@ -75,27 +95,18 @@ const fn bound(trace: &Trace, rest: Rest) -> u64 {
 pub(super) fn find<'t, A: Family, T: FamilyTables<A>>(
     tables: &'t T,
     segment: &Segment<A>,
-    settings: &Settings,
-    now: Beat,
+    trace: &Trace,
     flow: &mut Flow<A>,
 ) -> Option<&'t Backend> {
-    let trace = &trace(segment, settings, now);
-    let mut way = TRACE_WAYS;
-    let mut found = 0;
-    for (number, word) in (0..).zip(tables.nat_traces(trace.set)) {
-        // Of two that seem to be, one isn't found.
-        if (word ^ trace.upper) & APART == 0 {
-            (way, found) = (number, word);
-        }
-    }
+    let Found { way, word } = trace.find_apart(tables.nat_traces(trace.set));
     if way == TRACE_WAYS {
         return None;
     }
     let rest = Rest(tables.nat_rest(trace.set, way));
-    if (found ^ bound(trace, rest)) >> TIME_SHIFT != 0 {
+    if (word ^ bound(trace, rest)) >> TIME_SHIFT != 0 {
         return None;
     }
-    let home = Home::of_word(found, false);
+    let home = Home::of_word(word, false);
     let backend = tables.backend(home.backend)?;
     flow.forwarding = home.forwarding;
     (flow.backend, flow.service) = (home.backend, backend.service);
@@ -133,7 +144,7 @@ pub(super) fn leave<A: Family, T: FamilyTables<A>>(
 ) {
     let home = Home { backend: flow.backend, forwarding: flow.forwarding };
     let rest = Rest::of(flow);
-    let mut trace = trace(segment, settings, now);
+    let mut trace = link_trace(segment, settings, now);
     trace.upper = bound(&trace, rest);
     let way = trace.way(tables.nat_traces(trace.set));
     if way == TRACE_WAYS || !home.has_room() {
@@ -160,7 +171,7 @@ fn says_what_is_so<A: Family, T: FamilyTables<A>>(
     };
     let entry = &entry.read();
     let Some(source) = source(tables, &segment.key, entry, rest) else { return false };
-    may_have_copy(entry, tables.now().tick())
+    may_have_trace(entry, tables.now().tick())
         && Rest::of(entry) == rest
         && (entry.backend == home.backend) & (entry.forwarding == home.forwarding)
         && entry.service == backend.service
@@ -200,7 +211,7 @@ mod tests {
         let mut segment: Segment<Ipv4Address> = Zeroable::zeroed();
         segment.link = link;
         let settings = Settings { secret: 7, nat_trace_mask: 0xfff, ..Settings::default() };
-        trace(&segment, &settings, Beat::default())
+        link_trace(&segment, &settings, Beat::default())
     }
 
     #[test]

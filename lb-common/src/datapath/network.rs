@@ -3,7 +3,6 @@
 use bytemuck::Zeroable;
 
 use super::{Packet, Reason, Stage};
-use crate::abi::{Flow, FlowKey};
 use crate::wire::{
     Address, IcmpHeader, Ipv4Address, Ipv4Header, Ipv6Address, Ipv6Extension, Ipv6Fragment,
     Ipv6Header,
@@ -83,10 +82,6 @@ pub trait Family: Address {
     /// follows it, and where that begins. `None`: there isn't enough of it.
     fn quoted<P: Packet>(packet: &P, start: usize) -> Option<(Self::Header, u8, usize)>;
 
-    /// A number of a flow's key and of all that its entry says, but for its times, and of `start`, without which nobody can
-    /// tell of two whether they have the same.
-    fn digest(key: &FlowKey<Self>, flow: &Flow<Self>, start: u64) -> u64;
-
     /// Whether the checksum of a header, which starts at `start` bytes, is right, as a router must see to.
     fn is_intact<P: Packet>(
         packet: &P,
@@ -94,46 +89,6 @@ pub trait Family: Address {
         start: usize,
         transport_offset: usize,
     ) -> bool;
-}
-
-/// The sum of the products of both halves of each word, after something that nobody outside knows was added to each (NH: Black
-/// and others, UMAC, 1999).
-struct Digester {
-    sum: u64,
-    low: u32,
-    high: u32,
-}
-
-impl Digester {
-    /// Takes in all words but the one at `except`.
-    #[inline(always)]
-    fn take<const WORDS: usize>(&mut self, words: &[u64; WORDS], except: usize) {
-        const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-        let (low_step, high_step) = (STEP as u32, (STEP >> 32) as u32);
-        for (number, word) in words.iter().enumerate() {
-            if number != except {
-                let low = (*word as u32).wrapping_add(self.low);
-                let high = ((word >> 32) as u32).wrapping_add(self.high);
-                self.sum = self.sum.wrapping_add(u64::from(low).wrapping_mul(high.into()));
-                self.low = self.low.wrapping_add(low_step);
-                self.high = self.high.wrapping_add(high_step);
-            }
-        }
-    }
-}
-
-/// The digest of a key and of an entry in whose place `except` there is nothing of interest.
-#[inline(always)]
-fn digest<const KEY: usize, const FLOW: usize>(
-    key: &[u64; KEY],
-    flow: &[u64; FLOW],
-    except: usize,
-    start: u64,
-) -> u64 {
-    let mut digester = Digester { sum: start, low: start as u32, high: (start >> 32) as u32 };
-    digester.take(key, KEY);
-    digester.take(flow, except);
-    digester.sum
 }
 
 impl Family for Ipv4Address {
@@ -152,12 +107,6 @@ impl Family for Ipv4Address {
     const HEADER_HAS_CHECKSUM: bool = true;
     const LONGEST_QUOTE: usize = 576 - Ipv4Header::MINIMUM_LENGTH - IcmpHeader::LENGTH;
     const UDP_CHECKSUM_IS_OPTIONAL: bool = true;
-
-    #[inline(always)]
-    fn digest(key: &FlowKey<Self>, flow: &Flow<Self>, start: u64) -> u64 {
-        let (key, flow): ([u64; 2], [u64; 8]) = (bytemuck::cast(*key), bytemuck::cast(*flow));
-        digest(&key, &flow, Flow::<Self>::SEAL_WORD, start)
-    }
 
     #[inline(always)]
     fn datagram<P: Packet>(packet: &P, start: usize) -> Result<Datagram<Self>, Reason> {
@@ -270,12 +219,6 @@ impl Family for Ipv6Address {
     const HEADER_HAS_CHECKSUM: bool = false;
     const LONGEST_QUOTE: usize = 1280 - Ipv6Header::LENGTH - IcmpHeader::LENGTH;
     const UDP_CHECKSUM_IS_OPTIONAL: bool = false;
-
-    #[inline(always)]
-    fn digest(key: &FlowKey<Self>, flow: &Flow<Self>, start: u64) -> u64 {
-        let (key, flow): ([u64; 5], [u64; 11]) = (bytemuck::cast(*key), bytemuck::cast(*flow));
-        digest(&key, &flow, Flow::<Self>::SEAL_WORD, start)
-    }
 
     #[inline(always)]
     fn datagram<P: Packet>(packet: &P, start: usize) -> Result<Datagram<Self>, Reason> {

@@ -1,11 +1,11 @@
 //! Tables and time, as the packet logic sees them.
 
-use super::{Family, TraceSet, nat};
+use super::{Family, ReplyRest, ReplyTraces, TracePlace, TraceSet, nat};
 use crate::{
     abi::{
         Access, AccessKey, Answer, Backend, Beat, Client, ClientKey, Direction, Entry, Flow,
         FlowKey, FlowState, Fragment, FragmentKey, LocalMac, Membership, Moment, Refusal, Service,
-        ServiceKey, Settings, Slot,
+        ServiceKey, Settings, Slot, Station,
     },
     wire::{NetworkU16, NetworkU32},
 };
@@ -45,8 +45,14 @@ pub trait Tables {
     /// Which sets a port is in.
     fn port_sets(&self, port: NetworkU16) -> Membership;
 
+    /// Which of our hardware addresses stands at a place; zeros: none does.
+    fn station(&self, place: u32) -> Option<&Station>;
+
     /// Whether a hardware address is ours, without telling of all that are.
-    fn is_station(&self, mac: &LocalMac) -> bool;
+    #[inline(always)]
+    fn is_station(&self, mac: &LocalMac) -> bool {
+        self.station(mac.place()).is_some_and(|station| station.mac.same(mac))
+    }
 
     /// The traces of flows in a set; none where there is no such set.
     fn traces(&self, set: u32) -> TraceSet;
@@ -131,20 +137,20 @@ pub trait FamilyTables<A: Family>: Tables {
     /// Removes an entry, if it is there.
     fn remove(&self, table: Table, key: &FlowKey<A>);
 
-    /// The seal of the copy that is at a way of a pair; zero where there is none.
-    fn seal(&self, pair: u32, way: u32) -> u64;
+    /// The first halves of the traces in a set of those of replies; none where there is no such set.
+    fn reply_traces(&self, set: u32) -> ReplyTraces;
 
-    /// The same. No earlier access comes after it.
-    fn confirmed_seal(&self, pair: u32, way: u32) -> u64;
+    /// The other half of such a trace.
+    fn reply_rest(&self, set: u32, way: usize) -> ReplyRest<A>;
 
-    /// Reads the copy of a flow's entry there, whatever that is; `false` where there is no such pair.
-    fn read_copy(&self, pair: u32, way: u32, copy: &mut Flow<A>) -> bool;
+    /// Replaces both, the second one first, whatever another CPU made of them meanwhile. No later access comes before it.
+    fn set_reply_trace(&self, set: u32, way: usize, word: u64, rest: &ReplyRest<A>);
 
-    /// Leaves a copy there, with that seal, which is there last. No later access comes before it.
-    fn write_copy(&self, pair: u32, way: u32, flow: &Flow<A>, seal: u64);
+    /// Erases such a trace.
+    fn erase_reply_trace(&self, set: u32, way: usize);
 
-    /// Erases the seal of whatever is there.
-    fn erase_copy(&self, pair: u32, way: u32);
+    /// Erases those of a flow in its set. No earlier access comes after they are looked at.
+    fn erase_reply_traces(&self, place: TracePlace);
 
     /// The service that clients reach under a key.
     fn service(&self, key: &ServiceKey<A>) -> Option<Service>;

@@ -65,7 +65,8 @@ pub(super) struct Trace {
     pub(super) upper: u64,
     /// In which set it stands.
     pub(super) set: u32,
-    reserved: u32,
+    /// In which set of those of replies it stands, if it is one.
+    pub(super) reply_set: u32,
 }
 
 impl Trace {
@@ -85,7 +86,7 @@ impl Trace {
         let time = (time << TIME_SHIFT) & !(u64::MAX << OWN_SHIFT);
         let station = hash::mix_half(station);
         let station = (station >> (64 - KEY_SHIFT)) & (u64::MAX << OWN_SHIFT);
-        Self { upper: key | station | time, set, reserved: 0 }
+        Self { upper: key | station | time, set, reply_set: 0 }
     }
 
     /// Where the flow is, if its trace is there.
@@ -112,10 +113,10 @@ impl Trace {
         self.upper | forwarding << BACKEND_BITS | home.backend as u64
     }
 
-    /// Which way of a set it takes; [`TRACE_WAYS`]: there is no room.
+    /// Which way of a set it takes; as many as there are: there is no room.
     #[inline(always)]
-    pub(super) fn way(&self, words: TraceSet) -> usize {
-        let mut free = TRACE_WAYS;
+    pub(super) fn way<const WAYS: usize>(&self, words: [u64; WAYS]) -> usize {
+        let mut free = WAYS;
         for (way, word) in (0..).zip(words) {
             let differing = word ^ self.upper;
             if differing >> OWN_SHIFT == 0 {

@@ -2,9 +2,9 @@
 
 use super::{
     Decision, Edits, Family, FamilyTables, NETWORK_OFFSET, Packet, Reason, Scratch, Table, Verdict,
-    answer, cache,
+    answer,
     choice::{self, Attempt},
-    established, nat, opening,
+    established, lasting, nat, opening,
     parse::Segment,
     source_rate,
     tables::{find_peer, follow_load, forget},
@@ -40,7 +40,7 @@ pub(super) fn decide<A: Family, P: Packet, T: FamilyTables<A>>(
     *flow = entry.read();
     let decision = handle(packet, tables, scratch, (table, entry));
     // Whatever has changed.
-    cache::erase(tables, &scratch.segment.key, &scratch.flow, None);
+    lasting::erase(tables, &scratch.segment.key, &scratch.flow, None);
     decision
 }
 

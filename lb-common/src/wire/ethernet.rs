@@ -33,6 +33,19 @@ impl MacAddress {
         [a, b, c, d, e, f]
     }
 
+    /// Its bytes as a number of 48 bits.
+    #[inline(always)]
+    pub const fn number(self) -> u64 {
+        let [first, second, third] = self.0;
+        (third as u64) << 32 | (second as u64) << 16 | first as u64
+    }
+
+    /// That of such a number.
+    #[inline(always)]
+    pub const fn of_number(number: u64) -> Self {
+        Self([number as u16, (number >> 16) as u16, (number >> 32) as u16])
+    }
+
     /// Whether this is [`Self::UNKNOWN`].
     #[inline(always)]
     pub const fn is_unknown(self) -> bool {

@@ -2,7 +2,7 @@
 //!
 //! Ports are never taken out of a set: what has been forwarded may go on, and a port too many costs no more than time.
 
-use lb_common::abi::{Forwarding, LocalMac, PortSet, Settings, maps};
+use lb_common::abi::{Forwarding, LocalMac, PortSet, Settings, Station, maps};
 
 use super::{
     state::{Bind, State},
@@ -24,16 +24,51 @@ pub(super) fn complete(maps: &mut Maps, there: &State) -> Result<(), DataplaneEr
             maps.port_sets.add(set, 0..=u16::MAX);
         }
     }
-    there.local_macs.keys().try_for_each(|mac| set_station(maps, mac.place(), Some(mac)))
+    let mut stations = there.local_macs.iter();
+    stations.try_for_each(|(mac, longest)| place_station(maps, there, mac, *longest))
 }
 
-/// Writes which of our hardware addresses stands at a place, if any.
-pub(super) fn set_station(
+/// Lets one of our hardware addresses stand in its place, from where datagrams may be so long, in bytes, unless another one of ours
+/// stands there.
+///
+/// # Errors
+///
+/// The kernel refuses.
+pub(super) fn place_station(
     maps: &mut Maps,
-    place: u32,
-    mac: Option<&LocalMac>,
+    there: &State,
+    mac: &LocalMac,
+    longest: u32,
 ) -> Result<(), DataplaneError> {
-    done(maps.stations.set(place, mac.copied().unwrap_or_default(), 0), maps::STATIONS)
+    let place = mac.place();
+    let stands = maps.stations.get(&place, 0).map_err(DataplaneError::map(maps::STATIONS))?.mac;
+    if stands != *mac && there.local_macs.contains_key(&stands) {
+        return Ok(());
+    }
+    let station = Station { mac: *mac, maximum_datagram: longest, ..Station::default() };
+    done(maps.stations.set(place, station, 0), maps::STATIONS)
+}
+
+/// Takes a hardware address that isn't ours any longer from its place, and erases what names it. Then another one of ours that
+/// belongs there may have it.
+///
+/// # Errors
+///
+/// The kernel refuses.
+pub(super) fn remove_station(
+    maps: &mut Maps,
+    there: &State,
+    mac: &LocalMac,
+) -> Result<(), DataplaneError> {
+    let place = mac.place();
+    let stands = maps.stations.get(&place, 0).map_err(DataplaneError::map(maps::STATIONS))?.mac;
+    if stands == *mac {
+        done(maps.stations.set(place, Station::default(), 0), maps::STATIONS)?;
+    }
+    maps.shortcuts.clear_by_station();
+    let mut others = there.local_macs.iter().filter(|(other, _)| *other != mac);
+    let other = others.find(|(other, _)| other.place() == place);
+    other.map_or(Ok(()), |(other, longest)| place_station(maps, there, other, *longest))
 }
 
 /// Notes the ports of what is bound to a service that forwards like this.

@@ -17,7 +17,7 @@ use lb_common::{
 
 use super::{
     plan::Change,
-    shortcuts::{add_ports, add_reply_ports, set_station},
+    shortcuts::{add_ports, add_reply_ports, place_station, remove_station},
     state::{BackendState, Bind, RingState, State},
 };
 use crate::dataplane::{DataplaneError, Maps, PortMemory, nat_source_words, with_causes};
@@ -44,7 +44,7 @@ pub(super) fn apply(
                 maps.shortcuts.traces.clear();
             }
             if settings.nat_trace_mask != there.settings.nat_trace_mask {
-                maps.shortcuts.nat_traces.clear();
+                maps.shortcuts.clear_through();
             }
             there.settings = *settings;
         }
@@ -53,7 +53,7 @@ pub(super) fn apply(
             done(maps.nat_sources.set(*index, words, 0), maps::NAT_SOURCES)?;
             if there.nat_sources.get(*index as usize).is_some() {
                 // Flows that are sent from the one before go on by their entries, but their traces name it by its index.
-                maps.shortcuts.nat_traces.clear();
+                maps.shortcuts.clear_through();
             }
             let index = *index as usize;
             if there.nat_sources.len() <= index {
@@ -63,16 +63,12 @@ pub(super) fn apply(
         }
         Change::Mac(mac, longest) => {
             done(maps.local_macs.insert(mac, longest, 0), maps::LOCAL_MACS)?;
-            if !there.local_macs.keys().any(|other| other.place() == mac.place()) {
-                set_station(maps, mac.place(), Some(mac))?;
-            }
+            place_station(maps, there, mac, *longest)?;
             there.local_macs.insert(*mac, *longest);
         }
         Change::RemoveMac(mac) => {
-            let mut others = there.local_macs.keys().filter(|other| *other != mac);
-            set_station(maps, mac.place(), others.find(|other| other.place() == mac.place()))?;
             gone(maps.local_macs.remove(mac), maps::LOCAL_MACS)?;
-            maps.shortcuts.traces.clear();
+            remove_station(maps, there, mac)?;
             there.local_macs.remove(mac);
         }
         Change::AddEgress(interface) => {
@@ -113,9 +109,13 @@ pub(super) fn apply(
                 add_ports(maps, &binds, Some(backend.forwarding));
             }
             done(maps.backends.set(*index, backend, 0), maps::BACKENDS)?;
-            if known.is_some_and(|it| it.backend.socket_address() != backend.socket_address()) {
+            let is_same = |it: &BackendState| {
+                it.backend.socket_address() == backend.socket_address()
+                    && it.backend.service == backend.service
+            };
+            if known.is_some_and(|known| !is_same(known)) {
                 // As above.
-                maps.shortcuts.nat_traces.clear();
+                maps.shortcuts.clear_through();
             }
             if let Some(known) = there.backends.get_mut(index) {
                 known.backend = *backend;

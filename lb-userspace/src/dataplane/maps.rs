@@ -9,15 +9,15 @@ use aya::maps::{
 use lb_common::{
     abi::{
         Access, AccessKey, Backend, BackendInfo, Client, ClientKey, Counters, Flow, FlowKey,
-        Fragment, FragmentKey, LocalMac, Refusal, Service, ServiceInfo, ServiceKey, Settings, maps,
+        Fragment, FragmentKey, LocalMac, Refusal, Service, ServiceInfo, ServiceKey, Settings,
+        Station, maps,
     },
     datapath::{Reason, Table},
     wire::{Address, Ipv4Address, Ipv6Address, NetworkU32},
 };
 
 use super::{
-    CopyMemory, DataplaneError, Pins, PortMemory, PortSets, RingMemory, Shortcuts, TraceMemory,
-    batch,
+    DataplaneError, Pins, PortMemory, PortSets, RingMemory, Shortcuts, TraceMemory, batch,
 };
 
 /// The pinned maps that are keyed by addresses of a family.
@@ -138,7 +138,7 @@ pub struct Maps {
     pub loads: Array<MapData, i64>,
     pub service_loads: Array<MapData, i64>,
     pub local_macs: HashMap<MapData, LocalMac, u32>,
-    pub stations: Array<MapData, LocalMac>,
+    pub stations: Array<MapData, Station>,
     pub port_sets: PortSets,
     pub shortcuts: Shortcuts,
     pub egress: DevMapHash<MapData>,
@@ -189,7 +189,14 @@ impl Maps {
             stations: open(pins, maps::STATIONS)?,
             port_sets: PortSets::new(data(pins, maps::PORT_SETS)?)?,
             shortcuts: Shortcuts {
-                copies: CopyMemory::new(data(pins, maps::FLOW_CACHE)?)?,
+                replies: TraceMemory::of_replies::<Ipv4Address>(
+                    data(pins, maps::REPLY_TRACES)?,
+                    maps::REPLY_TRACES,
+                )?,
+                replies_ipv6: TraceMemory::of_replies::<Ipv6Address>(
+                    data(pins, maps::REPLY_TRACES_IPV6)?,
+                    maps::REPLY_TRACES_IPV6,
+                )?,
                 traces: TraceMemory::new(data(pins, maps::TRACES)?)?,
                 nat_traces: TraceMemory::of_nat(data(pins, maps::NAT_TRACES)?)?,
                 settings: open(pins, maps::SETTINGS)?,

@@ -3,7 +3,6 @@
 mod attach;
 mod batch;
 mod clock;
-mod copies;
 mod detour;
 mod link;
 mod load;
@@ -17,7 +16,6 @@ pub use aya::programs::xdp::XdpLink;
 
 pub use attach::{Attached, Mode, ModeChoice, attach, attach_until_dropped, detach};
 pub use clock::{beat_shift, now, seconds};
-pub use copies::CopyMemory;
 pub use detour::{Detour, Detours, Route};
 pub use load::{Capacity, Loaded, OBJECT, load};
 pub use maps::{FamilyMaps, Maps, nat_source_words};

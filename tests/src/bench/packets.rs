@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use fastrand::Rng;
 use lb_common::{
     abi::Forwarding,
-    datapath::{LEAST_COPIED_AGE, trace_sets},
+    datapath::{LEAST_TRACED_AGE, trace_sets},
 };
 use lb_userspace::dataplane;
 use serde_json::json;
@@ -160,7 +160,7 @@ impl Bench {
             _ => self.open(vip, case)?.into_iter().map(|(frame, _)| frame).collect(),
         };
         // As of most packets: what is measured are flows that have lasted.
-        self.kernel.age_flows(LEAST_COPIED_AGE)?;
+        self.kernel.age_flows(LEAST_TRACED_AGE)?;
         Rng::with_seed(1).shuffle(&mut frames);
         self.repeater.set_frames(frames.into_iter())?;
         if let (IpAddr::V4(address), port) = vip {

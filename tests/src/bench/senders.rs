@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use aya::Ebpf;
-use lb_common::{abi::Tick, datapath::LEAST_COPIED_AGE};
+use lb_common::{abi::Tick, datapath::LEAST_TRACED_AGE};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
@@ -79,7 +79,7 @@ impl<'b> Senders<'b> {
     /// everything warm.
     pub(super) fn are_steady(&self) -> bool {
         self.opened.elapsed()
-            >= Duration::from_nanos(u64::from(LEAST_COPIED_AGE + 1) * Tick::NANOSECONDS)
+            >= Duration::from_nanos(u64::from(LEAST_TRACED_AGE + 1) * Tick::NANOSECONDS)
     }
 
     /// Has the first connections' senders send so many frames each, each from a processor of its own, at the same time. Returns how long

@@ -2,7 +2,7 @@
 
 use lb_common::{
     abi::{Direction, Fate, Flow, FlowKey, FlowState, Protocol, Tick, finished},
-    datapath::{LEAST_COPIED_AGE, TRACE_TICKS, Table},
+    datapath::{LEAST_TRACED_AGE, TRACE_TICKS, Table},
     wire::{Address, PROTOCOL_UDP},
 };
 
@@ -119,10 +119,10 @@ pub(super) fn is_over<A: Address>(
         _ if !flow.is_surely_over() => closing.max(lived.min(HALF_CLOSED)),
         _ => closing,
     };
-    // Of a flow that may have left a trace or a copy, not every packet is noted.
-    let may_have_copy = flow.last_seen.since(flow.opened) >= LEAST_COPIED_AGE;
+    // Of a flow that may have left a trace, not every packet is noted.
+    let may_have_trace = flow.last_seen.since(flow.opened) >= LEAST_TRACED_AGE;
     let timeout = match flow.state {
-        FlowState::ESTABLISHED if may_have_copy || !flow.forwarding.sees_replies() => {
+        FlowState::ESTABLISHED if may_have_trace || !flow.forwarding.sees_replies() => {
             timeout.saturating_add(UNNOTED)
         }
         _ => timeout,
@@ -131,7 +131,7 @@ pub(super) fn is_over<A: Address>(
     dataplane::seconds(now.since(flow.last_seen).saturating_sub(1)) >= u64::from(timeout)
 }
 
-/// For how long an established flow may have packets that aren't noted, in seconds: as long as its trace or its copy holds.
+/// For how long an established flow may have packets that aren't noted, in seconds: as long as its trace holds.
 const UNNOTED: u32 = (TRACE_TICKS as u64 * Tick::NANOSECONDS).div_ceil(1_000_000_000) as u32;
 
 /// Least timeout of a connection that one end has closed, in seconds (RFC 5382, REQ-5).

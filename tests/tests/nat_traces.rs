@@ -1,8 +1,8 @@
-//! Where replies pass through us, packets of flows that have lasted find a copy of their entry, and nothing else does.
+//! Where replies pass through us, packets of flows that have lasted find their traces, and nothing else does.
 
 use anyhow::{Result, ensure};
 use lb_common::{
-    abi::{Backend, Forwarding},
+    abi::{Backend, Forwarding, Station},
     datapath::Reason,
     wire::NetworkU16,
 };
@@ -16,7 +16,7 @@ use lb_tests::{
     },
 };
 
-/// Age from which a flow leaves copies, in ticks.
+/// Age from which a flow leaves traces, in ticks.
 const AGE: u32 = 2;
 
 /// What becomes of a client's packet that belongs to no flow, and of a backend's.
@@ -29,7 +29,7 @@ fn exchange(pair: &mut Pair, connection: &Connection, what: &str) -> Result<()> 
     connection.reply(pair, what, &connection.from_backend(flags::ACK))
 }
 
-/// Opens a connection that leaves copies in both directions.
+/// Opens a connection that leaves traces in both directions.
 fn lasting(pair: &mut Pair, vip: Socket) -> Result<Connection> {
     let connection = Connection::open(pair, vip)?;
     connection.establish(pair)?;
@@ -53,7 +53,7 @@ fn packets_of_flows_that_have_lasted_need_no_entry() -> Result<()> {
             let connection = lasting(pair, vip)?;
             pair.remove_entries()?;
             for _ in 0..3 {
-                exchange(pair, &connection, "by its copy")?;
+                exchange(pair, &connection, "by its trace")?;
             }
             // What may end or begin a flow is looked up, and so is what came elsewhere.
             for bits in [flags::FIN | flags::ACK, flags::RST, flags::RST | flags::ACK] {
@@ -80,7 +80,7 @@ fn packets_of_flows_that_have_lasted_need_no_entry() -> Result<()> {
 }
 
 #[test]
-fn a_copy_gives_way_to_whatever_changes_its_flow() -> Result<()> {
+fn a_trace_gives_way_to_whatever_changes_its_flow() -> Result<()> {
     let mut pair = Pair::new(&World::default())?;
     type Change = fn(&mut Pair, &Connection) -> Result<()>;
     let changes: [(&str, Change); 6] = [
@@ -164,7 +164,7 @@ fn a_connection_from_the_same_port_begins_without_the_one_before() -> Result<()>
 }
 
 #[test]
-fn young_flows_leave_no_copy() -> Result<()> {
+fn young_flows_leave_no_trace() -> Result<()> {
     let mut pair = Pair::new(&World::default())?;
     for vip in [VIP, VIP_IPV6] {
         pair.within_one_tick(|pair| {
@@ -181,7 +181,7 @@ fn young_flows_leave_no_copy() -> Result<()> {
 }
 
 #[test]
-fn where_only_the_backends_address_is_put_in_copies_do_as_well() -> Result<()> {
+fn where_only_the_backends_address_is_put_in_traces_do_as_well() -> Result<()> {
     let mut pair = Pair::new(&World::default())?;
     let world = &pair.host.world;
     let is_own = |(_, vip, backend): &(Forwarding, Socket, u32)| {
@@ -285,7 +285,7 @@ fn a_trace_says_only_what_the_entry_does() -> Result<()> {
 }
 
 #[test]
-fn what_the_sweep_removes_leaves_no_copy() -> Result<()> {
+fn what_the_sweep_removes_leaves_no_trace() -> Result<()> {
     let mut pair = Pair::new(&World::default())?;
     for vip in [VIP, VIP_IPV6] {
         // With each, it lies elsewhere.
@@ -296,6 +296,57 @@ fn what_the_sweep_removes_leaves_no_copy() -> Result<()> {
                 pair.host.forget_flows();
                 demand_unknown(pair, &connection, "swept")
             })?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_replys_trace_says_only_what_the_entry_does() -> Result<()> {
+    type Change = fn(&mut Pair, &Connection) -> Result<()>;
+    fn change_station(pair: &mut Pair, change: fn(&mut Station)) -> Result<()> {
+        let stations = pair.host.world.stations();
+        stations.into_iter().try_for_each(|(place, mut station)| {
+            change(&mut station);
+            pair.set_station(place, station)
+        })
+    }
+    let changes: [(Change, bool); 5] = [
+        (|_, _| Ok(()), true),
+        (|pair, it| pair.change_backend(it.backend, |backend| backend.service += 1), false),
+        (|pair, _| change_station(pair, |station| station.maximum_datagram -= 1), false),
+        (|pair, _| change_station(pair, |station| station.mac.interface += 1), false),
+        (|pair, _| change_station(pair, |station| *station = Station::default()), false),
+    ];
+    let mut pair = Pair::new(&World::default())?;
+    for vip in [VIP, VIP_IPV6] {
+        for (number, (change, leaves_one)) in changes.into_iter().enumerate() {
+            // Before it leaves a trace, and afterwards.
+            for is_before in [true, false] {
+                pair.within_one_tick(|pair| {
+                    let connection = Connection::open(pair, vip)?;
+                    connection.establish(pair)?;
+                    pair.age_flows(AGE)?;
+                    let backend = pair.host.world.backends[connection.backend as usize - 1];
+                    let reply = connection.from_backend(flags::ACK);
+                    if is_before {
+                        change(pair, &connection)?;
+                    }
+                    for _ in 0..2 {
+                        connection.reply(pair, "to where its entry says", &reply)?;
+                    }
+                    let leaves_one = leaves_one || !is_before;
+                    ensure!(pair.host.reply_traces() == usize::from(leaves_one), "{number}");
+                    if number == changes.len() - 1 && !is_before {
+                        // Whoever takes it away erases what is left afterwards.
+                        change(pair, &connection)?;
+                        pair.remove_entries()?;
+                        pair.expect("from nowhere", &reply.build(), UNKNOWN_REPLY)?;
+                    }
+                    change_station(pair, |_| ())?;
+                    pair.change_backend(connection.backend, |it| *it = backend)
+                })?;
+            }
         }
     }
     Ok(())

@@ -1,11 +1,11 @@
-//! Copies and traces of flows whose replies pass through us: who has a place, for how long, and what is seen of others' changes.
+//! Traces of flows whose replies pass through us: who has a place, for how long, and what is seen of others' changes.
 
 use std::collections::HashMap;
 
 use anyhow::{Context, Result, ensure};
 use lb_common::{
     abi::{Moment, Tick},
-    datapath::{CopyPlace, LEAST_COPIED_AGE, Reason, TRACE_TICKS, TRACE_WAYS, TracePlace},
+    datapath::{LEAST_TRACED_AGE, REPLY_WAYS, Reason, TRACE_TICKS, TRACE_WAYS, TracePlace},
 };
 use lb_tests::{
     connection::{Connection, flow_key},
@@ -50,27 +50,30 @@ fn at(tick: u32) -> Moment {
 }
 
 #[test]
-fn who_leaves_a_copy_sees_what_another_cpu_has_changed() -> Result<()> {
+fn who_leaves_a_trace_sees_what_another_cpu_has_changed() -> Result<()> {
     let host = roomy();
     let connection = open_alone(&host, client_of(VIP.0), 100)?;
-    host.set_now(at(100 + LEAST_COPIED_AGE));
+    host.set_now(at(100 + LEAST_TRACED_AGE));
     for segment in [connection.from_client(flags::ACK), connection.from_backend(flags::ACK)] {
         host.run(&segment.build());
     }
-    ensure!((host.nat_traces(), host.copies()) == (1, 1), "as many as directions");
+    ensure!((host.nat_traces(), host.reply_traces()) == (1, 1), "as many as directions");
 
     for (is_reply, reason) in [(false, Reason::ToBackend), (true, Reason::ToClient)] {
         let host = roomy();
         let connection = open_alone(&host, client_of(VIP.0), 100)?;
-        host.set_now(at(100 + LEAST_COPIED_AGE));
-        host.reset_flows_when_copied();
+        host.set_now(at(100 + LEAST_TRACED_AGE));
+        host.reset_flows_when_traced();
         let segment = match is_reply {
             true => connection.from_backend(flags::ACK),
             false => connection.from_client(flags::ACK),
         };
         let outcome = host.run(&segment.build());
         ensure!(outcome.reason == reason, "{outcome:?}");
-        ensure!((host.nat_traces(), host.copies()) == (0, 0), "what was there before: {reason:?}");
+        ensure!(
+            (host.nat_traces(), host.reply_traces()) == (0, 0),
+            "what was there before: {reason:?}"
+        );
     }
     Ok(())
 }
@@ -84,7 +87,7 @@ fn a_flow_that_is_looked_up_time_and_again_has_one_trace() -> Result<()> {
     request.ip_options = vec![1; 4];
     let request = request.build();
     for tick in 0..TRACE_TICKS {
-        host.set_now(at(100 + LEAST_COPIED_AGE + tick));
+        host.set_now(at(100 + LEAST_TRACED_AGE + tick));
         ensure!(host.run(&request).reason == Reason::ToBackend);
     }
     ensure!(host.nat_traces() == 1, "{} traces", host.nat_traces());
@@ -92,15 +95,15 @@ fn a_flow_that_is_looked_up_time_and_again_has_one_trace() -> Result<()> {
 }
 
 #[test]
-fn a_copy_holds_for_eight_ticks_at_most() -> Result<()> {
+fn a_trace_holds_for_eight_ticks_at_most() -> Result<()> {
     let host = roomy();
     let connection = open_alone(&host, client_of(VIP.0), 100)?;
     let request = connection.from_client(flags::ACK).build();
-    host.set_now(at(100 + LEAST_COPIED_AGE));
+    host.set_now(at(100 + LEAST_TRACED_AGE));
     ensure!(host.run(&request).reason == Reason::ToBackend);
     host.remove_entries();
     let mut held = 0;
-    for tick in 100 + LEAST_COPIED_AGE.. {
+    for tick in 100 + LEAST_TRACED_AGE.. {
         host.set_now(at(tick));
         match host.run(&request).reason {
             Reason::ToBackend => held += 1,
@@ -160,13 +163,13 @@ fn demand_order(host: &Host, place: u32, segments: &[Vec<u8>], reasons: [Reason;
 }
 
 #[test]
-fn a_copy_keeps_its_place_as_long_as_it_holds() -> Result<()> {
+fn a_replys_trace_keeps_its_place_as_long_as_it_holds() -> Result<()> {
     let host = roomy();
-    let secret = host.world.settings.secret;
-    // A pair has room for two.
-    let (pair, crowded) = crowd(&host, 3, |connection| {
+    let settings = host.world.settings;
+    // Of two sets that stand beside each other.
+    let (pair, crowded) = crowd(&host, REPLY_WAYS * 2 + 1, |connection| {
         let backend = backend_address(connection.backend);
-        CopyPlace::of(&flow_key(backend, connection.nat), secret).pair
+        TracePlace::of_reply(&flow_key(backend, connection.nat), &settings).set / 2
     })?;
     let reply = |connection: &Connection| connection.from_backend(flags::ACK).build();
     let replies: Vec<Vec<u8>> = crowded.iter().map(reply).collect();

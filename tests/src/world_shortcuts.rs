@@ -1,11 +1,24 @@
-//! Which ports a world's packets are sent to.
+//! What a world's packets go by that don't look at the tables of services and flows.
+
+use std::collections::BTreeMap;
 
 use bytemuck::Zeroable as _;
-use lb_common::abi::{PortBits, PortSet, Settings};
+use lb_common::abi::{PortBits, PortSet, Settings, Station};
 
 use crate::world::World;
 
 impl World {
+    /// Our hardware addresses in their places: of two that belong to one, the first.
+    pub fn stations(&self) -> BTreeMap<u32, Station> {
+        let mut stations = BTreeMap::new();
+        for (mac, maximum_datagram) in &self.local_macs {
+            let (mac, maximum_datagram) = (*mac, *maximum_datagram);
+            let station = Station { mac, maximum_datagram, ..Station::default() };
+            stations.entry(mac.place()).or_insert(station);
+        }
+        stations
+    }
+
     /// The sets that ports are in.
     pub fn ports(&self) -> PortBits {
         let mut ports = PortBits::zeroed();
