@@ -42,7 +42,12 @@ fn packets_look_at_no_more_tables_than_they_have_to() -> Result<()> {
     demand(&mut pair, "full NAT: SYN", &syn, Reason::Opened, [8, 19])?;
     // Traces and copies hold for some seconds, and what comes after one is looked up.
     pair.within_one_tick(demand_of_full_nat)?;
-    pair.within_one_tick(demand_of_dsr)
+    // Where an outer header needs a number of the flow's, the settings are looked at once more.
+    for (forwarding, arrays) in [(Forwarding::Dsr, 6), (Forwarding::Ipip, 6), (Forwarding::Gue, 7)]
+    {
+        pair.within_one_tick(|pair| demand_of_direct_return(pair, forwarding, arrays))?;
+    }
+    Ok(())
 }
 
 fn demand_of_full_nat(pair: &mut Pair) -> Result<()> {
@@ -62,16 +67,21 @@ fn demand_of_full_nat(pair: &mut Pair) -> Result<()> {
     demand(pair, "full NAT: a steady reply", &reply, Reason::ToClient, [0, 8])
 }
 
-fn demand_of_dsr(pair: &mut Pair) -> Result<()> {
-    let dsr = OTHER_FORWARDINGS.into_iter().find(|(how, ..)| *how == Forwarding::Dsr);
-    let (_, vip, _): (Forwarding, Socket, u32) = dsr.expect("one by direct return");
+fn demand_of_direct_return(pair: &mut Pair, forwarding: Forwarding, arrays: u32) -> Result<()> {
+    let of_it = OTHER_FORWARDINGS.into_iter().find(|(how, ..)| *how == forwarding);
+    let (_, vip, _): (Forwarding, Socket, u32) = of_it.expect("one that forwards like this");
     let segment = |bits| {
         let mut segment = Segment::syn(client_of(vip.0), vip).with_flags(bits);
         segment.sequence += u32::from(bits != flags::SYN);
         segment.build()
     };
-    demand(pair, "dsr: SYN", &segment(flags::SYN), Reason::Opened, [5, 17])?;
-    demand(pair, "dsr: its ACK", &segment(flags::ACK), Reason::ToBackend, [5, 15])?;
-    demand(pair, "dsr: looked up", &segment(flags::ACK), Reason::ToBackend, [2, 15])?;
-    demand(pair, "dsr: steady", &segment(flags::ACK), Reason::ToBackend, [0, 6])
+    let more = arrays - 6;
+    let mut demand = |what: &str, bits, reason, [hashes, arrays]: [u32; 2]| {
+        let what = format!("{forwarding:?}: {what}");
+        demand(pair, &what, &segment(bits), reason, [hashes, arrays + more])
+    };
+    demand("SYN", flags::SYN, Reason::Opened, [5, 17])?;
+    demand("its ACK", flags::ACK, Reason::ToBackend, [5, 15])?;
+    demand("looked up", flags::ACK, Reason::ToBackend, [2, 15])?;
+    demand("steady", flags::ACK, Reason::ToBackend, [0, 6])
 }
