@@ -123,7 +123,7 @@ fn timestamps_follow_one_clock_to_the_backend_and_the_clients_own_back() -> Resu
             ensure!(said(&outcome.frame) == [99, own], "{lead}: {:?}", said(&outcome.frame));
             for step in [1, 1000, 2000, 3000] {
                 if step == 2000 {
-                    // From here on by a trace and a copy.
+                    // From here on by traces.
                     pair.age_flows(LEAST_TRACED_AGE)?;
                 }
                 let later = own.wrapping_add(step);

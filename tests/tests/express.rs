@@ -29,7 +29,7 @@ const UNUSUAL: [Change; 5] = [
     |segment| segment.time_to_live = 2,
 ];
 
-/// Opens a flow whose packets leave a copy or a trace from the next on, and returns that next one.
+/// Opens a flow whose packets leave a trace from the next on, and returns that next one.
 type Open<'o> = &'o dyn Fn(&mut Pair) -> Result<Segment>;
 
 /// Demands that packets of such a flow are forwarded without an entry as they are by it.

@@ -177,6 +177,27 @@ fn a_replys_trace_keeps_its_place_as_long_as_it_holds() -> Result<()> {
 }
 
 #[test]
+fn replies_traces_are_erased_in_both_sets() -> Result<()> {
+    let host = roomy();
+    let settings = host.world.settings;
+    let (_, crowded) = crowd(&host, REPLY_WAYS * 2, |connection| {
+        let backend = backend_address(connection.backend);
+        TracePlace::of_reply(&flow_key(backend, connection.nat), &settings).set
+    })?;
+    host.set_now(at(100 + LEAST_TRACED_AGE));
+    for connection in &crowded {
+        host.run(&connection.from_backend(flags::ACK).build());
+    }
+    ensure!(host.reply_traces() == crowded.len(), "{}", host.reply_traces());
+    for (number, connection) in (1..).zip(&crowded) {
+        let outcome = host.run(&connection.from_backend(flags::RST | flags::ACK).build());
+        ensure!(outcome.reason == Reason::ToClient, "{outcome:?}");
+        ensure!(host.reply_traces() == crowded.len() - number, "{}", host.reply_traces());
+    }
+    Ok(())
+}
+
+#[test]
 fn a_trace_keeps_its_place_as_long_as_it_holds() -> Result<()> {
     let host = roomy();
     let settings = host.world.settings;

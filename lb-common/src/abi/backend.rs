@@ -105,3 +105,22 @@ impl Backend {
         SocketAddr::new(ip, self.port.get())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outer_headers_take_their_part_of_the_longest_datagram() {
+        for (family, ipip, gue) in
+            [(AddressFamily::Ipv4, 1480, 1472), (AddressFamily::Ipv6, 1460, 1452)]
+        {
+            let mut backend = Backend { family, ..Backend::default() };
+            backend.set_maximum_datagram(1500);
+            let longest = Forwarding::ALL.map(|forwarding| backend.longest(forwarding));
+            assert_eq!(longest, [1500, 1500, 1500, ipip, gue]);
+            backend.set_maximum_datagram(30);
+            assert_eq!(backend.longest(Forwarding::Gue), 30_u16.saturating_sub(1500 - gue));
+        }
+    }
+}

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Forwarding, Tick, same_words};
+use super::{Forwarding, LocalMac, Tick, same_words};
 use crate::wire::{Address, ChecksumDelta, MacAddress, NetworkU16, PROTOCOL_UDP, Vlans};
 
 /// What identifies the packets of one direction of a flow, as they arrive.
@@ -250,6 +250,13 @@ impl Link {
     #[inline(always)]
     pub fn of_frame(interface: u32, [first, second, third]: Stations, vlans: Vlans) -> Self {
         bytemuck::cast([interface, first, second, third, bytemuck::cast(vlans)])
+    }
+
+    /// Our station on it.
+    #[inline(always)]
+    pub const fn local_mac(self) -> LocalMac {
+        let Self { interface, own, vlans, .. } = self;
+        LocalMac { interface, address: own, reserved: 0, vlans }
     }
 
     /// Where a frame goes that goes back there.

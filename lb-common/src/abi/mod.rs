@@ -111,7 +111,7 @@ pub mod maps {
     pub const SOURCES_IPV6: &str = "SOURCES_IPV6";
     /// Hardware addresses that are ours: [`super::LocalMac`] to the longest datagram there, in bytes.
     pub const LOCAL_MACS: &str = "LOCAL_MACS";
-    /// Those that most frames are for: [`super::LocalMac`] by [`super::LocalMac::place`].
+    /// Those that most frames are for: [`super::Station`] by [`super::LocalMac::place`].
     pub const STATIONS: &str = "STATIONS";
     /// Sets of ports: one [`super::PortBits`].
     pub const PORT_SETS: &str = "PORT_SETS";

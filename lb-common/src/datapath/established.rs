@@ -41,7 +41,7 @@ pub(super) fn follow<A: Family, T: FamilyTables<A>>(
         }
     };
     let change = follow_state(tables, segment, entry, flow, direction);
-    // A trace says nothing of where the client is.
+    // By direct return, a trace says nothing of where the client is.
     if (has_moved && flow.forwarding.sees_replies()) || change.is_one {
         lasting::erase(tables, &segment.key, flow, change.opened);
     }

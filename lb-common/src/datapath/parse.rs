@@ -195,8 +195,7 @@ impl<A: Family> Segment<A> {
     /// The hardware address that its frame was sent to.
     #[inline(always)]
     pub(super) const fn station(&self) -> LocalMac {
-        let Link { interface, own, vlans, .. } = self.link;
-        LocalMac { interface, address: own, reserved: 0, vlans }
+        self.link.local_mac()
     }
 
     /// Offset of the transport header in the frame, in bytes.

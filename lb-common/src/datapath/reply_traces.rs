@@ -170,7 +170,10 @@ pub(super) fn leave<A: Family, T: FamilyTables<A>>(
     flow: &Flow<A>,
 ) {
     let home = Home { backend: flow.backend, forwarding: flow.forwarding };
-    let own = own_station(flow);
+    let own = flow.link.local_mac();
+    if !tables.is_station(&own) {
+        return;
+    }
     let mut rest = ReplyRest::of(flow, &own);
     let mut trace = link_trace(segment, settings, now);
     let digest = rest.digest(&trace);
@@ -192,13 +195,6 @@ pub(super) fn leave<A: Family, T: FamilyTables<A>>(
     }
 }
 
-/// Our own station on a flow's link to the client.
-#[inline(always)]
-fn own_station<A>(flow: &Flow<A>) -> LocalMac {
-    let Link { interface, own, vlans, .. } = flow.link;
-    LocalMac { interface, address: own, reserved: 0, vlans }
-}
-
 /// Whether the flow's entry, its backend and our own station are what a trace says.
 #[inline(always)]
 fn says_what_is_so<A: Family, T: FamilyTables<A>>(
@@ -215,13 +211,14 @@ fn says_what_is_so<A: Family, T: FamilyTables<A>>(
         return false;
     };
     let entry = &entry.read();
-    let own = own_station(entry);
+    let own = entry.link.local_mac();
     lasting::may_have_trace(entry, tables.now().tick())
         && ReplyRest::of(entry, &own) == *rest
         && (entry.backend == home.backend) & (entry.forwarding == home.forwarding)
         && entry.service == backend.service
         && station.mac.same(&own)
         && u32::from(entry.maximum_datagram) == station.maximum_datagram
+        && (entry.forwarding.hides_client() || tables.local_mac(&segment.station()).is_some())
 }
 
 /// Erases the traces of replies of a flow whose entry has changed, or was removed, by whatever stations they came.

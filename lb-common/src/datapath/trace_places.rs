@@ -12,7 +12,7 @@ pub const TRACE_WAYS: usize = 4;
 /// The traces of a set, in words; zero is none.
 pub type TraceSet = [u64; TRACE_WAYS];
 
-/// Number of sets that there are, of each kind: enough for the traces of half a million flows. One in 27 finds no place, by calculation, where
+/// Number of sets that there are by direct return, and of requests whose replies pass through us: enough for the traces of half a million flows. One in 27 finds no place, by calculation, where
 /// there is none beside, and else one in 120.
 pub const TRACE_SETS: u32 = 1 << 18;
 /// Least number that is used.
@@ -90,7 +90,7 @@ impl TracePlace {
         Self { set: (hash >> 32) as u32 & mask, key: hash << KEY_SHIFT }
     }
 
-    /// The other one, where a flow's trace stands that found no room, if it is one by direct return.
+    /// The other one, where a flow's trace stands that found no room, if it is one by direct return or of replies.
     #[inline(always)]
     #[must_use]
     pub const fn beside(self) -> Self {

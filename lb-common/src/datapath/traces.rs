@@ -18,7 +18,7 @@ use super::{
 };
 use crate::abi::{Beat, CHECK_SERVICE, Direction, Flow, FlowState, Forwarding, Link, Settings};
 
-/// For how long a trace, or a copy of a flow's entry, holds at most, in ticks: so many beats. For so long a flow's entry may not know of its newest packet.
+/// For how long a trace holds at most, in ticks: so many beats. For so long a flow's entry may not know of its newest packet.
 pub const TRACE_TICKS: u32 = 8;
 
 /// Bits of a trace that name the backend; above them are those of its forwarding, then those of the time, then the flow's own.

@@ -2,15 +2,15 @@
 //!
 //! Ports are never taken out of a set: what has been forwarded may go on, and a port too many costs no more than time.
 
-use lb_common::abi::{Forwarding, LocalMac, PortSet, Settings, Station, maps};
+use lb_common::abi::{Forwarding, LocalMac, PortSet, STATIONS, Settings, Station, maps};
 
 use super::{
     state::{Bind, State},
-    store::done,
+    store::{done, gone},
 };
 use crate::dataplane::{DataplaneError, Maps};
 
-/// Writes what may not have been written, when an earlier controller died between two steps, or is lost.
+/// Writes what may not have been written, when an earlier controller died between two steps, or is lost, and erases all traces.
 ///
 /// # Errors
 ///
@@ -24,6 +24,14 @@ pub(super) fn complete(maps: &mut Maps, there: &State) -> Result<(), DataplaneEr
             maps.port_sets.add(set, 0..=u16::MAX);
         }
     }
+    // Nor did it take away what isn't ours any longer, and nobody has erased traces of what it removed last.
+    for place in 0..STATIONS {
+        let stands = stands(maps, place)?;
+        if stands != LocalMac::default() && !there.local_macs.contains_key(&stands) {
+            vacate(maps, place)?;
+        }
+    }
+    maps.shortcuts.clear();
     let mut stations = there.local_macs.iter();
     stations.try_for_each(|(mac, longest)| place_station(maps, there, mac, *longest))
 }
@@ -41,7 +49,7 @@ pub(super) fn place_station(
     longest: u32,
 ) -> Result<(), DataplaneError> {
     let place = mac.place();
-    let stands = maps.stations.get(&place, 0).map_err(DataplaneError::map(maps::STATIONS))?.mac;
+    let stands = stands(maps, place)?;
     if stands != *mac && there.local_macs.contains_key(&stands) {
         return Ok(());
     }
@@ -49,8 +57,8 @@ pub(super) fn place_station(
     done(maps.stations.set(place, station, 0), maps::STATIONS)
 }
 
-/// Takes a hardware address that isn't ours any longer from its place, and erases what names it. Then another one of ours that
-/// belongs there may have it.
+/// Takes a hardware address that isn't ours any longer from its place, then from those that are ours, and erases what names it. Then
+/// another one of ours that belongs there may have the place.
 ///
 /// # Errors
 ///
@@ -61,14 +69,24 @@ pub(super) fn remove_station(
     mac: &LocalMac,
 ) -> Result<(), DataplaneError> {
     let place = mac.place();
-    let stands = maps.stations.get(&place, 0).map_err(DataplaneError::map(maps::STATIONS))?.mac;
-    if stands == *mac {
-        done(maps.stations.set(place, Station::default(), 0), maps::STATIONS)?;
+    if stands(maps, place)? == *mac {
+        vacate(maps, place)?;
     }
+    gone(maps.local_macs.remove(mac), maps::LOCAL_MACS)?;
     maps.shortcuts.clear_by_station();
     let mut others = there.local_macs.iter().filter(|(other, _)| *other != mac);
     let other = others.find(|(other, _)| other.place() == place);
     other.map_or(Ok(()), |(other, longest)| place_station(maps, there, other, *longest))
+}
+
+/// Which hardware address stands at a place; zeros: none.
+fn stands(maps: &Maps, place: u32) -> Result<LocalMac, DataplaneError> {
+    let station = maps.stations.get(&place, 0).map_err(DataplaneError::map(maps::STATIONS))?;
+    Ok(station.mac)
+}
+
+fn vacate(maps: &mut Maps, place: u32) -> Result<(), DataplaneError> {
+    done(maps.stations.set(place, Station::default(), 0), maps::STATIONS)
 }
 
 /// Notes the ports of what is bound to a service that forwards like this.

@@ -236,8 +236,6 @@ async fn assemble(
     let mut loaded = load(&pins, &capacity(&config))?;
     let (there, spaces) = read::observe(&loaded.maps)?;
     shortcuts::complete(&mut loaded.maps, &there)?;
-    // Nobody has erased traces of what an earlier controller removed last.
-    loaded.maps.shortcuts.clear();
     let room = Room {
         services: loaded.maps.service_info.len(),
         binds: loaded.maps.most_binds()?,

@@ -67,7 +67,6 @@ pub(super) fn apply(
             there.local_macs.insert(*mac, *longest);
         }
         Change::RemoveMac(mac) => {
-            gone(maps.local_macs.remove(mac), maps::LOCAL_MACS)?;
             remove_station(maps, there, mac)?;
             there.local_macs.remove(mac);
         }
@@ -252,7 +251,7 @@ pub(super) fn done(result: Result<(), MapError>, name: &'static str) -> Result<(
 }
 
 /// An entry that wasn't there is as good as removed.
-fn gone(result: Result<(), MapError>, name: &'static str) -> Result<(), DataplaneError> {
+pub(super) fn gone(result: Result<(), MapError>, name: &'static str) -> Result<(), DataplaneError> {
     match result {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(error))

@@ -5,7 +5,7 @@ use std::{
     num::NonZeroUsize,
     os::fd::AsFd,
     ptr::NonNull,
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    sync::atomic::{self, AtomicU32, AtomicU64, Ordering},
 };
 
 use aya::maps::MapData;
@@ -91,6 +91,8 @@ impl<W: Word> Drop for Mapped<W> {
 impl Mapped<AtomicU64> {
     /// Makes all of it zeros.
     pub(super) fn clear(&self) {
+        // What was changed before this is there for all before anything is looked at.
+        atomic::fence(Ordering::SeqCst);
         for word in self.words() {
             // Hardly any is in use.
             if word.load(Ordering::Relaxed) != 0 {
