@@ -61,7 +61,7 @@ fn demand_of_full_nat(pair: &mut Pair) -> Result<()> {
     demand(pair, "full NAT: a reply", &reply, Reason::ToClient, [1, 8])?;
 
     pair.age_flows(LEAST_TRACED_AGE)?;
-    demand(pair, "full NAT: looked up", &ack, Reason::ToBackend, [2, 14])?;
+    demand(pair, "full NAT: looked up", &ack, Reason::ToBackend, [2, 15])?;
     demand(pair, "full NAT: steady", &ack, Reason::ToBackend, [0, 8])?;
     demand(pair, "full NAT: a reply looked up", &reply, Reason::ToClient, [2, 13])?;
     demand(pair, "full NAT: a steady reply", &reply, Reason::ToClient, [0, 8])

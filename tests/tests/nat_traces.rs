@@ -314,7 +314,7 @@ fn a_replys_trace_says_only_what_the_entry_does() -> Result<()> {
     let changes: [(Change, bool); 5] = [
         (|_, _| Ok(()), true),
         (|pair, it| pair.change_backend(it.backend, |backend| backend.service += 1), false),
-        (|pair, _| change_station(pair, |station| station.maximum_datagram -= 1), false),
+        (|pair, _| change_station(pair, |station| station.maximum_datagram -= 1), true),
         (|pair, _| change_station(pair, |station| station.mac.interface += 1), false),
         (|pair, _| change_station(pair, |station| *station = Station::default()), false),
     ];

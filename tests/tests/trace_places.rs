@@ -11,6 +11,7 @@ use lb_tests::{
     connection::{Connection, flow_key},
     frame::{Segment, flags},
     host::{BEAT_SHIFT, Host},
+    pair::Pair,
     seen::Seen,
     world::{BACKENDS, Socket, VIP, World, backend_address, client_of},
 };
@@ -195,6 +196,39 @@ fn replies_traces_are_erased_in_both_sets() -> Result<()> {
         ensure!(host.reply_traces() == crowded.len() - number, "{}", host.reply_traces());
     }
     Ok(())
+}
+
+#[test]
+fn the_sweep_erases_replies_traces_in_both_sets() -> Result<()> {
+    // There are two sets, which stand beside each other.
+    let mut world = World::default();
+    world.settings.nat_trace_mask = 0;
+    let mut pair = Pair::new(&world)?;
+    pair.within_one_tick(|pair| {
+        let settings = pair.host.world.settings;
+        let (address, port) = client_of(VIP.0);
+        let mut sets: [Vec<Connection>; 2] = Default::default();
+        for port in port..port + 2 * REPLY_WAYS as u16 + 1 {
+            let connection = Connection::open_from(pair, (address, port), VIP)?;
+            connection.establish(pair)?;
+            let key = flow_key(backend_address(connection.backend), connection.nat);
+            sets[TracePlace::of_reply(&key, &settings).set as usize].push(connection);
+        }
+        pair.age_flows(LEAST_TRACED_AGE)?;
+        let reply = |connection: &Connection| connection.from_backend(flags::ACK).build();
+        let crowded = sets.iter().find(|set| set.len() > REPLY_WAYS).context("a crowded set")?;
+        let crowded = &crowded[..REPLY_WAYS + 1];
+        for connection in crowded {
+            pair.expect("looked up", &reply(connection), Reason::ToClient)?;
+        }
+        ensure!(pair.host.reply_traces() == crowded.len(), "{}", pair.host.reply_traces());
+        pair.kernel.sweep_flows()?;
+        pair.host.forget_flows();
+        for connection in crowded {
+            pair.expect("swept", &reply(connection), UNKNOWN_REPLY)?;
+        }
+        Ok(())
+    })
 }
 
 #[test]

@@ -8,7 +8,7 @@ use super::{
     traces::{self, Trace},
     transmit,
 };
-use crate::abi::{Direction, Entry, Flow, PortSet, Service};
+use crate::abi::{Entry, Flow, PortSet, Service};
 
 /// Forwards a segment of an established flow.
 #[inline(always)]
@@ -37,9 +37,11 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
         // Once a tick has to do, where it isn't found afterwards.
         let is_due = flow.last_seen != tick && lasting::may_have_trace(flow, tick);
         if is_due && segment.is_one_of_many() {
-            match Direction::from_u8(flow.direction) {
-                Direction::ToBackend => nat_traces::leave(tables, segment, &settings, beat, flow),
-                Direction::ToClient => reply_traces::leave(tables, segment, &settings, beat, flow),
+            match backend {
+                Some(backend) => {
+                    nat_traces::leave(tables, segment, &settings, beat, (flow, backend));
+                }
+                None => reply_traces::leave(tables, segment, &settings, beat, flow),
             }
         }
     } else if traces::may_have_trace(flow) && segment.is_one_of_many() {
@@ -66,7 +68,6 @@ fn locate<'t, A: Family, T: FamilyTables<A>>(
             return Ok(entry);
         }
         tables::forget(tables, Table::Established, &segment.key, flow);
-        lasting::erase(tables, &segment.key, flow, None);
         return Err(Stop::Open);
     }
     let Some(found) = opening::service(tables, &segment.key) else {

@@ -133,14 +133,14 @@ fn source<A: Family, T: Tables>(
     tables.nat_source(rest.nat_source()).map(|words| A::from_words(*words))
 }
 
-/// Leaves the trace of a flow that was looked up, if there is room and it would say what is so.
+/// Leaves the trace of a flow that was looked up, with its backend, if there is room and it would say what is so.
 #[inline(always)]
 pub(super) fn leave<A: Family, T: FamilyTables<A>>(
     tables: &T,
     segment: &Segment<A>,
     settings: &Settings,
     now: Beat,
-    flow: &Flow<A>,
+    (flow, backend): (&Flow<A>, &Backend),
 ) {
     let home = Home { backend: flow.backend, forwarding: flow.forwarding };
     let rest = Rest::of(flow);
@@ -150,10 +150,28 @@ pub(super) fn leave<A: Family, T: FamilyTables<A>>(
     if way == TRACE_WAYS || !home.has_room() {
         return;
     }
+    // Others may find it before its entry is looked at once more.
+    if !is_as_configured(tables, &segment.key, flow, backend) {
+        return;
+    }
     tables.set_nat_trace(trace.set, way, trace.word(home), rest.0);
     if !says_what_is_so(tables, segment, home, rest) {
         tables.set_nat_trace(trace.set, way, 0, 0);
     }
+}
+
+/// Whether a flow's backend and full NAT's addresses are what its entry says: a trace names them by their numbers.
+#[inline(always)]
+fn is_as_configured<A: Family, T: Tables>(
+    tables: &T,
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+    backend: &Backend,
+) -> bool {
+    let Some(source) = source(tables, key, flow, Rest::of(flow)) else { return false };
+    flow.service == backend.service
+        && (flow.source == source) & (flow.destination == A::from_words(backend.address))
+        && flow.destination_port == backend.port
 }
 
 /// Whether the flow's entry, its backend and full NAT's addresses are what a trace says.
@@ -170,13 +188,10 @@ fn says_what_is_so<A: Family, T: FamilyTables<A>>(
         return false;
     };
     let entry = &entry.read();
-    let Some(source) = source(tables, &segment.key, entry, rest) else { return false };
     may_have_trace(entry, tables.now().tick())
         && Rest::of(entry) == rest
         && (entry.backend == home.backend) & (entry.forwarding == home.forwarding)
-        && entry.service == backend.service
-        && (entry.source == source) & (entry.destination == A::from_words(backend.address))
-        && entry.destination_port == backend.port
+        && is_as_configured(tables, &segment.key, entry, backend)
         && segment.link.same(entry.link)
 }
 

@@ -217,7 +217,6 @@ fn says_what_is_so<A: Family, T: FamilyTables<A>>(
         && (entry.backend == home.backend) & (entry.forwarding == home.forwarding)
         && entry.service == backend.service
         && station.mac.same(&own)
-        && u32::from(entry.maximum_datagram) == station.maximum_datagram
         && (entry.forwarding.hides_client() || tables.local_mac(&segment.station()).is_some())
 }
 

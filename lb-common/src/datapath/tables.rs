@@ -1,6 +1,6 @@
 //! Tables and time, as the packet logic sees them.
 
-use super::{Family, ReplyRest, ReplyTraces, TracePlace, TraceSet, nat};
+use super::{Family, ReplyRest, ReplyTraces, TracePlace, TraceSet, lasting, nat};
 use crate::{
     abi::{
         Access, AccessKey, Answer, Backend, Beat, Client, ClientKey, Direction, Entry, Flow,
@@ -193,10 +193,10 @@ pub(super) fn remove<A: Family, T: FamilyTables<A>>(
     tables.remove(table, key);
 }
 
-/// Removes a flow's entries: the one of `key`, whose value is `flow`, and the other direction's. Its source
-/// port is free again, as that of one that was surely over was before.
+/// Removes a flow's entries: the one of `key`, whose value is `flow`, and the other direction's. Its traces are erased
+/// and its source port given back by the caller, in this order.
 #[inline(always)]
-pub(super) fn forget<A: Family, T: FamilyTables<A>>(
+pub(super) fn take_out<A: Family, T: FamilyTables<A>>(
     tables: &T,
     table: Table,
     key: &FlowKey<A>,
@@ -205,6 +205,21 @@ pub(super) fn forget<A: Family, T: FamilyTables<A>>(
     remove(tables, table, key, flow);
     if flow.is_under_way() {
         tables.add_load(flow.service, flow.backend, -1);
+    }
+}
+
+/// Removes a flow's entries, as [`take_out`], and its traces. Then its source port is free again, as that of one that was
+/// surely over was before.
+#[inline(always)]
+pub(super) fn forget<A: Family, T: FamilyTables<A>>(
+    tables: &T,
+    table: Table,
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+) {
+    take_out(tables, table, key, flow);
+    if matches!(table, Table::Established) {
+        lasting::erase(tables, key, flow, None);
     }
     if !flow.is_surely_over() {
         nat::give_back(tables, flow, key);

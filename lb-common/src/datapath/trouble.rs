@@ -1,5 +1,7 @@
 //! What befalls a flow whose backend is down, or has refused it, or that there is no room for.
 
+use core::hint;
+
 use super::{
     Decision, Edits, Family, FamilyTables, NETWORK_OFFSET, Packet, Reason, Scratch, Table, Verdict,
     answer,
@@ -7,7 +9,7 @@ use super::{
     established, lasting, nat, opening,
     parse::Segment,
     source_rate,
-    tables::{find_peer, follow_load, forget},
+    tables::{find_peer, follow_load, forget, take_out},
     transmit,
 };
 use crate::{
@@ -38,40 +40,52 @@ pub(super) fn decide<A: Family, P: Packet, T: FamilyTables<A>>(
         return Decision::refusing(packet, Reason::NoFlow);
     };
     *flow = entry.read();
-    let decision = handle(packet, tables, scratch, (table, entry));
-    // Whatever has changed.
-    lasting::erase(tables, &scratch.segment.key, &scratch.flow, None);
+    // Whether it is over goes through memory, of which the verifier knows nothing: else it would look at both for each way here.
+    let mut is_over = false;
+    let decision = handle(packet, tables, scratch, (table, entry), &mut is_over);
+    scratch.memory[0] = is_over.into();
+    let Scratch { segment, flow, memory: [is_over, _], .. } = hint::black_box(scratch);
+    // Whatever has changed; whoever gets its port next finds no trace.
+    lasting::erase(tables, &segment.key, flow, None);
+    if *is_over != 0 && !flow.is_surely_over() {
+        nat::give_back(tables, flow, &segment.key);
+    }
     decision
 }
 
-/// Does so, with what stands in the flow's entry in `scratch`.
+/// Does so, with what stands in the flow's entry in `scratch`. Whether that flow `is_over`, whose
+/// port isn't given back yet, it says when it returns.
 #[inline(always)]
 fn handle<A: Family, P: Packet, T: FamilyTables<A>>(
     packet: &mut P,
     tables: &T,
     scratch: &mut Scratch<A>,
     (table, entry): (Table, Entry<'_, Flow<A>>),
+    is_over: &mut bool,
 ) -> Decision {
     let Scratch { segment, flow, .. } = scratch;
     let result = match Direction::from_u8(flow.direction) {
-        Direction::ToClient => refused(packet, tables, scratch, (table, entry)),
+        Direction::ToClient => refused(packet, tables, scratch, (table, entry), is_over),
         Direction::ToBackend => {
             if let Err(reason) = established::demand_own_station(tables, segment) {
                 return Decision::refusing(packet, reason);
             }
             let fate = tables.backend(flow.backend).map_or(Fate::Move, |backend| backend.fate);
-            match fate {
-                Fate::Keep if table == Table::Established => go_on(packet, tables, scratch, entry),
-                Fate::Keep => {
-                    reset(packet, tables, segment, (table, entry), flow, Reason::FlowTableFull)
-                }
-                Fate::Reset if !segment.opens() => {
-                    reset(packet, tables, segment, (table, entry), flow, Reason::BackendDown)
-                }
+            let reason = match fate {
+                Fate::Keep if table == Table::Established => None,
+                Fate::Keep => Some(Reason::FlowTableFull),
+                Fate::Reset if !segment.opens() => Some(Reason::BackendDown),
                 // It is taken for a packet of no flow.
                 _ => {
-                    forget(tables, table, &segment.key, flow);
+                    take_out(tables, table, &segment.key, flow);
+                    *is_over = true;
                     return opening::leave(packet, segment, false);
+                }
+            };
+            match reason {
+                None => go_on(packet, tables, scratch, entry),
+                Some(reason) => {
+                    reset(packet, tables, segment, (table, entry), flow, is_over, reason)
                 }
             }
         }
@@ -115,6 +129,23 @@ fn go_on<A: Family, P: Packet, T: FamilyTables<A>>(
     transmit::send(packet, tables, segment, flow, backend, Reason::ToBackend, Edits::NONE)
 }
 
+/// Closes a flow whose entries are `entry` and `peer`; `flow` is what the former was before.
+#[inline(always)]
+fn close<A: Family, T: FamilyTables<A>>(
+    tables: &T,
+    flow: &Flow<A>,
+    entry: Entry<'_, Flow<A>>,
+    peer: Option<Entry<'_, Flow<A>>>,
+) {
+    let ended = flow.finished | finished::BACKEND_RESET;
+    follow_load(tables, flow, FlowState::CLOSED);
+    entry.set_state(FlowState::CLOSED, ended);
+    if let Some(peer) = peer {
+        peer.set_state(FlowState::CLOSED, ended);
+    }
+    entry.touch(tables.now().tick());
+}
+
 /// Turns a client's segment into the reset that answers it (RFC 9293, section 3.10.7.1), for that reason. Its
 /// flow is over.
 #[inline(always)]
@@ -124,6 +155,7 @@ fn reset<A: Family, P: Packet, T: FamilyTables<A>>(
     segment: &Segment<A>,
     (table, entry): (Table, Entry<'_, Flow<A>>),
     flow: &Flow<A>,
+    is_over: &mut bool,
     reason: Reason,
 ) -> Result<Verdict, Reason> {
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
@@ -133,17 +165,12 @@ fn reset<A: Family, P: Packet, T: FamilyTables<A>>(
         return Err(Reason::NoBackend);
     }
     if flow.state.is_half_open() {
-        forget(tables, table, &segment.key, flow);
+        take_out(tables, table, &segment.key, flow);
     } else if !flow.is_surely_over() {
-        let ended = flow.finished | finished::BACKEND_RESET;
-        follow_load(tables, flow, FlowState::CLOSED);
-        entry.set_state(FlowState::CLOSED, ended);
-        if let Some(peer) = find_peer(tables, table, &segment.key, flow) {
-            peer.set_state(FlowState::CLOSED, ended);
-        }
-        nat::give_back(tables, flow, &segment.key);
-        entry.touch(tables.now().tick());
+        let peer = find_peer(tables, table, &segment.key, flow);
+        close(tables, flow, entry, peer);
     }
+    *is_over = true;
     let ethernet: EthernetHeader = packet.read(0).ok_or(Reason::ShortFrame)?;
     let length = NETWORK_OFFSET + A::Header::LENGTH + TcpHeader::MINIMUM_LENGTH;
     packet.truncate(length).ok_or(Reason::ShortFrame)?;
@@ -165,6 +192,7 @@ fn refused<A: Family, P: Packet, T: FamilyTables<A>>(
     tables: &T,
     scratch: &mut Scratch<A>,
     (table, entry): (Table, Entry<'_, Flow<A>>),
+    is_over: &mut bool,
 ) -> Result<Verdict, Reason> {
     let Scratch { segment, flow, longest, .. } = scratch;
     let segment = &*segment;
@@ -177,14 +205,8 @@ fn refused<A: Family, P: Packet, T: FamilyTables<A>>(
     let is_half_open = flow.state.is_half_open();
     if !is_half_open {
         // That it is closed may have been a reset of somebody else's; now the backend has said so.
-        let ended = flow.finished | finished::BACKEND_RESET;
-        follow_load(tables, flow, FlowState::CLOSED);
-        entry.set_state(FlowState::CLOSED, ended);
-        peer.set_state(FlowState::CLOSED, ended);
-        entry.touch(tables.now().tick());
-        if !flow.is_surely_over() {
-            nat::give_back(tables, flow, &segment.key);
-        }
+        close(tables, flow, entry, Some(peer));
+        *is_over = true;
     }
     choice::note_refusal(tables, flow.backend);
     tables.count_answer(flow.backend, Answer::Refused);
