@@ -12,7 +12,9 @@ use lb_tests::{
     frame::{Segment, flags},
     host::Host,
     pair::Pair,
-    world::{CLIENT, CLIENT_IPV6, NAT_VIP, Socket, VIP, VIP_IPV6, World},
+    world::{
+        CLIENT, CLIENT_IPV6, NAT_VIP, OTHER_FORWARDINGS, Socket, VIP, VIP_IPV6, World, client_of,
+    },
 };
 
 /// A world in which lists say of networks who may connect to two services.
@@ -110,6 +112,56 @@ fn a_source_may_open_so_many_connections_at_once_and_others_are_unharmed() -> Re
 }
 
 #[test]
+fn by_direct_return_what_is_known_of_a_flow_lets_no_syn_pass_the_limit() -> Result<()> {
+    // Ten a second.
+    const MOST: u16 = 10;
+    let mut world = World::default();
+    world.settings.syn_interval = 100_000_000;
+    for (forwarding, vip, _) in OTHER_FORWARDINGS {
+        // None, one that is adopted, and the one after that, with which the flow is taken to be its backend's as well.
+        for acknowledgements in 0..3 {
+            let host = Host::new(&world);
+            host.set_now(Moment::from_nanoseconds(1_000_000_000_000));
+            let mut passed = 0;
+            for port in 20_000..20_000 + 5 * MOST {
+                let syn = Segment::syn((client_of(vip.0).0, port), vip);
+                for _ in 0..acknowledgements {
+                    host.run(&syn.clone().with_flags(flags::ACK).build());
+                }
+                match host.run(&syn.build()).reason {
+                    Reason::Opened | Reason::ToBackend => passed += 1,
+                    reason => ensure!(reason == Reason::RateLimited, "{forwarding:?}: {reason:?}"),
+                }
+            }
+            ensure!(passed == MOST, "{forwarding:?}, after {acknowledgements}: {passed}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_syn_that_is_sent_again_counts_as_another_and_datagrams_do_not() -> Result<()> {
+    let mut world = World::default();
+    world.settings.syn_interval = 1_000_000_000;
+    let mut pair = Pair::new(&world)?;
+    for vip in [VIP, VIP_IPV6] {
+        pair.within_one_tick(|pair| {
+            let connection = Connection::open(pair, vip)?;
+            let syn = Segment::syn(connection.client, vip).build();
+            pair.expect("again", &syn, Reason::RateLimited)?;
+            connection.establish(pair)?;
+            pair.expect("once established", &syn, Reason::RateLimited)?;
+            for port in 20_000..20_010 {
+                let datagram = Segment::udp((connection.client.0, port), vip).build();
+                pair.expect("a datagram", &datagram, Reason::Opened)?;
+            }
+            pair.compare_tables()
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
 fn the_limit_holds_in_the_kernel_as_well_and_what_is_open_goes_on() -> Result<()> {
     let mut world = World::default();
     world.settings.syn_interval = 1_000_000_000;
@@ -140,7 +192,7 @@ fn with_affinity(ticks: u32) -> World {
 fn a_client_keeps_its_backend_also_when_the_ring_changes_unless_that_takes_no_more() -> Result<()> {
     for vip in [VIP, VIP_IPV6] {
         let mut pair = Pair::new(&with_affinity(1000))?;
-        let client = |port| (lb_tests::world::client_of(vip.0).0, port);
+        let client = |port| (client_of(vip.0).0, port);
         let first = Connection::open_from(&mut pair, client(20_000), vip)?;
         for port in 20_001..20_020 {
             let other = Connection::open_from(&mut pair, client(port), vip)?;

@@ -3,6 +3,7 @@
 use super::{
     Family, FamilyTables, Reason, Stop, Table, choice, lasting, nat,
     parse::Segment,
+    source_rate,
     tables::{find_peer, follow_load},
 };
 use crate::{
@@ -24,6 +25,10 @@ pub(super) fn follow<A: Family, T: FamilyTables<A>>(
         Direction::ToBackend => {
             if seems_over(flow) && segment.opens() {
                 return Err(Stop::Trouble);
+            }
+            if segment.flags.opens() {
+                let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
+                source_rate::admit(tables, &settings, segment)?;
             }
             has_moved = !segment.link.same(flow.link);
             learn_link(tables, segment, Table::Established, entry, flow)?;

@@ -5,6 +5,7 @@ use super::{
     choice::{self, Attempt},
     established, lasting,
     parse::Segment,
+    source_rate,
     tables::{self, find_peer, follow_load, forget},
     transmit,
 };
@@ -130,6 +131,7 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     let backend = transmit::backend(tables, segment, flow, longest)?;
     let reason = match Direction::from_u8(flow.direction) {
         Direction::ToBackend => {
+            source_rate::admit(tables, &settings, segment)?;
             follow_client(tables, segment, handshake, flow, (reply_key, reply))?
         }
         Direction::ToClient => follow_backend(tables, segment, handshake, flow)?,

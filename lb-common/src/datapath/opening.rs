@@ -36,9 +36,7 @@ pub(super) fn prepare<A: Family, T: FamilyTables<A>>(
     let attempt = Attempt { tries: *tries, avoided: *avoided };
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
     choose(tables, segment, service, &settings, attempt, flow)?;
-    if attempt == Attempt::FIRST && segment.flags.opens() {
-        source_rate::admit(tables, &settings, segment.key.source)?;
-    }
+    source_rate::admit(tables, &settings, segment)?;
     if !flow.forwarding.sees_replies() {
         // What may be left of a flow of the same key.
         trace_places::erase(tables, &segment.key, &settings);

@@ -115,7 +115,7 @@ fn go_on<A: Family, P: Packet, T: FamilyTables<A>>(
     if segment.opens() {
         let service = opening::service(tables, &segment.key).ok_or(Reason::NoService)?;
         opening::demand_access(tables, &service, segment.key.source)?;
-        source_rate::admit(tables, &settings, segment.key.source)?;
+        source_rate::admit(tables, &settings, segment)?;
     }
     let backend = transmit::backend(tables, segment, flow, longest)?;
     established::learn_link(tables, segment, Table::Established, entry, flow)?;

@@ -235,7 +235,7 @@ reasons! {
     RefusalWithheld "refusal_withheld" Refused Drop,
     /// The service's `allow` and `deny` don't let the client's address in.
     AccessDenied "access_denied" Refused Drop,
-    /// The client's address opens connections faster than `limits.syn_rate_per_source`.
+    /// The client's address sends SYNs faster than `limits.syn_rate_per_source`.
     RateLimited "rate_limited" Refused Drop,
     /// The IP header's checksum is wrong.
     BadIpChecksum "bad_ip_checksum" Refused Drop,
