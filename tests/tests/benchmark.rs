@@ -57,3 +57,35 @@ fn an_interrupted_benchmark_leaves_nothing_behind() -> Result<()> {
     }
     Ok(())
 }
+
+/// What a benchmark that measures nothing says.
+fn refused(arguments: &[&str], directory: &Path) -> Result<String> {
+    let mut bench = Command::new(env!("CARGO_BIN_EXE_bench"));
+    let output = bench.args(arguments).arg("--directory").arg(directory).output()?;
+    ensure!(output.status.code() == Some(1), "{output:?}");
+    Ok(String::from_utf8(output.stderr)?)
+}
+
+#[test]
+fn a_name_that_nothing_has_leaves_earlier_results_alone() -> Result<()> {
+    let directory = TempDir::new()?;
+    let file = directory.path().join("control.json");
+    fs::write(&file, "earlier")?;
+    let said = refused(&["control", "--only", "lb drs"], directory.path())?;
+    ensure!(said.contains("nothing that is measured has \"lb drs\" in its name"), "{said}");
+    ensure!(fs::read_to_string(&file)? == "earlier");
+    Ok(())
+}
+
+#[test]
+fn where_results_can_not_be_written_nothing_is_measured() -> Result<()> {
+    let directory = TempDir::new()?;
+    let file = directory.path().join("file");
+    fs::write(&file, "")?;
+    for place in [&file, Path::new("/proc/bench")] {
+        let said = refused(&["rate", "--only", "lb dsr"], place)?;
+        ensure!(said.contains("reports can't be written there"), "{said}");
+        ensure!(!said.contains("round 1 of"), "{said}");
+    }
+    Ok(())
+}

@@ -21,7 +21,7 @@ pub(crate) struct Arguments {
     /// Only what has this in its name
     #[arg(long)]
     only: Option<String>,
-    /// Where JSON and charts go [default: bench/ of the project]
+    /// Where JSON and charts go [default: bench/ of the project; with --only, nowhere]
     #[arg(long)]
     directory: Option<PathBuf>,
 }
@@ -56,8 +56,11 @@ pub(crate) fn bench(arguments: &Arguments) -> Result<()> {
     succeed(build.args(["--bin", "lb-under-test", "--bin", "redirector"]))?;
     let mut command = cargo();
     command.args(["run", "--locked", "--release", "--package", "lb-tests", "--bin", "bench", "--"]);
-    let directory = arguments.directory.clone().unwrap_or_else(|| root().join("bench"));
-    command.arg("--directory").arg(directory);
+    // What is measured of everything isn't replaced by a part of it.
+    let default = arguments.only.is_none().then(|| root().join("bench"));
+    if let Some(directory) = arguments.directory.clone().or(default) {
+        command.arg("--directory").arg(directory);
+    }
     command.args(arguments.only.iter().flat_map(|only| ["--only", only]));
     for part in parts {
         command.args(part.to_possible_value().map(|value| value.get_name().to_owned()));

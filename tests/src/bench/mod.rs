@@ -18,7 +18,7 @@ mod senders;
 mod systems;
 pub mod virtio;
 
-pub use report::{Bar, Report};
+pub use report::{Bar, Report, prepare};
 pub use systems::{Side, redirect};
 
 /// Where the programs are that are measured, each of which runs as a process of its own.

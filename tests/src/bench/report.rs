@@ -57,25 +57,36 @@ const COLOURS: [RGBColor; 6] = [
     RGBColor(0x5f, 0x6f, 0x7f),
 ];
 
+/// Makes a directory, unless it is there, in which reports can be written.
+///
+/// # Errors
+///
+/// It isn't one, or nothing can be written there.
+pub fn prepare(directory: &Path) -> Result<()> {
+    let refused = || format!("{}: reports can't be written there", directory.display());
+    fs::create_dir_all(directory).with_context(refused)?;
+    tempfile::tempfile_in(directory).map(drop).with_context(refused)
+}
+
 impl Report {
-    /// Writes JSON and chart into a directory, and prints the table.
+    /// Prints the table, and writes JSON and chart into a directory, if there is one.
     ///
     /// # Errors
     ///
     /// They can't be written.
-    pub fn publish(&self, directory: &Path) -> Result<()> {
+    pub fn publish(&self, directory: Option<&Path>) -> Result<()> {
         let mut table = Table::new();
         table.load_style(ASCII_MARKDOWN).set_header(&self.headings).add_rows(&self.rows);
         for column in table.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
+        println!("{}\n{table}\n", self.title);
+        let Some(directory) = directory else { return Ok(()) };
         let results = json!({ "machine": machine()?, "results": self.results });
         let file = directory.join(self.name).with_extension("json");
         fs::write(&file, serde_json::to_string_pretty(&results)? + "\n")?;
         let chart = directory.join(self.name).with_extension("svg");
         self.draw(&chart).map_err(|error| anyhow!("{}: {error}", chart.display()))?;
-        println!("{}\n{table}\n", self.title);
         println!("Written: {} and {}\n", file.display(), chart.display());
         Ok(())
     }

@@ -2,15 +2,17 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
-use lb_tests::bench::{Programs, apart, control, interruption, network, packets, rate, virtio};
+use lb_tests::bench::{
+    Programs, apart, control, interruption, network, packets, prepare, rate, virtio,
+};
 
 #[derive(Parser)]
 struct Arguments {
-    /// Where JSON and charts go
+    /// Where JSON and charts go [default: nowhere]
     #[arg(long)]
-    directory: PathBuf,
+    directory: Option<PathBuf>,
     /// Only what has this in its name
     #[arg(long, default_value = "")]
     only: String,
@@ -42,7 +44,10 @@ fn main() -> Result<ExitCode> {
         return Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     };
     interruption::watch(supervisor)?;
+    let directory = arguments.directory.as_deref();
+    directory.map_or(Ok(()), prepare)?;
     let programs = Programs::beside_this_one()?;
+    let mut found = false;
     for part in &arguments.parts {
         let report = match part {
             Part::Packets => apart(|| packets::Bench::new()?.report(&arguments.only))?,
@@ -52,7 +57,12 @@ fn main() -> Result<ExitCode> {
             Part::Guest => virtio::report(&programs, &arguments.only)?,
         };
         interruption::demand_none()?;
-        report.publish(&arguments.directory)?;
+        // What was published before is more than nothing.
+        if !report.rows.is_empty() {
+            found = true;
+            report.publish(directory)?;
+        }
     }
+    ensure!(found, "nothing that is measured has {:?} in its name", arguments.only);
     Ok(ExitCode::SUCCESS)
 }
