@@ -208,6 +208,18 @@ impl Repeater {
         ensure!(self.action.is_none_or(|demanded| demanded == action), "it returned {action}");
         Ok((now()? - start).as_nanos() as f64 / f64::from(times))
     }
+
+    /// The same after so many times `before`, which don't count.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::run`].
+    pub fn run_after(&mut self, before: u32, times: u32) -> Result<f64> {
+        if before > 0 {
+            self.run(before)?;
+        }
+        self.run(times)
+    }
 }
 
 /// Sends one frame again and again, as fast as the kernel can.
