@@ -47,7 +47,7 @@ fn an_interrupted_benchmark_leaves_nothing_behind() -> Result<()> {
     let said = lines.collect::<Result<Vec<_>, _>>()?.join("\n");
     let status = bench.wait()?;
     ensure!(status.code() == Some(1), "{status}: {said}");
-    ensure!(said.contains("Error: interrupted"), "{said}");
+    ensure!(said.contains("bench: interrupted"), "{said}");
     for (directory, prefix) in [namespaces, pins] {
         ensure!(count(directory, &prefix)? == 0, "{prefix}: left in {directory}");
     }

@@ -39,7 +39,7 @@ fn a_reload_changes_what_differs_and_disturbs_nothing_else() -> Result<()> {
 
     bed.write_config_with("", |name| name != "mgmt03")?;
     let said = bed.lb_ok(&["reload"])?;
-    ensure!(said.contains("1 services, 2 backends"), "{said}");
+    ensure!(said.contains("1 service, 2 backends"), "{said}");
     ensure!(slots(&bed)?["slots"]["mgmt03"].is_null(), "it left the ring");
     ensure!(bed.shown("mgmt03")?["state"] == "drain", "its flows are still shown");
     for _ in 0..30 {

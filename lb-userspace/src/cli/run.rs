@@ -73,13 +73,7 @@ pub(super) fn check(place: &Place, arguments: &CheckArgs) -> Outcome {
     match Config::read(&file) {
         Ok(config) => {
             if !arguments.quiet {
-                let backends: usize =
-                    config.services.iter().map(|service| service.backends.len()).sum();
-                output::print(&format!(
-                    "{}: valid, {} services, {backends} backends\n",
-                    file.display(),
-                    config.services.len()
-                ));
+                output::print(&format!("{}: valid, {}\n", file.display(), config.extent()));
             }
             Ok(())
         }

@@ -294,6 +294,11 @@ pub fn text_of(file: &Path) -> io::Result<String> {
     Ok(text)
 }
 
+/// So many things, in words.
+pub fn counted(count: usize, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
+}
+
 impl Config {
     /// Reads and validates a regular file.
     ///
@@ -314,6 +319,12 @@ impl Config {
         let text =
             std::fs::read_to_string(file).map_err(|error| Invalid::unreadable(file, &error))?;
         Self::parse(file, &text)
+    }
+
+    /// How many services and backends there are, in words.
+    pub fn extent(&self) -> String {
+        let backends = self.services.iter().map(|service| service.backends.len()).sum();
+        format!("{}, {}", counted(self.services.len(), "service"), counted(backends, "backend"))
     }
 
     /// Backends that are known by their names, with their services'.

@@ -164,12 +164,10 @@ impl Controller {
             return Response::Failed(format!("reloaded, but the maps lag behind: {error}"));
         }
         let mut text = format!(
-            "reloaded {}: {} services, {} backends, {} change{}",
+            "reloaded {}: {}, {}",
             self.source.file.display(),
-            self.config.services.len(),
-            self.config.services.iter().map(|service| service.backends.len()).sum::<usize>(),
-            differences.len(),
-            if differences.len() == 1 { "" } else { "s" },
+            self.config.extent(),
+            config::counted(differences.len(), "change"),
         );
         for difference in differences.iter().take(MOST_SHOWN) {
             text += &format!("\n{difference}");

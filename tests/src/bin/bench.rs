@@ -37,7 +37,18 @@ enum Part {
     Guest,
 }
 
-fn main() -> Result<ExitCode> {
+fn main() -> ExitCode {
+    match measure() {
+        Ok(code) => code,
+        Err(error) => {
+            // Who has interrupted it doesn't look for where that was noticed.
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let Some(supervisor) = arguments.supervised else {
         let status = interruption::supervise("--supervised")?;
