@@ -39,7 +39,7 @@ pub fn world(flows: u32) -> World {
         for number in 1..SOURCES as u16 {
             let address: IpAddr = match own {
                 0 => Ipv4Addr::new(10, 77, 1, number as u8).into(),
-                _ => Ipv6Addr::new(0x2001, 0xdb8, 0x77, 1, 0, 0, 0, number).into(),
+                _ => Ipv6Addr::new(0x2001, 0xdb8, 0x77, 0, 0, 0, 1, number).into(),
             };
             world.nat_sources.push(words(address));
         }

@@ -1,6 +1,7 @@
 //! Runs a program on many flows' frames in turn, in the kernel, and measures how long one frame takes.
 
 use std::{
+    mem,
     net::Ipv4Addr,
     time::{Duration, Instant},
 };
@@ -18,7 +19,7 @@ use nix::time::{ClockId, clock_gettime};
 mod run;
 
 pub(crate) use run::MARK;
-use run::{Run, SENT_WORDS, Variation, WORDS};
+use run::{OWN_IPV4, OWN_IPV6, Run, SENT_WORDS, SHARED, Variation, WORDS};
 
 static OBJECT: &[u8] = include_bytes_aligned!(env!("LB_TESTS_EBPF_OBJECT"));
 
@@ -110,17 +111,14 @@ impl Repeater {
         let mut run: Option<Run> = None;
         for (number, mut frame) in (0..).zip(frames) {
             let is_ipv6 = frame[12..14] == [0x86, 0xdd];
-            let (checksum, own) =
-                if is_ipv6 { (CHECKSUM_IPV6, [4, 6]) } else { (CHECKSUM_IPV4, [3, 4]) };
             // It isn't looked at, and no flow has its own.
+            let checksum = if is_ipv6 { CHECKSUM_IPV6 } else { CHECKSUM_IPV4 };
             frame[checksum..checksum + 2].fill(0);
             let (words, _) = frame.as_chunks::<8>();
             let words = words.first_chunk::<WORDS>().context("a frame is too short")?;
-            let mut template = words.map(u64::from_ne_bytes);
-            self.variations.set(number, own.map(|word| template[word]), 0)?;
-            for word in own {
-                template[word] = 0;
-            }
+            // BPF is compiled for processors of this order alone.
+            let mut template = words.map(u64::from_le_bytes);
+            self.variations.set(number, take_own(&mut template, is_ipv6), 0)?;
             let run = run.get_or_insert_with(|| {
                 self.program = if is_ipv6 { "repeat_ipv6" } else { "repeat_ipv4" };
                 let length = frame.len() as u32;
@@ -280,4 +278,16 @@ pub fn counted(ebpf: &Ebpf) -> Result<u64> {
 
 fn program<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut Xdp> {
     Ok(ebpf.program_mut(name).with_context(|| name.to_owned())?.try_into()?)
+}
+
+/// What a frame has of its own, which the template is without.
+fn take_own(template: &mut [u64; WORDS], is_ipv6: bool) -> Variation {
+    if !is_ipv6 {
+        return OWN_IPV4.map(|word| mem::take(&mut template[word]));
+    }
+    let (word, [low, high]) = OWN_IPV6;
+    let shared = template[low] >> SHARED | template[high] << (u64::BITS - SHARED);
+    template[low] &= (1 << SHARED) - 1;
+    template[high] &= u64::MAX << SHARED;
+    [mem::take(&mut template[word]), shared]
 }

@@ -28,7 +28,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 
-use crate::run::{MARK, Run, SENT_WORDS, Variation, WORDS};
+use crate::run::{MARK, OWN_IPV4, OWN_IPV6, Run, SENT_WORDS, SHARED, Variation, WORDS};
 
 #[map]
 static RUN: Array<Run> = Array::with_max_entries(1, 0);
@@ -42,7 +42,12 @@ static TARGET: ProgramArray = ProgramArray::with_max_entries(1, 0);
 /// The next flow's frame, to the program that is measured.
 #[xdp]
 pub fn repeat_ipv4(context: XdpContext) -> u32 {
-    match prepare::<3, 4>(&context) {
+    let write = |frame: &mut [u64; WORDS], variation: Variation| {
+        for (word, own) in OWN_IPV4.into_iter().zip(variation) {
+            frame[word] = own;
+        }
+    };
+    match prepare(&context, write) {
         Some(()) => call(context.as_ptr().cast()),
         None => xdp_action::XDP_ABORTED,
     }
@@ -51,7 +56,13 @@ pub fn repeat_ipv4(context: XdpContext) -> u32 {
 /// The same over IPv6.
 #[xdp]
 pub fn repeat_ipv6(context: XdpContext) -> u32 {
-    match prepare::<4, 6>(&context) {
+    let write = |frame: &mut [u64; WORDS], [own, shared]: Variation| {
+        let (word, [low, high]) = OWN_IPV6;
+        frame[word] = own;
+        frame[low] |= shared << SHARED;
+        frame[high] |= shared >> (u64::BITS - SHARED);
+    };
+    match prepare(&context, write) {
         Some(()) => call(context.as_ptr().cast()),
         None => xdp_action::XDP_ABORTED,
     }
@@ -70,7 +81,7 @@ pub extern "C" fn call(context: *mut xdp_md) -> u32 {
 
 /// Puts the frame's beginning back to where it was, and writes the next flow's headers there.
 #[inline(always)]
-fn prepare<const FIRST: usize, const SECOND: usize>(context: &XdpContext) -> Option<()> {
+fn prepare(context: &XdpContext, write: impl Fn(&mut [u64; WORDS], Variation)) -> Option<()> {
     let run = RUN.get_ptr_mut(0)?;
     // SAFETY: the map's value is valid, and nothing else uses it while a run goes on.
     let run = unsafe { &mut *run };
@@ -85,8 +96,7 @@ fn prepare<const FIRST: usize, const SECOND: usize>(context: &XdpContext) -> Opt
     // SAFETY: it lies within the frame, whose beginning is a multiple of eight in a test run.
     unsafe {
         (*place) = run.template;
-        (*place)[FIRST] = variation[0];
-        (*place)[SECOND] = variation[1];
+        write(&mut *place, *variation);
         // What a processor has just written it can read in other pieces only once that is in its cache, where a network card's frames
         // are from the beginning: here it waits for that.
         intrinsics::atomic_xadd::<u64, u64, { intrinsics::AtomicOrdering::SeqCst }>(

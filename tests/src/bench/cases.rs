@@ -140,8 +140,7 @@ pub(super) fn cases() -> Vec<Case> {
                 }));
             };
             add(Packets::Hit, &FLOWS);
-            // Of IPv6, what replies differ by isn't in the words that the frames differ by.
-            if forwarding == Forwarding::FullNat && !is_ipv6 {
+            if forwarding.sees_replies() {
                 add(Packets::Reply, &FLOWS);
             }
             add(Packets::New, &[NEW_FLOWS]);
