@@ -26,10 +26,13 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
     }
     let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
     let (tick, beat) = (tables.now().tick(), tables.beat(&settings));
-    if ports.has(PortSet::Direct) && segment.flags.opens() {
+    // Of a SYN, the service comes first: the looks that wait for memory, at the traces and at both tables, then follow each
+    // other so closely that they wait together.
+    let early = if segment.flags.opens() { opening::service(tables, &segment.key) } else { None };
+    if ports.has(PortSet::Direct) && early.is_some() {
         trace_places::prefetch(tables, &segment.key, &settings);
     }
-    let entry = locate(tables, segment, flow, service)?;
+    let entry = locate(tables, segment, flow, (early, service))?;
     segment.admit(packet, &settings)?;
     let backend = transmit::backend(tables, segment, flow, longest)?;
     let reason = established::follow(tables, segment, entry, flow)?;
@@ -54,13 +57,14 @@ pub(super) fn forward<A: Family, P: Packet, T: FamilyTables<A>>(
 
 /// Finds the established flow that a segment belongs to, and copies what is known of it to `flow`.
 ///
-/// What may open one is looked for among the handshakes right here: neither look waits for the other one's memory.
+/// What may open one is looked for among the handshakes right here: neither look waits for the other one's memory. Of a
+/// SYN, `early` is the service.
 #[inline(always)]
 fn locate<'t, A: Family, T: FamilyTables<A>>(
     tables: &'t T,
     segment: &Segment<A>,
     flow: &mut Flow<A>,
-    service: &mut Service,
+    (early, service): (Option<Service>, &mut Service),
 ) -> Result<Entry<'t, Flow<A>>, Stop> {
     if let Some(entry) = tables.find(Table::Established, &segment.key) {
         *flow = entry.read();
@@ -70,7 +74,8 @@ fn locate<'t, A: Family, T: FamilyTables<A>>(
         tables::forget(tables, Table::Established, &segment.key, flow);
         return Err(Stop::Open);
     }
-    let Some(found) = opening::service(tables, &segment.key) else {
+    let found = if segment.flags.opens() { early } else { opening::service(tables, &segment.key) };
+    let Some(found) = found else {
         // And the rest of it here, without a look at half-open handshakes.
         let settings = tables.settings().ok_or(Reason::TablesIncomplete)?;
         if settings.replies_anywhere == 0 && !nat::is_ours(&settings, segment.key.destination_port)
