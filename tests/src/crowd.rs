@@ -37,6 +37,7 @@ pub fn world(flows: u32) -> World {
     for (own, network) in (0..).zip(&of_both) {
         world.nat_sources.push(*network);
         for number in 1..SOURCES as u16 {
+            // Frames that are repeated may differ by the ends of IPv6 addresses alone.
             let address: IpAddr = match own {
                 0 => Ipv4Addr::new(10, 77, 1, number as u8).into(),
                 _ => Ipv6Addr::new(0x2001, 0xdb8, 0x77, 0, 0, 0, 1, number).into(),

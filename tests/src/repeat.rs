@@ -106,7 +106,7 @@ impl Repeater {
     ///
     /// # Errors
     ///
-    /// They differ in more than addresses, ports and checksums, or there are more than there is room for.
+    /// They differ in more than a `Variation` holds and TCP's checksum, or there are more than there is room for.
     pub fn set_frames(&mut self, frames: impl Iterator<Item = Vec<u8>>) -> Result<()> {
         let mut run: Option<Run> = None;
         for (number, mut frame) in (0..).zip(frames) {
